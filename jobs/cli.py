@@ -1,0 +1,53 @@
+"""The command `rdpm`: one subcommand a job. Heavy imports happen inside the job that needs them."""
+
+import importlib
+import sys
+
+COMMANDS = {
+    "prepare": ("jobs.prepare", "digits: write scikit-learn's digits as image folders"),
+    "train-tokenizer": ("jobs.train_tokenizer", "train the tokenizer on a folder of images"),
+    "tokenize": ("jobs.tokenize_images", "encode images into a token store"),
+    "train-generator": ("jobs.train_generator", "train the generator on token stores"),
+    "sample": ("jobs.sample", "draw and decode a set of samples"),
+    "evaluate": ("jobs.evaluate", "measure reconstructions and samples"),
+    "report": ("jobs.report", "write one HTML page about a run"),
+    "describe": ("jobs.describe", "parameters, FLOPs and memory of a config"),
+    "verify": ("jobs.verify", "check every byte of a store against its digests"),
+}
+
+_OPTIONS = "CONFIG.yaml [key=value ...]"
+_USAGE = {"prepare": "digits [key=value ...]", "describe": f"{_OPTIONS} [--json]", "verify": "STORE"}
+
+
+def usage() -> str:
+    """The help text."""
+    lines = [f"  rdpm {name} {_USAGE.get(name, _OPTIONS)}\n      {text}" for name, (_, text) in COMMANDS.items()]
+    return "usage:\n" + "\n".join(lines)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one subcommand; returns the exit code. A ValueError is the user's: one sentence on stderr and exit code 2."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        print(f"rdpm: unknown command {name!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    if "-h" in rest or "--help" in rest:
+        print(f"usage: rdpm {name} {_USAGE.get(name, _OPTIONS)}\n{COMMANDS[name][1]}")
+        return 0
+    try:
+        importlib.import_module(COMMANDS[name][0]).main(rest)
+    except ValueError as error:
+        print(f"rdpm {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"rdpm {name}: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,40 @@
+"""rdpm describe: parameters, FLOPs an image and memory a rank of a tokenizer's or generator's config."""
+
+import json
+
+from rich.console import Console
+from rich.table import Table
+
+from jobs.arguments import parse
+from pipeline.config import config_job
+from pipeline.describe import describe_generator, describe_tokenizer
+from pipeline.training.generator import TrainGeneratorConfig
+from pipeline.training.tokenizer import TrainTokenizerConfig
+
+JOB = "describe"
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the subcommand."""
+    as_json = "--json" in arguments
+    arguments = [a for a in arguments if a != "--json"]
+    if not arguments:
+        raise ValueError("no config given; use: rdpm describe CONFIG.yaml [--json]")
+    job = config_job(arguments[0])
+    if job == "train-generator":
+        facts = describe_generator(parse(TrainGeneratorConfig, job, arguments))
+    elif job == "train-tokenizer":
+        facts = describe_tokenizer(parse(TrainTokenizerConfig, job, arguments))
+    else:
+        raise ValueError(f"{arguments[0]} is a config for {job!r}; describe takes train-tokenizer or train-generator")
+    if as_json:
+        print(json.dumps(facts))
+        return
+    table = Table(title=arguments[0], show_header=False)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            for stage, bytes_ in value.items():
+                table.add_row(f"{name.replace('_', ' ')}, {stage}", f"{bytes_ / 2**30:.2f} GiB")
+        else:
+            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+    Console().print(table)

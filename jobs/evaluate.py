@@ -1,0 +1,39 @@
+"""rdpm evaluate: a tokenizer and a sample store to metrics.json."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from pipeline import files, records
+from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, settings
+from pipeline.progress import say
+
+JOB = "evaluate"
+Config = EvaluateConfig
+
+
+def run(config: EvaluateConfig) -> None:
+    """Write config.out, unless its finished record says that it is there."""
+    record = records.begin(JOB, config.out, settings(config))
+    if record.finished:
+        say(f"{config.out} is finished; nothing to do")
+        return
+    metrics = evaluate(config)
+    files.write_json(config.out, metrics)
+    record.finish({part: metrics[part] for part in ("tokenizer", "generator")})
+    show(metrics)
+
+
+def show(metrics: dict[str, Any]) -> None:
+    """Print the numbers, those of the held-out images beside those of the samples."""
+    table = Table("metric", "value", "held-out real")
+    real = {"class_accuracy": "classifier_accuracy_on_real", "nearest_train_distance_p01": "nearest_train_distance_real_p01"}
+    for part in ("tokenizer", "generator"):
+        numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
+        beside = {name: real.get(name, f"{name}_real") for name in numbers}
+        for name, value in numbers.items():
+            if name not in beside.values():
+                other = numbers.get(beside[name])
+                table.add_row(f"{part}.{name}", f"{value:.4g}", "" if other is None else f"{other:.4g}")
+    Console().print(table)

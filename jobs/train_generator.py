@@ -1,0 +1,30 @@
+"""rdpm train-generator: token stores to a trained generator."""
+
+from jobs.arguments import parse, settings_of
+from pipeline.progress import say
+from pipeline.records import begin
+from pipeline.training.engine import leave_ranks
+from pipeline.training.generator import TrainGeneratorConfig, open_inputs, train_generator
+from pipeline.training.launch import launch, under_launcher
+
+JOB = "train-generator"
+Config = TrainGeneratorConfig
+_HOW = ("out", "stores", "tokenizer", "ranks", "threads", "log_every", "checkpoint_every")
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the subcommand, on the command line and on every rank."""
+    config = parse(Config, JOB, arguments)
+    stores, _ = open_inputs(config)
+    record = begin(JOB, config.out, settings_of(config, *_HOW, store_ids=[store.id for store in stores]))
+    if record.finished:
+        say(f"train-generator: {config.out} is already trained")
+        return
+    if config.ranks > 1 and not under_launcher():
+        launch(config.ranks, [JOB, *arguments])
+        return
+    card = train_generator(config)
+    leave_ranks()
+    if card is not None:
+        record.finish({"weights_digest": card.weights_digest, "steps": card.steps})
+        say(f"train-generator: {config.out} is generator {card.weights_digest[:12]}")

@@ -1,0 +1,21 @@
+"""rdpm verify: check every byte of a store against its digests."""
+
+from pipeline import files
+from pipeline.progress import say
+from pipeline.tokens.reader import open_store, verify
+from storage_schemas.manifest import PLAN
+
+JOB = "verify"
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the subcommand. Raises ValueError that names what is damaged."""
+    if len(arguments) != 1:
+        raise ValueError(f"arguments {' '.join(arguments)!r} are not one STORE")
+    (url,) = arguments
+    plan = files.join(url, PLAN)
+    store = open_store(url, files.read_json(plan)["kind"] if files.exists(plan) else "tokens")
+    problems = verify(store)
+    if problems:
+        raise ValueError(f"{len(problems)} problems in {url}: {'; '.join(problems[:5])}")
+    say(f"verify: {url} is whole: store {store.id[:12]}, {len(store)} rows, {store.manifest.plan.num_shards} shards")

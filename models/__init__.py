@@ -1,0 +1,1 @@
+"""The mathematics of RDPM in plain torch: no disk, no Ray, no DeepSpeed."""

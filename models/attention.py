@@ -1,0 +1,29 @@
+"""Attention behind one door: flash-attn where it is installed and asked for, else PyTorch's own kernels."""
+
+import importlib.util
+from typing import Literal
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+Backend = Literal["sdpa", "flash_attn"]
+
+
+def check_backend(backend: Backend) -> None:
+    """Raise ValueError when `backend` is not a kernel of this installation."""
+    if backend not in ("sdpa", "flash_attn"):
+        raise ValueError(f"attention {backend!r} is unknown; use sdpa or flash_attn")
+    if backend == "flash_attn" and importlib.util.find_spec("flash_attn") is None:
+        raise ValueError("attention is flash_attn but flash-attn is not installed; install it or use sdpa")
+
+
+def attend(
+    q: Float[Tensor, "b n s k"], k: Float[Tensor, "b n s k"], v: Float[Tensor, "b n s k"], backend: Backend = "sdpa"
+) -> Float[Tensor, "b n s k"]:
+    """softmax(q k^T / sqrt(dim)) v over the sequence axis, no mask; b batch, n heads, s positions."""
+    if backend == "sdpa":
+        return F.scaled_dot_product_attention(q, k, v)
+    from flash_attn import flash_attn_func
+
+    return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)

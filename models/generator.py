@@ -1,0 +1,88 @@
+"""The generator f (Eq. 6): noise, label, step and accumulated latents to logits over codes."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.attention import Backend, check_backend
+from models.quantizer import MAX_CODEBOOK_SIZE
+from models.transformer import Transformer
+
+
+@dataclass(frozen=True)
+class GeneratorConfig:
+    """Table 1 by depth; the rest is the token space, which must be that of the store (checked when training starts)."""
+
+    depth: int = 12
+    num_classes: int = 1000
+    num_steps: int = 10
+    codebook_size: int = 4096
+    code_dim: int = 32
+    grid: int = 16
+    attention: Backend = "sdpa"
+    checkpoint: bool = False
+
+    def __post_init__(self) -> None:
+        if self.depth < 1 or self.num_classes < 1:
+            raise ValueError(f"depth is {self.depth} and num_classes is {self.num_classes}; both need 1 or more")
+        if not 2 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
+            raise ValueError(
+                f"codebook_size is {self.codebook_size}; use 2 to {MAX_CODEBOOK_SIZE}, since stores keep codes as uint16"
+            )
+        check_backend(self.attention)
+
+
+def step_embedding(steps: Int[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
+    """Sinusoidal embedding of t (Vaswani et al. 2017)."""
+    half = size // 2
+    frequency = torch.exp(-math.log(10000) / half * torch.arange(half, device=steps.device))
+    angles = steps.float().unsqueeze(1) * frequency
+    return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class Generator(nn.Module):
+    """f(eps_t, y, t, z'_{t-1}); label `num_classes` is the empty condition."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.transformer = Transformer(config.depth, config.grid, config.attention, config.checkpoint)
+        width = self.transformer.width
+        self.project = nn.Linear(2 * config.code_dim, width)
+        self.labels = nn.Embedding(config.num_classes + 1, width)
+        self.steps = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.head = nn.Linear(width, config.codebook_size, bias=False)
+        nn.init.xavier_uniform_(self.project.weight)
+        nn.init.zeros_(self.project.bias)
+        nn.init.normal_(self.labels.weight, std=0.02)
+        for layer in (self.steps[0], self.steps[2]):
+            nn.init.normal_(layer.weight, std=0.02)
+            nn.init.zeros_(layer.bias)
+        nn.init.zeros_(self.head.weight)
+
+    @property
+    def null_label(self) -> int:
+        """The label of the empty condition (Section 3.2)."""
+        return self.config.num_classes
+
+    def forward(
+        self,
+        noise: Float[Tensor, "b d h w"],
+        labels: Int[Tensor, " b"],
+        steps: Int[Tensor, " b"],
+        accumulated: Float[Tensor, "b d h w"],
+    ) -> Float[Tensor, "b h w K"]:
+        """eps_t, y, t (1-based) and z'_{t-1} to float32 logits of C_t at each position."""
+        h, w = noise.shape[-2:]
+        x = self.project(torch.cat([noise, accumulated], dim=1).flatten(2).transpose(1, 2))
+        condition = self.steps(step_embedding(steps, 256)) + self.labels(labels)
+        return self.head(self.transformer(x, condition)).float().unflatten(1, (h, w))
+
+
+def code_loss(logits: Float[Tensor, "b h w K"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, " b"]:
+    """Eq. 7: cross-entropy in nats, the mean over positions, for each image."""
+    return F.cross_entropy(logits.permute(0, 3, 1, 2), codes, reduction="none").mean((1, 2))

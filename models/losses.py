@@ -1,0 +1,85 @@
+"""Losses of the tokenizer (Eq. 3-5) and the door to lpips."""
+
+import hashlib
+import warnings
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+VGG16_SHA256_PREFIX = "397923af"
+
+
+def reconstruction_loss(
+    images: Float[Tensor, "b c H W"], reconstruction: Float[Tensor, "b c H W"]
+) -> Float[Tensor, ""]:
+    """Eq. 3 as a mean over elements."""
+    return F.mse_loss(reconstruction.float(), images)
+
+
+def discriminator_hinge(real: Float[Tensor, "b 1 h w"], fake: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+    """Hinge loss of the discriminator (Lim and Ye 2017)."""
+    return (F.relu(1 - real).mean() + F.relu(1 + fake).mean()) / 2
+
+
+def generator_hinge(fake: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
+    """L_gan of Eq. 5: what the decoder minimizes."""
+    return -fake.mean()
+
+
+def last_layer_gradient(features: Float[Tensor, "b k H W"], grad: Float[Tensor, "b c H W"]) -> Float[Tensor, "c k 3 3"]:
+    """Gradient of a loss with respect to the decoder's last 3x3 weight, from the loss's gradient `grad` at its output."""
+    channels = (grad.shape[1], features.shape[1], 3, 3)
+    return torch.nn.grad.conv2d_weight(features.detach().float(), channels, grad.float(), padding=1)
+
+
+def adaptive_weight(
+    features: Float[Tensor, "b k H W"], grad_nll: Float[Tensor, "b c H W"], grad_gan: Float[Tensor, "b c H W"]
+) -> Float[Tensor, ""]:
+    """VQGAN's lambda: ratio of gradient norms at the decoder's last layer, clamped to [0, 10^4]."""
+    nll, gan = last_layer_gradient(features, grad_nll).norm(), last_layer_gradient(features, grad_gan).norm()
+    return (nll / (gan + 1e-4)).clamp(0, 1e4)
+
+
+class PerceptualLoss(nn.Module):
+    """LPIPS with VGG16 (Zhang et al. 2018) through the lpips package, frozen.
+
+    weights: "torchvision" takes torchvision's own copy or download of VGG16; any other value is a path to
+    vgg16-397923af.pth. Raises ValueError when the file is not that file.
+    """
+
+    def __init__(self, weights: str) -> None:
+        super().__init__()
+        import lpips
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            self.metric = lpips.LPIPS(net="vgg", verbose=False, pnet_rand=weights != "torchvision")
+        if weights != "torchvision":
+            load_vgg16(self.metric.net, weights, VGG16_SHA256_PREFIX)
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Float[Tensor, "b c H W"], reconstruction: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
+        """Mean distance of images in [-1, 1]; a single channel is repeated to three."""
+        real, fake = (x.expand(-1, 3, -1, -1) for x in (images, reconstruction))
+        return self.metric(real, fake).mean()
+
+
+def load_vgg16(trunk: nn.Module, path: str, digest_prefix: str) -> None:
+    """Fill lpips' VGG16 slices from a torchvision vgg16 file whose sha256 starts with `digest_prefix`."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"LPIPS weights {path!r} do not exist; give the path of vgg16-397923af.pth or perceptual: none")
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    if not digest.startswith(digest_prefix):
+        raise ValueError(f"LPIPS weights {path!r} have sha256 {digest[:8]}, not {digest_prefix}; fetch torchvision's VGG16")
+    state = torch.load(file, map_location="cpu", weights_only=True)
+    renamed = {}
+    for name in trunk.state_dict():  # "slice2.7.weight" is torchvision's "features.7.weight"
+        source = "features." + name.split(".", 1)[1]
+        if source not in state:
+            raise ValueError(f"LPIPS weights {path!r} lack {source}; fetch torchvision's VGG16")
+        renamed[name] = state[source]
+    trunk.load_state_dict(renamed)

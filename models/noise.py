@@ -1,0 +1,122 @@
+"""Noise as a pure function of (seed, stream, step, element), equal to the bit on every device.
+
+Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; known answers in Random123)
+turns a 64-bit key and a 128-bit counter into four 32-bit words. The key is the seed. The counter is
+(element // 4, step, stream, 0), and word `element % 4` belongs to `element`, the flat index into (d, h, w).
+
+A normal is two quantiles looked up by the two halves of one word, added and scaled. A gather, one addition and one
+multiplication that no compiler can fuse: IEEE 754 fixes every bit of it. Seeds are uint64 carried as int64 bit patterns.
+"""
+
+import functools
+import hashlib
+import math
+from enum import IntEnum
+from statistics import NormalDist
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+NOISE_VERSION = 1
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_KEY_STEPS = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_QUANTILES_SHA256 = "1cfbba1e07e34386a57626f82aeb43e6ed54ba70a3ea6b7d964dc66a841074a8"
+
+
+class Stream(IntEnum):
+    """Independent families of random numbers under one seed."""
+
+    TOKENIZER = 0
+    SAMPLER = 1
+    GUMBEL = 2
+    LABEL_DROPOUT = 3
+    STEP = 4
+    AUGMENTATION = 5
+    CHILD = 6
+
+
+Words = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+    """Philox4x32-10. All tensors are int64 holding 32-bit words and broadcast together.
+
+    The 64-bit product may wrap to a negative int64; the shift and the mask still give its true halves.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        p0, p1 = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
+        c0, c1, c2, c3 = (
+            ((p1 >> 32) & _MASK) ^ c1 ^ k0,
+            p1 & _MASK,
+            ((p0 >> 32) & _MASK) ^ c3 ^ k1,
+            p0 & _MASK,
+        )
+        k0, k1 = (k0 + _KEY_STEPS[0]) & _MASK, (k1 + _KEY_STEPS[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def random_words(
+    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], stream: Stream, count: int
+) -> Int[Tensor, "b count"]:
+    """The first `count` 32-bit words of each seed's stream at `step`, as int64."""
+    seeds = seeds.view(-1, 1)
+    steps = torch.as_tensor(step, dtype=torch.int64, device=seeds.device).view(-1, 1)
+    block = torch.arange(-(-count // 4), dtype=torch.int64, device=seeds.device).view(1, -1)
+    lane = torch.full_like(steps, int(stream))
+    words = philox((block, steps, lane, torch.zeros_like(steps)), (seeds & _MASK, (seeds >> 32) & _MASK))
+    return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
+
+
+def child_seeds(seed: int, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
+    """A seed for every index (an image, a position) of a run: two Philox words at the counter (index, CHILD)."""
+    key = torch.tensor(seed & _MASK, device=indices.device), torch.tensor((seed >> 32) & _MASK, device=indices.device)
+    zero = torch.zeros_like(indices)
+    low, high, _, _ = philox((indices & _MASK, (indices >> 32) & _MASK, zero + int(Stream.CHILD), zero), key)
+    return low | (high << 32)
+
+
+@functools.cache
+def normal_quantiles(device: torch.device | str = "cpu") -> Float[Tensor, "65536"]:
+    """Mid-point quantiles of the standard normal: entry i is the quantile of (i + 1/2) / 65536."""
+    upper = [NormalDist().inv_cdf((i + 0.5) / 65536) for i in range(32768, 65536)]
+    table = torch.tensor([-x for x in reversed(upper)] + upper, dtype=torch.float64).float()
+    digest = hashlib.sha256(table.numpy().astype("<f4").tobytes()).hexdigest()
+    if digest != _QUANTILES_SHA256:
+        raise RuntimeError(f"the normal table has digest {digest}, not {_QUANTILES_SHA256}: this platform's log differs")
+    return table.to(device)
+
+
+def normal(
+    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], shape: tuple[int, ...], stream: Stream
+) -> Float[Tensor, "b ..."]:
+    """Standard normal noise, float32 of shape (b, *shape); variance 1, |x| < 6.2."""
+    words = random_words(seeds, step, stream, math.prod(shape))
+    table = normal_quantiles(seeds.device)
+    values = (table[words & 0xFFFF] + table[words >> 16]) * table.new_tensor(math.sqrt(0.5))
+    return values.view(-1, *shape)
+
+
+def uniform(
+    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], shape: tuple[int, ...], stream: Stream
+) -> Float[Tensor, "b ..."]:
+    """Uniform noise in the open interval (0, 1), float32 of shape (b, *shape), on a grid of 2^-24."""
+    words = random_words(seeds, step, stream, math.prod(shape))
+    return (((words >> 9).float() + 0.5) * 2.0**-23).view(-1, *shape)
+
+
+def gumbel(
+    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], shape: tuple[int, ...], stream: Stream
+) -> Float[Tensor, "b ..."]:
+    """Gumbel noise -log(-log u) (Eq. 8), float32 of shape (b, *shape).
+
+    u is read as 1 - x for a uniform x that keeps all 32 bits near 0, so that the upper tail is not cut short.
+    """
+    words = random_words(seeds, step, stream, math.prod(shape))
+    x = ((words.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
+    return -torch.log(-torch.log1p(-x)).view(-1, *shape)

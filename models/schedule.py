@@ -1,0 +1,56 @@
+"""The diffusion schedule: how much image and how much noise each step mixes (Section 3.1, Figure 5)."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """alpha_t, beta_t and gamma_t for t = 1 ... T; arrays index t - 1.
+
+    kind: "pow" is phi^(T - t), "sin" is sin(pi/2 * t/T), "linear" is t/T (Section 4.3).
+    num_steps: T. phi: base of "pow", in (0, 1). weighted: gamma_t = alpha_t (Eq. 4), else gamma_t = 1.
+    Raises ValueError when no schedule has such numbers.
+    """
+
+    kind: Literal["pow", "sin", "linear"] = "pow"
+    num_steps: int = 10
+    phi: float = 0.75
+    weighted: bool = True
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("pow", "sin", "linear"):
+            raise ValueError(f"schedule kind {self.kind!r} is unknown; use pow, sin or linear")
+        if self.num_steps < 1:
+            raise ValueError(f"schedule num_steps is {self.num_steps}; use 1 or more")
+        if not 0 < self.phi < 1:
+            raise ValueError(f"schedule phi is {self.phi}; use a number between 0 and 1")
+
+    def _alphas(self) -> list[float]:
+        T = self.num_steps
+        forms = {
+            "pow": lambda t: self.phi ** (T - t),
+            "sin": lambda t: math.sin(math.pi / 2 * t / T),
+            "linear": lambda t: t / T,
+        }
+        return [forms[self.kind](t) for t in range(1, T + 1)]
+
+    @property
+    def alpha(self) -> Float[Tensor, "T"]:
+        """Share of the residual in the mix; rises, and alpha_T = 1."""
+        return torch.tensor(self._alphas(), dtype=torch.float64).float()
+
+    @property
+    def beta(self) -> Float[Tensor, "T"]:
+        """Share of the noise in the mix: alpha_t^2 + beta_t^2 = 1."""
+        return torch.tensor([math.sqrt(1 - a * a) for a in self._alphas()], dtype=torch.float64).float()
+
+    @property
+    def gamma(self) -> Float[Tensor, "T"]:
+        """Weight of step t in the quantization loss (Eq. 4)."""
+        return self.alpha if self.weighted else torch.ones(self.num_steps)

@@ -1,0 +1,88 @@
+"""The tokenizer: encoder, quantizer, decoder (Figure 4, left)."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from models.autoencoder import AutoencoderConfig, Decoder, Encoder
+from models.noise import Stream, normal
+from models.quantizer import Quantization, Quantizer, QuantizerConfig, straight_through
+from models.schedule import Schedule
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """Everything that fixes a tokenizer's shape and process; kept with its weights."""
+
+    image_size: int = 256
+    autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    schedule: Schedule = field(default_factory=Schedule)
+
+    def __post_init__(self) -> None:
+        if self.image_size % self.autoencoder.factor:
+            raise ValueError(f"image_size {self.image_size} is not a multiple of the factor {self.autoencoder.factor}")
+
+    @property
+    def grid(self) -> int:
+        """h = w, codes a side."""
+        return self.image_size // self.autoencoder.factor
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(d, h, w)."""
+        return (self.quantizer.code_dim, self.grid, self.grid)
+
+
+class Tokenizer(nn.Module):
+    """Images to T maps of codes and back."""
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config.autoencoder, config.quantizer.code_dim)
+        self.quantizer = Quantizer(config.quantizer, config.schedule)
+        self.decoder = Decoder(config.autoencoder, config.quantizer.code_dim)
+
+    def quantize(self, latents: Float[Tensor, "b d h w"], seeds: Int[Tensor, " b"]) -> Quantization:
+        """Algorithm 1 with eps_t drawn from each image's seed."""
+        shape = tuple(latents.shape[1:])
+        return self.quantizer(latents, lambda t: normal(seeds, t, shape, Stream.TOKENIZER))
+
+    def encode(self, images: Float[Tensor, "b c H W"], seeds: Int[Tensor, " b"]) -> Quantization:
+        """Images in [-1, 1] to codes and accumulated latents."""
+        return self.quantize(self.encoder(images).float(), seeds)
+
+    def decode(self, accumulated: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
+        """Accumulated latents z' to images, about [-1, 1]."""
+        return self.decoder(accumulated)
+
+    def forward(self, images: Float[Tensor, "b c H W"], seeds: Int[Tensor, " b"]) -> dict[str, Tensor]:
+        """One training pass.
+
+        Returns reconstruction (b, c, H, W), features (b, k, H, W) before the decoder's last convolution, the two
+        quantization losses (Eq. 4) as scalars, and codes (b, T, h, w). A dict, for ZeRO-3 hooks only see plain containers.
+        """
+        latents = self.encoder(images).float()
+        result = self.quantize(latents, seeds)
+        commitment, codebook = self.quantizer.loss(latents, result)
+        features = self.decoder.features(straight_through(latents, result.accumulated))
+        return {
+            "reconstruction": self.decoder.last(features),
+            "features": features,
+            "commitment": commitment,
+            "codebook": codebook,
+            "codes": result.codes,
+        }
+
+
+def to_pixels(images: Float[Tensor, "*b c H W"]) -> Tensor:
+    """[-1, 1] to uint8 by rounding half to even; the one rounding of every picture, file and metric."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_pixels(pixels: Tensor) -> Float[Tensor, "*b c H W"]:
+    """uint8 to [-1, 1]."""
+    return pixels.float() / 127.5 - 1

@@ -1,0 +1,102 @@
+"""The LLaMA-style transformer with AdaLN-Zero (Section 4.2): RMSNorm, 2-D RoPE, SwiGLU, no biases."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from models.attention import Backend, attend
+
+_EPS = 1e-6
+
+
+def modulate(
+    x: Float[Tensor, "b s d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
+) -> Float[Tensor, "b s d"]:
+    """AdaLN: x (1 + scale) + shift, after a norm that has no weights of its own."""
+    return F.rms_norm(x, x.shape[-1:], eps=_EPS) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+
+
+def rotary_angles(grid: int, head_dim: int) -> Float[Tensor, "s half"]:
+    """Angles of 2-D rotary positions: the first half of the pairs turn with the row, the rest with the column."""
+    quarter = head_dim // 4
+    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    place = torch.arange(grid, dtype=torch.float64)
+    rows = (place.repeat_interleave(grid)).unsqueeze(1) * frequency
+    columns = (place.repeat(grid)).unsqueeze(1) * frequency
+    return torch.cat([rows, columns], dim=1).float()
+
+
+def rotate(
+    x: Float[Tensor, "b n s k"], cos: Float[Tensor, "s half"], sin: Float[Tensor, "s half"]
+) -> Float[Tensor, "b n s k"]:
+    """Rotate the pairs (x_i, x_{i + k/2}) by their position's angles, in float32."""
+    first, second = x.float().chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
+
+
+class Block(nn.Module):
+    """Attention and SwiGLU, each gated by AdaLN-Zero from the condition (b, d)."""
+
+    def __init__(self, width: int, heads: int, backend: Backend) -> None:
+        super().__init__()
+        self.heads, self.backend = heads, backend
+        hidden = 8 * width // 3
+        self.qkv = nn.Linear(width, 3 * width, bias=False)
+        self.out = nn.Linear(width, width, bias=False)
+        self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
+        self.down = nn.Linear(hidden, width, bias=False)
+        self.modulation = nn.Linear(width, 6 * width)
+
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        b, s, d = x.shape
+        q, k, v = self.qkv(x).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
+        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, self.backend)
+        return self.out(mixed.transpose(1, 2).reshape(b, s, d))
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        condition: Float[Tensor, "b d"],
+        cos: Float[Tensor, "s half"],
+        sin: Float[Tensor, "s half"],
+    ) -> Float[Tensor, "b s d"]:
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
+        x = x + gate1.unsqueeze(1) * self.attention(modulate(x, shift1, scale1), cos, sin)
+        return x + gate2.unsqueeze(1) * self.feed_forward(modulate(x, shift2, scale2))
+
+
+class Transformer(nn.Module):
+    """`depth` blocks over grid x grid positions, hidden = 64 depth, heads = depth (Table 1)."""
+
+    def __init__(self, depth: int, grid: int, backend: Backend, recompute: bool) -> None:
+        super().__init__()
+        self.recompute = recompute
+        self.width = 64 * depth
+        self.blocks = nn.ModuleList(Block(self.width, depth, backend) for _ in range(depth))
+        self.modulation = nn.Linear(self.width, 2 * self.width)
+        angles = rotary_angles(grid, 64)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+        self._init()
+
+    def _init(self) -> None:
+        for name, weight in self.named_parameters():
+            if "modulation" in name or weight.ndim < 2:
+                nn.init.zeros_(weight)  # AdaLN-Zero: every block starts as the identity
+            else:
+                nn.init.xavier_uniform_(weight)
+
+    def forward(self, x: Float[Tensor, "b s d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b s d"]:
+        for block in self.blocks:
+            if self.recompute and self.training and torch.is_grad_enabled():
+                x = checkpoint(block, x, condition, self.cos, self.sin, use_reentrant=False)
+            else:
+                x = block(x, condition, self.cos, self.sin)
+        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
+        return modulate(x, shift, scale)

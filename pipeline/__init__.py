@@ -1,0 +1,1 @@
+"""Moving data, and the loops over it."""

@@ -1,0 +1,89 @@
+"""What a config costs, before anything is trained."""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.generator import Generator
+from models.tokenizer import Tokenizer
+from pipeline.training.generator import TrainGeneratorConfig
+from pipeline.training.tokenizer import TrainTokenizerConfig
+
+_FP32 = 4
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def memory_by_stage(parameters: int, ranks: int, moments: int) -> dict[str, int]:
+    """Bytes a rank for weights, gradients and optimizer state under each ZeRO stage, activations left out.
+
+    All are float32 (bf16 only autocasts); `moments` counts the optimizer's numbers a weight. Stage 1 shards the optimizer,
+    stage 2 the gradients too, stage 3 the weights too (Rajbhandari et al. 2020, Figure 1). ZeRO 1 to 3 keep master weights
+    beside the model's in stages 1 and 2.
+    """
+    weights = gradients = _FP32 * parameters
+    optimizer = _FP32 * moments * parameters
+    return {
+        "zero_0": weights + gradients + optimizer,
+        "zero_1": weights + gradients + (optimizer + weights) // ranks,
+        "zero_2": weights + (gradients + optimizer + weights) // ranks,
+        "zero_3": (weights + gradients + optimizer) // ranks,
+    }
+
+
+def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
+    """Parameters, FLOPs of one forward of one image at one step, of its T forwards, and memory a rank."""
+    space = config.model
+    with torch.device("meta"):
+        model = Generator(space)
+        latents = torch.empty(1, space.code_dim, space.grid, space.grid)
+        labels = torch.zeros(1, dtype=torch.int64)
+    with FlopCounterMode(display=False) as counter:
+        model(latents, labels, labels, latents)
+    forward = counter.get_total_flops()
+    parameters = count_parameters(model)
+    return {
+        "kind": "generator",
+        "parameters": parameters,
+        "flops_per_image": forward,
+        "flops_per_image_sampled": forward * space.num_steps,
+        "flops_per_image_trained": 3 * forward,
+        "positions": space.grid**2,
+        "steps": space.num_steps,
+        "ranks": config.ranks,
+        "memory_bytes_per_rank": memory_by_stage(parameters, config.ranks, moments=3),  # Adam's two, and the average
+    }
+
+
+def describe_tokenizer(config: TrainTokenizerConfig) -> dict[str, Any]:
+    """Parameters, FLOPs of encoding (with its T-step quantizer) and decoding one image, and memory a rank."""
+    model_config = config.model
+    size, channels = model_config.image_size, model_config.autoencoder.in_channels
+    K, d, h, w = model_config.quantizer.codebook_size, *model_config.latent_shape
+    with torch.device("meta"):
+        model = Tokenizer(model_config)
+        images = torch.empty(1, channels, size, size)
+        latents = torch.empty(1, d, h, w)
+    with FlopCounterMode(display=False) as encoder:
+        model.encoder(images)
+    with FlopCounterMode(display=False) as decoder:
+        model.decode(latents)
+    # Per step: the products with K codes, and the bias convolution.
+    step = 2 * h * w * d * (K + (9 * d if model_config.quantizer.bias else 0))
+    quantizer = step * model_config.schedule.num_steps
+    parameters = count_parameters(model)
+    return {
+        "kind": "tokenizer",
+        "parameters": parameters,
+        "flops_per_image": encoder.get_total_flops() + quantizer + decoder.get_total_flops(),
+        "flops_per_image_encoded": encoder.get_total_flops() + quantizer,
+        "flops_per_image_decoded": decoder.get_total_flops(),
+        "codes_per_image": model_config.schedule.num_steps * h * w,
+        "ranks": config.ranks,
+        "memory_bytes_per_rank": memory_by_stage(parameters, config.ranks, moments=2),
+    }

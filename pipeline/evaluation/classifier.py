@@ -1,0 +1,131 @@
+"""A small classifier of small images: the judge of class accuracy and the feature space of the demo's Fréchet distance.
+
+Trained on the real training images alone. Weights, order and shifts are functions of the seed, and training runs on one
+thread, so that the same images give the same weights, whatever the caller's thread count.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from models.noise import Stream, child_seeds, normal, uniform
+from models.tokenizer import from_pixels
+from pipeline.order import rows_at
+
+CLASSIFIER_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """channels: 1 to 3. width: channels of the first layer. features: size of the penultimate layer.
+
+    shift: pixels by which a training image is moved at most, each way and each axis, its border repeated.
+    learning_rate: the peak of a linear rise over a tenth of `steps` and a cosine fall to zero.
+    """
+
+    num_classes: int
+    channels: int = 1
+    width: int = 16
+    features: int = 64
+    steps: int = 500
+    batch: int = 64
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.05
+    label_smoothing: float = 0.1
+    shift: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.channels <= 3:
+            raise ValueError(f"channels is {self.channels}; the classifier takes images of 1 to 3")
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes is {self.num_classes}; a classifier needs 2 or more")
+
+
+class Classifier(nn.Module):
+    """Three levels of two convolutions, the mean over positions, and two linear layers. Any image size from 4 pixels."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        layers: list[nn.Module] = []
+        channels = config.channels
+        for level in range(3):
+            width = config.width * 2**level
+            layers += [*_convolution(channels, width, 1 if level == 0 else 2), *_convolution(width, width, 1)]
+            channels = width
+        self.layers = nn.Sequential(*layers)
+        self.hidden = nn.Linear(channels, config.features)
+        self.head = nn.Linear(config.features, config.num_classes)
+
+    def forward(self, images: Float[Tensor, "b c H W"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b k"]]:
+        """Images in [-1, 1] to penultimate features, after their SiLU, and logits."""
+        features = F.silu(self.hidden(self.layers(images).mean((2, 3))))
+        return features, self.head(features)
+
+
+def _convolution(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:
+    return [
+        nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1),
+        nn.GroupNorm(4, out_channels),
+        nn.SiLU(),
+    ]
+
+
+def initialize(classifier: Classifier, seed: int) -> None:
+    """Weights drawn from the seed at variance 2 / fan-in, norms one, biases zero."""
+    seeds = child_seeds(seed, torch.arange(len(list(classifier.parameters()))))
+    with torch.no_grad():
+        for i, (name, weight) in enumerate(classifier.named_parameters()):
+            if weight.dim() > 1:
+                drawn = normal(seeds[i : i + 1], 0, tuple(weight.shape), Stream.STEP)[0]
+                weight.copy_(drawn * math.sqrt(2 / weight[0].numel()))
+            else:
+                weight.fill_(1.0 if name.endswith("weight") else 0.0)
+
+
+def shifted(images: Float[Tensor, "b c H W"], seeds: Tensor, shift: int) -> Float[Tensor, "b c H W"]:
+    """Each image moved by whole pixels, -shift to shift on both axes, as its seed says."""
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (shift, shift, shift, shift), mode="replicate")
+    moves = (uniform(seeds, 0, (2,), Stream.AUGMENTATION) * (2 * shift + 1)).long()
+    rows = moves[:, :1] + torch.arange(height)
+    columns = moves[:, 1:] + torch.arange(width)
+    batch = torch.arange(len(images)).view(-1, 1, 1)
+    return padded.permute(0, 2, 3, 1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
+
+
+def train_classifier(config: ClassifierConfig, pixels: np.ndarray, labels: np.ndarray, seed: int) -> Classifier:
+    """pixels: (n, H, W, C) uint8. labels: (n,), below config.num_classes. Returns the classifier in eval mode."""
+    if pixels.shape[-1] != config.channels:
+        raise ValueError(f"images have {pixels.shape[-1]} channels; the classifier takes {config.channels}")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _train(config, from_pixels(torch.from_numpy(pixels).permute(0, 3, 1, 2)), torch.from_numpy(labels), seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(config: ClassifierConfig, images: Tensor, labels: Tensor, seed: int) -> Classifier:
+    classifier = Classifier(config)
+    initialize(classifier, seed)
+    optimizer = torch.optim.AdamW(
+        classifier.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+    )
+    rise = max(1, config.steps // 10)
+    for step in range(config.steps):
+        rate = min((step + 1) / rise, (1 + math.cos(math.pi * step / config.steps)) / 2)
+        optimizer.param_groups[0]["lr"] = config.learning_rate * rate
+        positions = np.arange(step * config.batch, (step + 1) * config.batch)
+        rows = torch.from_numpy(rows_at(positions, len(images), seed))
+        views = shifted(images[rows], child_seeds(seed, torch.from_numpy(positions)), config.shift)
+        loss = F.cross_entropy(classifier(views)[1], labels[rows].long(), label_smoothing=config.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return classifier.eval()

@@ -1,0 +1,171 @@
+"""The door to fsspec: every path of the project is a local path or a URL, and goes through here."""
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from storage_schemas.manifest import ObjectDigest, canonical_json
+
+_BLOCK = 1 << 22
+
+
+def join(root: str, *parts: str) -> str:
+    """A name under a path or URL."""
+    return "/".join([root.rstrip("/"), *parts])
+
+
+def is_local(url: str) -> bool:
+    """Whether the path lies on this machine's file systems."""
+    return isinstance(_fs(url)[0], LocalFileSystem)
+
+
+def local_path(url: str) -> str:
+    """The plain path of a local file or folder. Raises ValueError for a remote one."""
+    fs, path = _fs(url)
+    if not isinstance(fs, LocalFileSystem):
+        raise ValueError(f"{url!r} is remote; give a local path here")
+    return path
+
+
+def absolute(url: str) -> str:
+    """The path or URL as another process, in another folder, would name it."""
+    return os.path.abspath(local_path(url)) if is_local(url) else url
+
+
+def _fs(url: str):
+    return fsspec.core.url_to_fs(url)
+
+
+def exists(url: str) -> bool:
+    """Whether a file or folder is there."""
+    fs, path = _fs(url)
+    return fs.exists(path)
+
+
+def read_bytes(url: str) -> bytes:
+    """A whole object. Raises FileNotFoundError."""
+    fs, path = _fs(url)
+    return fs.cat_file(path)
+
+
+def read_json(url: str) -> Any:
+    """A JSON object. Raises FileNotFoundError, and ValueError when it is not JSON."""
+    data = read_bytes(url)
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{url!r} is not JSON ({error}); restore or delete it") from None
+
+
+@contextlib.contextmanager
+def atomic_file(url: str) -> Iterator[Any]:
+    """A binary file that appears under its name whole, when the block ends without an exception, or not at all."""
+    fs, path = _fs(url)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    if not isinstance(fs, LocalFileSystem):
+        with fs.open(path, "wb") as file:  # a remote object appears when its upload is completed
+            yield file
+        return
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write or replace an object atomically."""
+    with atomic_file(url) as file:
+        file.write(data)
+
+
+def write_json(url: str, value: Any) -> None:
+    """Write or replace canonical JSON atomically."""
+    write_bytes(url, canonical_json(value))
+
+
+def create_bytes(url: str, data: bytes) -> bool:
+    """Put if absent: True when this call made the object, False when there already was one."""
+    fs, path = _fs(url)
+    if not isinstance(fs, LocalFileSystem):
+        try:
+            fs.pipe_file(path, data, mode="create")
+        except FileExistsError:
+            return False
+        return True
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    temporary = _temporary(path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(temporary, path)
+    except FileExistsError:
+        return False
+    finally:
+        os.unlink(temporary)
+    return True
+
+
+def _temporary(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
+
+
+def list_names(url: str) -> list[str]:
+    """Sorted names of the files directly in a folder, temporary ones left out; empty when there is no folder."""
+    fs, path = _fs(url)
+    if not fs.isdir(path):
+        return []
+    names = (entry["name"].rsplit("/", 1)[-1] for entry in fs.ls(path, detail=True) if entry["type"] == "file")
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def list_folders(url: str) -> list[str]:
+    """Sorted names of the folders directly in a folder, hidden ones left out."""
+    fs, path = _fs(url)
+    if not fs.isdir(path):
+        return []
+    entries = (entry for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
+    names = (entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+    return sorted(name for name in names if not name.startswith("."))
+
+
+def list_files(url: str) -> list[tuple[str, int]]:
+    """(name under the folder, size in bytes) of every file below it, sorted, hidden files and folders left out."""
+    fs, path = _fs(url)
+    root = path.rstrip("/") + "/"
+    found = fs.find(path, detail=True).items()
+    names = ((name[len(root) :], int(info["size"])) for name, info in found if name.startswith(root))
+    return sorted((name, size) for name, size in names if not any(p.startswith(".") for p in name.split("/")))
+
+
+def digest_file(url: str) -> ObjectDigest:
+    """Size and sha256 of an object, streamed. Raises FileNotFoundError."""
+    fs, path = _fs(url)
+    sha, size = hashlib.sha256(), 0
+    with fs.open(path, "rb") as file:
+        while block := file.read(_BLOCK):
+            sha.update(block)
+            size += len(block)
+    return ObjectDigest(size, sha.hexdigest())
+
+
+def remove(url: str) -> None:
+    """Delete a file or a whole folder; nothing happens when there is none."""
+    fs, path = _fs(url)
+    if fs.exists(path):
+        fs.rm(path, recursive=True)

@@ -1,0 +1,92 @@
+"""Bytes to pixels: decoding, views, and the reasons for which an image is rejected.
+
+Kinds of data: *encoded* bytes as stored by the source, *pixels* uint8 (H, W, C). Stores keep what is made from pixels.
+"""
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, ImageOps
+
+View = Literal["center", "flip"]
+MAX_PIXELS = 178_956_970  # a picture of more is taken for a decompression bomb
+
+
+class Reject(ValueError):
+    """An image that cannot be used; the message is the reason."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """pixels: (S, S, C) uint8. width, height: of the picture before cropping."""
+
+    pixels: np.ndarray
+    width: int
+    height: int
+
+
+def open_picture(data: bytes, channels: int) -> Image.Image:
+    """Decode one picture, upright, in "L" (1 channel) or "RGB" (3). Raises Reject.
+
+    EXIF rotation is applied, transparency is laid on white, of an animation the first frame is taken.
+    """
+    if not data:
+        raise Reject("empty file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            picture = Image.open(io.BytesIO(data))
+            if picture.width * picture.height > MAX_PIXELS:
+                raise Reject(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
+            picture.load()
+            picture = ImageOps.exif_transpose(picture)
+    except Reject:
+        raise
+    except Exception as error:  # PIL's decoders raise many kinds; whatever they say is the reason
+        raise Reject(" ".join(str(error).replace(repr(error), "").split())[:200] or type(error).__name__) from None
+    return _to_mode(picture, "L" if channels == 1 else "RGB")
+
+
+def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
+    if picture.mode.startswith("I;16") or picture.mode == "I":  # 16 bits: keep the high byte
+        values = np.asarray(picture, dtype=np.int64)
+        picture = Image.fromarray((values >> 8).clip(0, 255).astype(np.uint8))
+    if "A" in picture.getbands() or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert(mode)
+
+
+def resize_short_side(picture: Image.Image, size: int) -> Image.Image:
+    """Short side to `size`: halvings by box, then bicubic (the rule of ADM's center_crop_arr)."""
+    while min(picture.size) >= 2 * size:
+        picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
+    scale = size / min(picture.size)
+    target = (max(size, round(picture.width * scale)), max(size, round(picture.height * scale)))
+    return picture if target == picture.size else picture.resize(target, Image.Resampling.BICUBIC)
+
+
+def crop(picture: Image.Image, size: int, left: int, top: int, flip: bool) -> np.ndarray:
+    """A size x size window as (size, size, C) uint8."""
+    pixels = np.atleast_3d(np.asarray(picture))[top : top + size, left : left + size]
+    return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
+
+
+def center_view(data: bytes, size: int, channels: int, view: View) -> Decoded:
+    """The fixed view of an image that a store keeps. Raises Reject."""
+    picture = open_picture(data, channels)
+    small = resize_short_side(picture, size)
+    pixels = crop(small, size, (small.width - size) // 2, (small.height - size) // 2, view == "flip")
+    return Decoded(pixels, picture.width, picture.height)
+
+
+def random_view(data: bytes, size: int, channels: int, draw: np.ndarray, flips: bool) -> np.ndarray:
+    """Short side resized, a random window, a flip half of the time. draw: three numbers in [0, 1). Raises Reject."""
+    small = resize_short_side(open_picture(data, channels), size)
+    left = int(draw[0] * (small.width - size + 1))
+    top = int(draw[1] * (small.height - size + 1))
+    return crop(small, size, left, top, bool(flips and draw[2] < 0.5))

@@ -1,0 +1,41 @@
+"""Images for the tokenizer's training: global batch k is a pure function of k, whoever reads it."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from models.noise import Stream, child_seeds, uniform
+from models.tokenizer import from_pixels
+from pipeline import files
+from pipeline.images.decode import random_view
+from pipeline.images.sources import Source
+from pipeline.order import batch_positions, rows_at
+
+
+class ImageStream(Dataset):
+    """Item k is this rank's slice of micro-batch k: images (b, C, S, S) in [-1, 1] and noise seeds (b,) int64."""
+
+    def __init__(
+        self, source: Source, *, image_size: int, channels: int, flips: bool, batch: int, seed: int, rank: int, ranks: int
+    ) -> None:
+        self.source, self.image_size, self.channels, self.flips = source, image_size, channels, flips
+        self.batch, self.seed, self.rank, self.ranks = batch, seed, rank, ranks
+
+    def __getitem__(self, batch_number: int) -> tuple[Tensor, Tensor]:
+        positions = batch_positions(batch_number, self.batch, self.rank, self.ranks)
+        rows = rows_at(positions, len(self.source), self.seed)
+        seeds = child_seeds(self.seed, torch.from_numpy(positions))
+        draws = uniform(seeds, 0, (3,), Stream.AUGMENTATION).numpy()
+        views = [
+            random_view(files.read_bytes(self.source.url(row)), self.image_size, self.channels, draw, self.flips)
+            for row, draw in zip(rows, draws, strict=True)
+        ]
+        pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
+        return from_pixels(pixels), seeds
+
+    def batches(self, start: int, stop: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Micro-batches start ... stop - 1, decoded ahead by `workers` processes (0: in this one)."""
+        return iter(DataLoader(self, batch_size=None, sampler=range(start, stop), num_workers=workers))

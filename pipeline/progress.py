@@ -1,0 +1,48 @@
+"""One progress line for every job: done/total, rate, time left, and a few figures."""
+
+import sys
+import time
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class ProgressLine:
+    """A live bar on a terminal; elsewhere (a log file) a plain line about every ten seconds and at the end."""
+
+    def __init__(self, title: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
+        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self._start, self._first, self._printed = time.monotonic(), done, 0.0
+        self._quiet = quiet
+        self._bar: Progress | None = None
+        if sys.stdout.isatty() and not quiet:
+            columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+            self._bar = Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[note]}"))
+            self._task = self._bar.add_task(title, total=total, completed=done, note="")
+            self._bar.start()
+
+    def __enter__(self) -> "ProgressLine":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar:
+            self._bar.stop()
+
+    def update(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+        """Show `done` of the total, with `figures` by name."""
+        self.done = done
+        elapsed = max(time.monotonic() - self._start, 1e-9)
+        rate = (done - self._first) / elapsed
+        note = f"{rate:.1f} {self.unit}/s" + "".join(f"  {name} {value:.4g}" for name, value in (figures or {}).items())
+        if self._bar:
+            self._bar.update(self._task, completed=done, note=note)
+        elif not self._quiet and (elapsed - self._printed > 10 or done >= self.total):
+            self._printed = elapsed
+            left = (self.total - done) / rate if rate > 0 else float("inf")
+            print(f"{self.title}: {done}/{self.total} {self.unit}  {note}  {left:.0f} s left", flush=True)
+
+
+def say(text: str) -> None:
+    """One plain line to the person who runs the job."""
+    Console(soft_wrap=True, highlight=False).print(text, markup=False)

@@ -1,0 +1,84 @@
+"""The machine-readable record that every job leaves beside what it made: `<out>.record.json`.
+
+It is made when a job starts and replaced when it ends. A job that finds its own finished record does nothing; one that
+finds a record of other settings refuses, so that nothing is ever overwritten or mixed.
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from pipeline import files
+from storage_schemas.manifest import canonical_json, digest_of
+
+_SUFFIX = ".record.json"
+
+
+@dataclass
+class JobRecord:
+    """One run of one job: what it was asked for (`settings`), and, once `finished`, what came of it (`result`)."""
+
+    job: str
+    out: str
+    settings: dict[str, Any]
+    finished: bool = False
+    seconds: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
+    _started: float = field(default_factory=time.monotonic)
+
+    @property
+    def identity(self) -> str:
+        """Digest of the job and its settings."""
+        return digest_of({"job": self.job, "settings": self.settings})
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as it is written."""
+        return {
+            "job": self.job,
+            "identity": self.identity,
+            "settings": self.settings,
+            "finished": self.finished,
+            "seconds": round(self.seconds, 3),
+            "result": self.result,
+        }
+
+    def finish(self, result: dict[str, Any]) -> None:
+        """Publish the result, with the seconds since this start of the job."""
+        self.seconds = time.monotonic() - self._started
+        self.result, self.finished = result, True
+        files.write_json(self.out + _SUFFIX, self.to_json())
+
+
+def begin(job: str, out: str, settings: dict[str, Any]) -> JobRecord:
+    """Start or continue the job that makes `out`.
+
+    settings: JSON data that fixes the result (not where or how fast it runs). Returns the record, whose `finished` says
+    whether there is anything left to do. Raises ValueError when `out` was made, or begun, with other settings.
+    """
+    out = out.rstrip("/")
+    record = JobRecord(job, out, settings)
+    if files.create_bytes(out + _SUFFIX, canonical_json(record.to_json())):
+        return record
+    found = files.read_json(out + _SUFFIX)
+    if found["identity"] != record.identity:
+        change = _first_change(found["settings"], settings) or f"job {found['job']} -> {job}"
+        raise ValueError(f"{out} was made with other settings ({change}); choose another out, or delete it and its record")
+    record.finished, record.seconds, record.result = found["finished"], found["seconds"], found["result"]
+    return record
+
+
+def read_record(out: str) -> dict[str, Any] | None:
+    """The record beside `out`, or None when there is none."""
+    path = out.rstrip("/") + _SUFFIX
+    return files.read_json(path) if files.exists(path) else None
+
+
+def _first_change(old: Any, new: Any, name: str = "") -> str | None:
+    """The first place where two settings differ, as "key old -> new"."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            change = _first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            if change:
+                return change
+        return None
+    return None if old == new else f"{name} {old!r} -> {new!r}"

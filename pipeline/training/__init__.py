@@ -1,0 +1,1 @@
+"""Training on DeepSpeed engines: the tokenizer and the generator."""

@@ -1,0 +1,232 @@
+"""Training the tokenizer: a generator-side engine and, where the adversarial loss is on, a discriminator engine.
+
+ZeRO-1 and 2 keep only the last of two backward passes, and no stage lets `autograd.grad` run through an engine's output.
+So each engine runs one backward a micro-batch, and the losses meet at the reconstruction, cut from the graph: their
+gradients there, weighted, are what the one backward pass starts from.
+"""
+
+import time
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch import Tensor
+
+from models.discriminator import DiscriminatorConfig, DiscriminatorLoss
+from models.losses import PerceptualLoss, adaptive_weight, discriminator_hinge, generator_hinge, reconstruction_loss
+from models.tokenizer import Tokenizer, TokenizerConfig
+from pipeline.exports import save_export
+from pipeline.images.sources import Source, open_folder
+from pipeline.images.stream import ImageStream
+from pipeline.order import ORDER_VERSION
+from pipeline.progress import ProgressLine, say
+from pipeline.training import engine as ds
+from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.log import TrainingLog
+from storage_schemas.cards import ModelCard
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of Eq. 5. reconstruction scales Eq. 3; quantization is delta; adversarial is eta, 0 for no discriminator.
+
+    codebook: weight of the term that moves the codes, beside the commitment's 1 (Eq. 4 does not say which it is).
+    perceptual: "none", "torchvision", or the path of vgg16-397923af.pth.
+    discriminator_start: step at which the adversarial loss sets in. adaptive: VQGAN's weight at the last layer.
+    """
+
+    reconstruction: float = 1.0
+    quantization: float = 0.25
+    codebook: float = 4.0
+    perceptual: str = "torchvision"
+    adversarial: float = 0.75
+    adaptive: bool = True
+    discriminator_start: int = 0
+
+
+@dataclass(frozen=True)
+class TrainTokenizerConfig:
+    """One tokenizer from a folder of class folders. batch and micro_batch count images; `steps` are updates."""
+
+    images: str
+    out: str
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: ds.OptimizerConfig = field(
+        default_factory=lambda: ds.OptimizerConfig(lr=4e-5, betas=(0.5, 0.9), weight_decay=0.0, warmup_steps=5005)
+    )
+    engine: ds.EngineConfig = field(default_factory=ds.EngineConfig)
+    flips: bool = True
+    batch: int = 128
+    micro_batch: int = 16
+    steps: int = 100_090
+    seed: int = 0
+    ranks: int = 1
+    threads: int = 1
+    workers: int = 4
+    log_every: int = 50
+    checkpoint_every: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps is {self.steps}; use 1 or more")
+
+
+class TokenizerStep:
+    """One micro-batch through both engines."""
+
+    def __init__(self, config: TrainTokenizerConfig, ranks: ds.Ranks, accumulation: int) -> None:
+        self.config, self.ranks = config, ranks
+        channels = config.model.autoencoder.in_channels
+        tokenizer = Tokenizer(config.model).to(ranks.device)
+        self.engines = {"tokenizer": self._engine(tokenizer, accumulation)}
+        if config.loss.adversarial:
+            critic = DiscriminatorLoss(config.discriminator, channels).to(ranks.device)
+            self.engines["discriminator"] = self._engine(critic, accumulation)
+        self.perceptual = None
+        if config.loss.perceptual != "none":
+            self.perceptual = PerceptualLoss(config.loss.perceptual).to(ranks.device)
+
+    def _engine(self, model: torch.nn.Module, accumulation: int) -> ds.Engine:
+        return ds.Engine(
+            model, ds.adam(model, self.config.optimizer), self.config.engine, self.config.micro_batch, accumulation
+        )
+
+    def __call__(self, images: Tensor, seeds: Tensor, step: int) -> dict[str, Tensor]:
+        """Backward and step of both engines; returns the loss terms and the codes, detached."""
+        loss = self.config.loss
+        rate = self.config.optimizer.rate(step, self.config.steps)
+        adversarial = "discriminator" in self.engines and step >= loss.discriminator_start
+        engine = self.engines["tokenizer"]
+        out = engine(images, seeds)
+        terms = {name: out[name].detach() for name in ("commitment", "codebook", "codes")}
+        picture = out["reconstruction"].detach().float().requires_grad_()
+        grad = self._nll_gradient(images, picture, terms)
+        if adversarial:
+            grad = grad + self._adversarial_gradient(picture, out["features"], grad, terms)
+        quantization = out["commitment"] + loss.codebook * out["codebook"]
+        surrogate = (out["reconstruction"].float() * grad).sum() + loss.quantization * quantization
+        engine.backward(surrogate)
+        engine.step(rate)
+        if adversarial:
+            self._step_discriminator(images, picture.detach(), rate, terms)
+        return terms
+
+    def _nll_gradient(self, images: Tensor, picture: Tensor, terms: dict[str, Tensor]) -> Tensor:
+        """Gradient of reconstruction and perceptual loss at the reconstruction."""
+        terms["reconstruction"] = reconstruction_loss(images, picture)
+        total = self.config.loss.reconstruction * terms["reconstruction"]
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(images, picture)
+            total = total + terms["perceptual"]
+        terms["loss"] = total.detach()
+        (grad,) = torch.autograd.grad(total, picture)
+        return grad
+
+    def _adversarial_gradient(self, picture: Tensor, features: Tensor, nll: Tensor, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted gradient of the adversarial loss at the reconstruction."""
+        critic = self.engines["discriminator"].module.discriminator
+        critic.requires_grad_(False)
+        terms["adversarial"] = generator_hinge(critic(picture))
+        (grad,) = torch.autograd.grad(terms["adversarial"], picture)
+        critic.requires_grad_(True)
+        weight = self.config.loss.adversarial
+        if self.config.loss.adaptive:
+            terms["adaptive_weight"] = adaptive_weight(features, nll, grad)
+            return weight * terms["adaptive_weight"] * grad
+        return weight * grad
+
+    def _step_discriminator(self, images: Tensor, picture: Tensor, rate: float, terms: dict[str, Tensor]) -> None:
+        engine = self.engines["discriminator"]
+        real, fake = engine(images, picture)
+        terms["discriminator"] = discriminator_hinge(real.float(), fake.float())
+        engine.backward(self.config.loss.adversarial * terms["discriminator"])
+        engine.step(rate)
+
+
+class TermMeter:
+    """Means of the loss terms, and how often each code was used at each step, since the last look."""
+
+    def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._calls = 0
+        self._counts = torch.zeros(config.schedule.num_steps, config.quantizer.codebook_size, device=device)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Count one micro-batch."""
+        codes = terms.pop("codes")
+        steps = torch.arange(codes.shape[1], device=codes.device).view(1, -1, 1, 1).expand_as(codes)
+        ones = torch.ones((), device=codes.device).expand(codes.numel())
+        self._counts.index_put_((steps.flatten(), codes.flatten()), ones, accumulate=True)
+        self._calls += 1
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().double()
+
+    def take(self) -> dict[str, float | list[float]]:
+        """Means over calls and ranks, `usage_by_step` and `perplexity_by_step`; then start anew. Every rank calls it."""
+        means = {name: ds.mean_over_ranks(value / self._calls).item() for name, value in sorted(self._sums.items())}
+        counts = ds.sum_over_ranks(self._counts)
+        share = counts / counts.sum(1, keepdim=True)
+        perplexity = torch.exp(-(share * share.clamp_min(1e-30).log()).sum(1))
+        usage = (counts > 0).float().mean(1)
+        self._sums, self._calls = {}, 0
+        self._counts.zero_()
+        return {**means, "usage_by_step": usage.tolist(), "perplexity_by_step": perplexity.tolist()}
+
+
+def train_tokenizer(config: TrainTokenizerConfig) -> ModelCard | None:
+    """Train to the end, or on from the last checkpoint, and export. Returns the card, on the first rank."""
+    source = open_folder(config.images)
+    ranks = ds.join_ranks(config.threads)
+    accumulation = ds.accumulation(config.batch, config.micro_batch, ranks.count)
+    torch.manual_seed(config.seed)  # the initial weights
+    train_step = TokenizerStep(config, ranks, accumulation)
+    identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION}
+    checkpoints = Checkpoints(config.out, ranks)
+    start = checkpoints.load(train_step.engines, identity)
+    log = TrainingLog(config.out, ranks.first, start)
+    meter = TermMeter(config.model, ranks.device)
+    batches = _stream(config, source, ranks).batches(start * accumulation, config.steps * accumulation, config.workers)
+    if ranks.first and start:
+        say(f"train-tokenizer: going on from step {start}")
+    with ProgressLine("train-tokenizer", config.steps, "steps", start, quiet=not ranks.first) as progress:
+        clock = time.monotonic()
+        for step in range(start, config.steps):
+            for _ in range(accumulation):
+                images, seeds = next(batches)
+                meter.add(train_step(images.to(ranks.device), seeds.to(ranks.device), step))
+            done = step + 1
+            if done % config.log_every == 0 or done == config.steps:
+                figures = meter.take()
+                rate = config.batch * config.log_every / (time.monotonic() - clock)
+                clock = time.monotonic()
+                lr = config.optimizer.rate(step, config.steps)
+                log.write(done, **figures, learning_rate=lr, images_per_second=rate)
+                progress.update(done, {"reconstruction": figures["reconstruction"], "images/s": rate})
+            if done % config.checkpoint_every == 0 or done == config.steps:
+                checkpoints.save(done, train_step.engines, identity)
+    log.close()
+    return _export(config, train_step.engines["tokenizer"], ranks, source)
+
+
+def _stream(config: TrainTokenizerConfig, source: Source, ranks: ds.Ranks) -> ImageStream:
+    """Micro-batches: item k of a rank is its slice of the k-th group of micro_batch x ranks images."""
+    return ImageStream(
+        source,
+        image_size=config.model.image_size,
+        channels=config.model.autoencoder.in_channels,
+        flips=config.flips,
+        batch=config.micro_batch * ranks.count,
+        seed=config.seed,
+        rank=ranks.rank,
+        ranks=ranks.count,
+    )
+
+
+def _export(config: TrainTokenizerConfig, engine: ds.Engine, ranks: ds.Ranks, source: Source) -> ModelCard | None:
+    weights = engine.weights()
+    if not ranks.first:
+        return None
+    made_from = {"source_digest": source.digest, "classes": list(source.classes)}
+    training = {"batch": config.batch, "seed": config.seed, "optimizer": asdict(config.optimizer), "loss": asdict(config.loss)}
+    return save_export(config.out, "tokenizer", config.model, weights, made_from, training, config.steps)
