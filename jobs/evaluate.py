@@ -5,19 +5,27 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from pipeline import files, records
-from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, settings
+from jobs.arguments import parse, settings_of
+from pipeline import files
+from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, input_digests
 from pipeline.progress import say
+from pipeline.records import begin
 
 JOB = "evaluate"
 Config = EvaluateConfig
+_HOW = ("out", "batch", "threads", "timed")
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the subcommand."""
+    run(parse(Config, JOB, arguments))
 
 
 def run(config: EvaluateConfig) -> None:
     """Write config.out, unless its finished record says that it is there."""
-    record = records.begin(JOB, config.out, settings(config))
+    record = begin(JOB, config.out, settings_of(config, *_HOW, **input_digests(config)))
     if record.finished:
-        say(f"{config.out} is finished; nothing to do")
+        say(f"evaluate: {config.out} is already there")
         return
     metrics = evaluate(config)
     files.write_json(config.out, metrics)
@@ -28,7 +36,10 @@ def run(config: EvaluateConfig) -> None:
 def show(metrics: dict[str, Any]) -> None:
     """Print the numbers, those of the held-out images beside those of the samples."""
     table = Table("metric", "value", "held-out real")
-    real = {"class_accuracy": "classifier_accuracy_on_real", "nearest_train_distance_p01": "nearest_train_distance_real_p01"}
+    real = {
+        "class_accuracy": "classifier_accuracy_on_real",
+        "nearest_train_distance_p01": "nearest_train_distance_real_p01",
+    }
     for part in ("tokenizer", "generator"):
         numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
         beside = {name: real.get(name, f"{name}_real") for name in numbers}

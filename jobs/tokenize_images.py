@@ -26,4 +26,5 @@ def main(arguments: list[str]) -> None:
     manifest = encode(config)
     result = {"store_id": manifest.store_id, "rows": manifest.plan.rows, "rejected": len(manifest.rejected)}
     record.finish(result)
-    say(f"tokenize: {config.out} is store {manifest.store_id[:12]}, {manifest.plan.rows} rows, {result['rejected']} rejects")
+    counts = f"{manifest.plan.rows} rows, {len(manifest.rejected)} rejects"
+    say(f"tokenize: {config.out} is store {manifest.store_id[:12]}, {counts}")

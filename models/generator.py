@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.attention import Backend, check_backend
-from models.quantizer import MAX_CODEBOOK_SIZE
+from models.quantizer import check_codebook_size
 from models.transformer import Transformer
 
 
@@ -29,10 +29,7 @@ class GeneratorConfig:
     def __post_init__(self) -> None:
         if self.depth < 1 or self.num_classes < 1:
             raise ValueError(f"depth is {self.depth} and num_classes is {self.num_classes}; both need 1 or more")
-        if not 2 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
-            raise ValueError(
-                f"codebook_size is {self.codebook_size}; use 2 to {MAX_CODEBOOK_SIZE}, since stores keep codes as uint16"
-            )
+        check_codebook_size(self.codebook_size)
         check_backend(self.attention)
 
 
@@ -59,9 +56,10 @@ class Generator(nn.Module):
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
         nn.init.normal_(self.labels.weight, std=0.02)
-        for layer in (self.steps[0], self.steps[2]):
-            nn.init.normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
+        for layer in self.steps:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+                nn.init.zeros_(layer.bias)
         nn.init.zeros_(self.head.weight)
 
     @property

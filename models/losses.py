@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_weight
 
 VGG16_SHA256_PREFIX = "397923af"
 
@@ -30,9 +31,9 @@ def generator_hinge(fake: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
 
 
 def last_layer_gradient(features: Float[Tensor, "b k H W"], grad: Float[Tensor, "b c H W"]) -> Float[Tensor, "c k 3 3"]:
-    """Gradient of a loss with respect to the decoder's last 3x3 weight, from the loss's gradient `grad` at its output."""
+    """Gradient of a loss at the decoder's last 3x3 weight, from the loss's gradient `grad` at that layer's output."""
     channels = (grad.shape[1], features.shape[1], 3, 3)
-    return torch.nn.grad.conv2d_weight(features.detach().float(), channels, grad.float(), padding=1)
+    return conv2d_weight(features.detach().float(), channels, grad.float(), padding=1)
 
 
 def adaptive_weight(
@@ -71,10 +72,14 @@ def load_vgg16(trunk: nn.Module, path: str, digest_prefix: str) -> None:
     """Fill lpips' VGG16 slices from a torchvision vgg16 file whose sha256 starts with `digest_prefix`."""
     file = Path(path)
     if not file.is_file():
-        raise ValueError(f"LPIPS weights {path!r} do not exist; give the path of vgg16-397923af.pth or perceptual: none")
+        raise ValueError(
+            f"LPIPS weights {path!r} do not exist; give the path of vgg16-397923af.pth or perceptual: none"
+        )
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not digest.startswith(digest_prefix):
-        raise ValueError(f"LPIPS weights {path!r} have sha256 {digest[:8]}, not {digest_prefix}; fetch torchvision's VGG16")
+        raise ValueError(
+            f"LPIPS weights {path!r} have sha256 {digest[:8]}, not {digest_prefix}; fetch torchvision's VGG16"
+        )
     state = torch.load(file, map_location="cpu", weights_only=True)
     renamed = {}
     for name in trunk.state_dict():  # "slice2.7.weight" is torchvision's "features.7.weight"

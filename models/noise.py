@@ -5,7 +5,7 @@ turns a 64-bit key and a 128-bit counter into four 32-bit words. The key is the 
 (element // 4, step, stream, 0), and word `element % 4` belongs to `element`, the flat index into (d, h, w).
 
 A normal is two quantiles looked up by the two halves of one word, added and scaled. A gather, one addition and one
-multiplication that no compiler can fuse: IEEE 754 fixes every bit of it. Seeds are uint64 carried as int64 bit patterns.
+multiplication that no compiler can fuse: IEEE 754 fixes every bit. Seeds are uint64 carried as int64 bit patterns.
 """
 
 import functools
@@ -88,7 +88,9 @@ def normal_quantiles(device: torch.device | str = "cpu") -> Float[Tensor, "65536
     table = torch.tensor([-x for x in reversed(upper)] + upper, dtype=torch.float64).float()
     digest = hashlib.sha256(table.numpy().astype("<f4").tobytes()).hexdigest()
     if digest != _QUANTILES_SHA256:
-        raise RuntimeError(f"the normal table has digest {digest}, not {_QUANTILES_SHA256}: this platform's log differs")
+        raise RuntimeError(
+            f"the normal table has digest {digest}, not {_QUANTILES_SHA256}: this platform's log differs"
+        )
     return table.to(device)
 
 

@@ -22,6 +22,12 @@ _MAX_DISTANCES = 1 << 24  # entries of a distance tensor held at once (64 MiB in
 MAX_CODEBOOK_SIZE = 1 << 16  # stores keep codes as uint16
 
 
+def check_codebook_size(size: int) -> None:
+    """Raise ValueError unless stores can keep codes of this many as uint16."""
+    if not 2 <= size <= MAX_CODEBOOK_SIZE:
+        raise ValueError(f"codebook_size is {size}; use 2 to {MAX_CODEBOOK_SIZE}, since stores keep codes as uint16")
+
+
 @dataclass(frozen=True)
 class QuantizerConfig:
     """K x d codebook; `bias` adds the shared convolution on quantized vectors (Table 2, "bias")."""
@@ -31,10 +37,7 @@ class QuantizerConfig:
     bias: bool = True
 
     def __post_init__(self) -> None:
-        if not 2 <= self.codebook_size <= MAX_CODEBOOK_SIZE:
-            raise ValueError(
-                f"codebook_size is {self.codebook_size}; use 2 to {MAX_CODEBOOK_SIZE}, since stores keep codes as uint16"
-            )
+        check_codebook_size(self.codebook_size)
 
 
 @dataclass(frozen=True)
@@ -83,15 +86,11 @@ class Codebook(nn.Module):
         with torch.autocast(vectors.device.type, enabled=False):
             return vectors + self.bias(vectors.float())
 
-    def accumulate_step(
-        self, total: Float[Tensor, "b d h w"], codes: Int[Tensor, "b h w"]
-    ) -> Float[Tensor, "b d h w"]:
+    def accumulate_step(self, total: Float[Tensor, "b d h w"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         """Alg. 1, line 6, before phi: the sum of code vectors one step further."""
         return total + self.look_up(codes)
 
-    def accumulated(
-        self, codes: Int[Tensor, "b T h w"], steps: Int[Tensor, " b"] | int
-    ) -> Float[Tensor, "b d h w"]:
+    def accumulated(self, codes: Int[Tensor, "b T h w"], steps: Int[Tensor, " b"] | int) -> Float[Tensor, "b d h w"]:
         """z'_s rebuilt from codes, s = `steps` for each image (0 gives zeros)."""
         steps = torch.as_tensor(steps, device=codes.device).expand(len(codes))
         total = self.start(codes[:, 0])
@@ -121,6 +120,10 @@ def mix(
 
 class Quantizer(nn.Module):
     """Algorithm 1, lines 1-8, on latents."""
+
+    alpha: Tensor
+    beta: Tensor
+    gamma: Tensor
 
     def __init__(self, config: QuantizerConfig, schedule: Schedule) -> None:
         super().__init__()
@@ -156,7 +159,7 @@ class Quantizer(nn.Module):
         The commitment term moves the encoder (v'_t held), the codebook term the codes and the bias (v_t held).
         """
         latents = latents.float()
-        b, T, h, w = result.codes.shape
+        b, T = result.codes.shape[:2]
         weights = self.gamma.view(1, T, 1, 1, 1)
         alpha, beta = self.alpha.view(1, T, 1, 1, 1), self.beta.view(1, T, 1, 1, 1)
         noisy = mix(latents.unsqueeze(1), result.before, result.noise, alpha, beta)

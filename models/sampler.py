@@ -18,7 +18,7 @@ class SamplerConfig:
 
     guidance: lambda; logits are cond + lambda_t (cond - uncond), and 0 is the conditional model.
     ramp: "constant" keeps lambda_t = lambda; "linear" rises from 0 at t = 1 to lambda at t = T.
-    temperature: tau of Eq. 8, which multiplies the logits: larger is less random. None takes the argmax, no Gumbel noise.
+    temperature: tau of Eq. 8, which multiplies the logits: larger is less random. None is the argmax alone.
     """
 
     guidance: float = 0.0

@@ -74,6 +74,9 @@ class Block(nn.Module):
 class Transformer(nn.Module):
     """`depth` blocks over grid x grid positions, hidden = 64 depth, heads = depth (Table 1)."""
 
+    cos: Tensor
+    sin: Tensor
+
     def __init__(self, depth: int, grid: int, backend: Backend, recompute: bool) -> None:
         super().__init__()
         self.recompute = recompute

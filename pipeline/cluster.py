@@ -29,11 +29,14 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.actor_cpus == self.task_cpus:
-            raise ValueError(f"actor_cpus and task_cpus are both {self.task_cpus}; Ray would fuse decoding into the actors")
+            raise ValueError(
+                f"actor_cpus and task_cpus are both {self.task_cpus}; Ray would fuse decoding into the actors"
+            )
 
 
 def start(resources: Resources) -> None:
     """Connect to Ray, or start it, quietly."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # real failures arrive as exceptions
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if resources.address:
@@ -61,10 +64,10 @@ def run_shards(
 ) -> Iterator[dict[str, Any]]:
     """Run every work item as one block through `prepare` (tasks) and `actor` (model replicas).
 
-    `prepare` takes a batch that holds one work item and returns the columns of its shard; `actor` takes those and returns
-    one row. Yields the rows as they are done, in any order.
+    `prepare` takes a batch that holds one work item and returns the columns of its shard; `actor` takes those and
+    returns one row. Yields the rows as they are done, in any order.
     """
-    dataset = ray.data.from_items(work, override_num_blocks=len(work))
+    dataset: ray.data.Dataset = ray.data.from_items(work, override_num_blocks=len(work))
     if prepare is not None:
         dataset = dataset.map_batches(prepare, batch_size=None, num_cpus=resources.task_cpus)
     dataset = dataset.map_batches(

@@ -22,9 +22,9 @@ def count_parameters(model: nn.Module) -> int:
 def memory_by_stage(parameters: int, ranks: int, moments: int) -> dict[str, int]:
     """Bytes a rank for weights, gradients and optimizer state under each ZeRO stage, activations left out.
 
-    All are float32 (bf16 only autocasts); `moments` counts the optimizer's numbers a weight. Stage 1 shards the optimizer,
-    stage 2 the gradients too, stage 3 the weights too (Rajbhandari et al. 2020, Figure 1). ZeRO 1 to 3 keep master weights
-    beside the model's in stages 1 and 2.
+    All are float32 (bf16 only autocasts); `moments` counts the optimizer's numbers a weight. Stage 1 shards the
+    optimizer, stage 2 the gradients too, stage 3 the weights too (Rajbhandari et al. 2020, Figure 1). Stages 1 and 2
+    keep sharded master weights beside the model's.
     """
     weights = gradients = _FP32 * parameters
     optimizer = _FP32 * moments * parameters

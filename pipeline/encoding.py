@@ -129,7 +129,9 @@ class ShardEncoder:
 
 
 @torch.no_grad()
-def encode_pixels(tokenizer: Tokenizer, pixels: np.ndarray, seeds: np.ndarray, batch: int, device: str) -> dict[str, np.ndarray]:
+def encode_pixels(
+    tokenizer: Tokenizer, pixels: np.ndarray, seeds: np.ndarray, batch: int, device: str
+) -> dict[str, np.ndarray]:
     """uint8 pixels (N, H, W, C) and uint64 seeds (N,) to codes, accumulated and latents as stored.
 
     Every call of the encoder sees `batch` images; the last is padded, so that a row does not depend on its neighbours.
@@ -139,9 +141,9 @@ def encode_pixels(tokenizer: Tokenizer, pixels: np.ndarray, seeds: np.ndarray, b
         part, seed = pixels[start : start + batch], seeds[start : start + batch]
         pad = batch - len(part)
         images = np.pad(part, ((0, pad), (0, 0), (0, 0), (0, 0)))
-        seed = torch.from_numpy(np.pad(seed, (0, pad)).view(np.int64)).to(device)
+        seeds_in = torch.from_numpy(np.pad(seed, (0, pad)).view(np.int64)).to(device)
         latents = tokenizer.encoder(from_pixels(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))).float()
-        result = tokenizer.quantize(latents, seed)
+        result = tokenizer.quantize(latents, seeds_in)
         keep = len(part)
         parts["codes"].append(result.codes[:keep].cpu().numpy().astype(np.uint16))
         parts["accumulated"].append(result.accumulated[:keep].cpu().numpy().astype(np.float16))
@@ -171,7 +173,7 @@ def work_items(source: Source, plan: Plan, shards: list[int]) -> list[dict[str, 
 def encode(config: EncodeConfig) -> Manifest:
     """Run the job to its manifest. Only shards without a commit are worked on.
 
-    Raises ValueError when the source or tokenizer is missing, the store holds another plan, or too many images are rejects.
+    Raises ValueError when the source or tokenizer is missing, the store holds another plan, or too many rejects.
     """
     card = read_card(config.tokenizer, "tokenizer")
     source = open_folder(files.absolute(config.images))

@@ -36,7 +36,9 @@ def read_card(folder: str, kind: str) -> ModelCard:
     if card.kind != kind:
         raise ValueError(f"{folder!r} holds a {card.kind}, not a {kind}; give the other folder")
     if card.noise_version != NOISE_VERSION:
-        raise ValueError(f"{folder!r} was made with noise version {card.noise_version}, not {NOISE_VERSION}; retrain it")
+        raise ValueError(
+            f"{folder!r} was made with noise version {card.noise_version}, not {NOISE_VERSION}; retrain it"
+        )
     return card
 
 

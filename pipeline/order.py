@@ -4,14 +4,16 @@ Rows are permuted by a Feistel network on the smallest even number of bits that 
 walked on until they fall inside (Black and Rogaway 2002, "cycle walking"). No table is kept, so 10^9 rows cost nothing.
 """
 
+from typing import Any
+
 import numpy as np
 
 ORDER_VERSION = 1
 _ROUNDS = 8
 
 
-def _mix(x: np.ndarray) -> np.ndarray:
-    """The finalizer of splitmix64 (Steele et al. 2014) on uint64."""
+def _mix(x: Any) -> Any:
+    """The finalizer of splitmix64 (Steele et al. 2014) on a uint64 number or array."""
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))

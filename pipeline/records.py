@@ -62,7 +62,9 @@ def begin(job: str, out: str, settings: dict[str, Any]) -> JobRecord:
     found = files.read_json(out + _SUFFIX)
     if found["identity"] != record.identity:
         change = _first_change(found["settings"], settings) or f"job {found['job']} -> {job}"
-        raise ValueError(f"{out} was made with other settings ({change}); choose another out, or delete it and its record")
+        raise ValueError(
+            f"{out} was made with other settings ({change}); choose another out, or delete it and its record"
+        )
     record.finished, record.seconds, record.result = found["finished"], found["seconds"], found["result"]
     return record
 

@@ -1,4 +1,4 @@
-"""Drawing images: a Ray Data graph over (index, label, seed), a generator and decoder in each actor, whole shards out."""
+"""Drawing images: a Ray Data graph over (index, label, seed), models in each actor, whole shards out."""
 
 import zipfile
 from collections.abc import Iterator
@@ -55,8 +55,8 @@ def open_cards(config: SampleConfig) -> tuple[ModelCard, ModelCard]:
     trained_on = generator.made_from["tokenizer_digest"]
     if trained_on != tokenizer.weights_digest:
         raise ValueError(
-            f"generator {config.generator} was trained on codes of tokenizer {trained_on[:12]}, but {config.tokenizer} is "
-            f"{tokenizer.weights_digest[:12]}; give the tokenizer it was trained with"
+            f"generator {config.generator} was trained on codes of tokenizer {trained_on[:12]}, but {config.tokenizer} "
+            f"is {tokenizer.weights_digest[:12]}; give the tokenizer it was trained with"
         )
     return generator, tokenizer
 
@@ -83,7 +83,7 @@ def make_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard) 
 def labels_and_seeds(indices: np.ndarray, per_class: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """What sample i is: its label int32 and its seed uint64.
 
-    Labels are balanced over the whole set and shuffled, since the ADM evaluator's Inception Score reads splits in order.
+    Labels are balanced over the whole set and shuffled, for the ADM evaluator's Inception Score reads splits in order.
     """
     shuffled = permute(indices, per_class * num_classes, seed, np.zeros_like(indices))
     seeds = child_seeds(seed, torch.from_numpy(indices)).numpy().view(np.uint64)
@@ -124,15 +124,15 @@ def draw(
 ) -> dict[str, np.ndarray]:
     """Images (N, H, W, 3) uint8 and codes (N, T, h, w) uint16 for labels (N,) int32 and seeds (N,) uint64.
 
-    Every call of the models sees `batch` images; the last is padded, so that a sample does not depend on its neighbours.
+    Every call of the models sees `batch` images; the last is padded, so a sample does not depend on its neighbours.
     """
     images, codes = [], []
     for start in range(0, len(labels), batch):
         label, seed = labels[start : start + batch], seeds[start : start + batch]
         keep, pad = len(label), batch - len(label)
-        label = torch.from_numpy(np.pad(label, (0, pad)).astype(np.int64)).to(device)
-        seed = torch.from_numpy(np.pad(seed, (0, pad)).view(np.int64)).to(device)
-        drawn = sample(generator, tokenizer.quantizer.codebook, label, seed, settings)
+        labels_in = torch.from_numpy(np.pad(label, (0, pad)).astype(np.int64)).to(device)
+        seeds_in = torch.from_numpy(np.pad(seed, (0, pad)).view(np.int64)).to(device)
+        drawn = sample(generator, tokenizer.quantizer.codebook, labels_in, seeds_in, settings)
         pixels = to_pixels(tokenizer.decode(drawn.accumulated[:, -1])).expand(-1, 3, -1, -1)
         images.append(pixels[:keep].permute(0, 2, 3, 1).cpu().numpy())
         codes.append(drawn.codes[:keep].cpu().numpy().astype(np.uint16))

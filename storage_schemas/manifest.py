@@ -128,8 +128,10 @@ def plan_from_json(data: dict[str, Any]) -> Plan:
     """Inverse of to_json. Raises ValueError on a version this code does not know."""
     if data.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"schema version {data.get('schema_version')} is not {SCHEMA_VERSION}; use a matching release")
-    arrays = tuple(ArraySpec(a["name"], a["dtype"], tuple(a["row_shape"]), tuple(a["dims"]), a["compressed"])
-                   for a in data["arrays"])
+    arrays = tuple(
+        ArraySpec(a["name"], a["dtype"], tuple(a["row_shape"]), tuple(a["dims"]), a["compressed"])
+        for a in data["arrays"]
+    )
     return Plan(**{**data, "arrays": arrays})
 
 

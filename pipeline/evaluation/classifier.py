@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from models.noise import Stream, child_seeds, normal, uniform
@@ -36,7 +35,7 @@ class ClassifierConfig:
     batch: int = 64
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.02
     shift: int = 1
 
     def __post_init__(self) -> None:
@@ -47,7 +46,7 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """Three levels of two convolutions, the mean over positions, and two linear layers. Any image size from 4 pixels."""
+    """Three levels of two convolutions, the mean over positions, two linear layers. Takes any image size from 4 pixels."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -62,8 +61,8 @@ class Classifier(nn.Module):
         self.hidden = nn.Linear(channels, config.features)
         self.head = nn.Linear(config.features, config.num_classes)
 
-    def forward(self, images: Float[Tensor, "b c H W"]) -> tuple[Float[Tensor, "b f"], Float[Tensor, "b k"]]:
-        """Images in [-1, 1] to penultimate features, after their SiLU, and logits."""
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (b, C, H, W) in [-1, 1] to penultimate features (b, f), after their SiLU, and logits (b, classes)."""
         features = F.silu(self.hidden(self.layers(images).mean((2, 3))))
         return features, self.head(features)
 
@@ -88,8 +87,8 @@ def initialize(classifier: Classifier, seed: int) -> None:
                 weight.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
-def shifted(images: Float[Tensor, "b c H W"], seeds: Tensor, shift: int) -> Float[Tensor, "b c H W"]:
-    """Each image moved by whole pixels, -shift to shift on both axes, as its seed says."""
+def shifted(images: Tensor, seeds: Tensor, shift: int) -> Tensor:
+    """Each image of (b, C, H, W) moved by whole pixels, -shift to shift on both axes. seeds: (b,) int64."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (shift, shift, shift, shift), mode="replicate")
     moves = (uniform(seeds, 0, (2,), Stream.AUGMENTATION) * (2 * shift + 1)).long()

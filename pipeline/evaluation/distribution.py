@@ -99,7 +99,9 @@ def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3, block: int 
 
 def _share_inside(points: np.ndarray, centers: np.ndarray, k: int, block: int) -> float:
     """Share of points in the union of the balls around the centers."""
-    radii = nearest(centers, centers, k + 1, block).squared[:, k]  # a point is its own first neighbour, at distance zero
+    radii = nearest(centers, centers, k + 1, block).squared[
+        :, k
+    ]  # a point is its own first neighbour, at distance zero
     centers = centers.astype(np.float64)
     inside = 0
     for start in range(0, len(points), block):
@@ -140,7 +142,9 @@ def balanced_draws(labels: np.ndarray, count: int, draws: int, seed: int) -> lis
         for place, label in enumerate(classes):
             rows, wanted = np.flatnonzero(labels == label), share + (place in generous)
             if len(rows) < wanted:
-                raise ValueError(f"class {label} has {len(rows)} images, fewer than the {wanted} of a draw; sample more")
+                raise ValueError(
+                    f"class {label} has {len(rows)} images, fewer than the {wanted} of a draw; sample more"
+                )
             parts.append(_shuffled(rows, seed, turn + 1 + place)[:wanted])
         found.append(np.sort(np.concatenate(parts)))
     return found

@@ -13,8 +13,6 @@ import numpy as np
 import torch
 
 from models.tokenizer import Tokenizer
-from pipeline import files
-from pipeline.config import to_dict
 from pipeline.evaluation.classifier import ClassifierConfig
 from pipeline.evaluation.distribution import (
     balanced_draws,
@@ -57,8 +55,8 @@ CONVENTIONS = {
     "psnr": PSNR_CONVENTION,
     "ssim": SSIM_CONVENTION,
     "codebook": "codes of the held-out and the training images together",
-    "frechet_distance": "squared, between Gaussians of the features, unbiased covariances, float64, against the training "
-    "images; samples: mean over the draws; _real: the held-out images; _all: every sample",
+    "frechet_distance": "squared, between Gaussians of the features, unbiased covariances, float64, against the "
+    "training images; samples: mean over the draws; _real: the held-out images; _all: every sample",
     "precision_recall": f"k = {NEIGHBOURS}, against the training images; samples: mean over the draws",
     "inception_score": f"all samples in store order, contiguous parts of {SPLIT_IMAGES} or one part, mean over parts",
     "nearest_train_distance": "root mean square over an image's pixel values, 0 to 255, to the nearest training image; "
@@ -97,12 +95,9 @@ class EvaluateConfig:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
 
 
-def settings(config: EvaluateConfig) -> dict[str, Any]:
-    """What fixes the metrics, for the job's record: the config without where and how fast, and digests of the inputs."""
-    tree = to_dict(config)
-    for name in ("out", "batch", "threads", "timed"):
-        del tree[name]
-    return tree | {
+def input_digests(config: EvaluateConfig) -> dict[str, str]:
+    """Digests of the inputs, for the job's record."""
+    return {
         "train_digest": open_folder(config.train_images).digest,
         "held_out_digest": open_folder(config.images).digest,
         "tokenizer_digest": read_card(config.tokenizer, "tokenizer").weights_digest,
@@ -124,7 +119,8 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     check_classes(f"sample store {config.samples!r}", samples.classes, train.classes)
     draws = balanced_draws(samples.labels, len(held_out.labels), config.draws, config.seed)
     times = stage_seconds(config.timed)
-    say(f"evaluate: {len(samples.labels)} samples, {len(held_out.labels)} held-out and {len(train.labels)} training images")
+    counts = f"{len(samples.labels)} samples, {len(held_out.labels)} held-out and {len(train.labels)} training images"
+    say(f"evaluate: {counts}")
 
     tokenizer_part = tokenizer_metrics(tokenizer, train, held_out, config.seed, config.batch)
     say(_line("tokenizer", tokenizer_part))
@@ -188,11 +184,12 @@ def feature_metrics(train: Features, held_out: Features, samples: Features, draw
         "recall": float(np.mean([share.recall for share in shares])),
         "recall_real": share_real.recall,
         "inception_score": inception_score(samples.logits, max(1, len(samples.logits) // SPLIT_IMAGES)),
+        "inception_score_real": inception_score(held_out.logits, max(1, len(held_out.logits) // SPLIT_IMAGES)),
     }
 
 
 def novelty_metrics(train: np.ndarray, held_out: np.ndarray, samples: np.ndarray) -> Metrics:
-    """Distances of samples and held-out images, (n, H, W, C) uint8, to their nearest training image; see CONVENTIONS."""
+    """Distances of samples and held-out images, (n, H, W, C) uint8, to the nearest training image; see CONVENTIONS."""
     flat = train.reshape(len(train), -1)
     scale = np.sqrt(flat.shape[1])
     real, fake = (nearest_distance(x.reshape(len(x), -1), flat) / scale for x in (held_out, samples))

@@ -16,8 +16,8 @@ import torch
 
 from models.tokenizer import from_pixels
 from pipeline import files
-from pipeline.evaluation.classifier import CLASSIFIER_VERSION, Classifier, ClassifierConfig, train_classifier
 from pipeline.config import to_dict
+from pipeline.evaluation.classifier import CLASSIFIER_VERSION, Classifier, ClassifierConfig, train_classifier
 from storage_schemas.manifest import digest_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -33,7 +33,7 @@ class Features:
 
 
 class Extractor(Protocol):
-    """What the metrics need of a feature extractor. `digest` names its weights; numbers of two digests do not compare."""
+    """What the metrics need of a feature extractor. Numbers compare only where `digest`, that of the weights, is equal."""
 
     name: str
     digest: str

@@ -18,7 +18,7 @@ SSIM_CONVENTION = "uint8 pairs, data range 255, scikit-image 7x7 uniform window,
 
 @torch.no_grad()
 def encode_images(tokenizer: Tokenizer, pixels: np.ndarray, seed: int, first: int, batch: int) -> np.ndarray:
-    """Codes (n, T, h, w) int64 of images (n, H, W, C) uint8; image i draws its noise from child `first + i` of the seed."""
+    """Codes (n, T, h, w) int64 of images (n, H, W, C) uint8; image i takes the seed's child `first + i`."""
     codes = []
     for start in range(0, len(pixels), batch):
         part = torch.from_numpy(pixels[start : start + batch]).permute(0, 3, 1, 2)
@@ -66,4 +66,5 @@ def perplexity(counts: np.ndarray) -> np.ndarray:
 
 
 def _check(real: np.ndarray, fake: np.ndarray) -> None:
-    assert real.shape == fake.shape and real.dtype == fake.dtype == np.uint8, (real.shape, fake.shape, fake.dtype)
+    assert real.shape == fake.shape, (real.shape, fake.shape)
+    assert real.dtype == fake.dtype == np.uint8, (real.dtype, fake.dtype)

@@ -38,7 +38,7 @@ def open_picture(data: bytes, channels: int) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            picture = Image.open(io.BytesIO(data))
+            picture: Image.Image = Image.open(io.BytesIO(data))
             if picture.width * picture.height > MAX_PIXELS:
                 raise Reject(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
             picture.load()

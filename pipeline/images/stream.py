@@ -19,7 +19,16 @@ class ImageStream(Dataset):
     """Item k is this rank's slice of micro-batch k: images (b, C, S, S) in [-1, 1] and noise seeds (b,) int64."""
 
     def __init__(
-        self, source: Source, *, image_size: int, channels: int, flips: bool, batch: int, seed: int, rank: int, ranks: int
+        self,
+        source: Source,
+        *,
+        image_size: int,
+        channels: int,
+        flips: bool,
+        batch: int,
+        seed: int,
+        rank: int,
+        ranks: int,
     ) -> None:
         self.source, self.image_size, self.channels, self.flips = source, image_size, channels, flips
         self.batch, self.seed, self.rank, self.ranks = batch, seed, rank, ranks

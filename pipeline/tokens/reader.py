@@ -1,4 +1,4 @@
-"""Reading a store by its manifest: every object is fetched once, checked against its commit, then decoded from memory."""
+"""Reading a store by its manifest: every object is fetched once, checked against its commit, decoded from memory."""
 
 import hashlib
 import io

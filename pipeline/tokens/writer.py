@@ -135,5 +135,7 @@ def _check_commit(url: str, plan: Plan, shard: int) -> tuple[Commit, str]:
     commit = commit_from_json(files.read_json(path))
     for name, key in plan.objects(shard).items():
         if files.digest_file(files.join(url, key)) != commit.objects[name]:
-            raise ValueError(f"store {url}: {key} is not what shard {shard_name(shard)} committed; delete both and rerun")
+            raise ValueError(
+                f"store {url}: {key} is not what shard {shard_name(shard)} committed; delete both and rerun"
+            )
     return commit, hashlib.sha256(data).hexdigest()

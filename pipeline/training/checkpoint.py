@@ -25,9 +25,13 @@ class Checkpoints:
             return 0
         found = files.read_json(pointer)
         if found["identity"] != dict(identity):
-            raise ValueError(f"the checkpoint in {self.folder} continues other data ({found['identity']}); choose another out")
+            raise ValueError(
+                f"the checkpoint in {self.folder} continues other data ({found['identity']}); choose another out"
+            )
         if found["ranks"] != self.ranks.count:
-            raise ValueError(f"the checkpoint in {self.folder} was written by {found['ranks']} ranks; resume with as many")
+            raise ValueError(
+                f"the checkpoint in {self.folder} was written by {found['ranks']} ranks; resume with as many"
+            )
         for name, engine in engines.items():
             engine.load(files.join(self.folder, found["tag"]), name)
         return found["step"]

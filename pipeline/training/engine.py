@@ -1,5 +1,6 @@
 """The door to DeepSpeed: ranks, engines, their checkpoints and their averaged weights."""
 
+import logging
 import os
 import socket
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from models.ema import AdamWithEMA
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """zero_stage: 0 to 3. precision: "bf16" autocasts over float32 weights. clip: bound of the gradient norm, 0 for none."""
+    """zero_stage: 0 to 3. precision: "bf16" autocasts over float32 weights. clip: bound of the gradient norm; 0: none."""
 
     zero_stage: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -109,6 +110,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 
 
 def _deepspeed():
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says there is no CUDA on a CPU machine
     import deepspeed
     from deepspeed.utils import logger
 
@@ -119,7 +121,9 @@ def _deepspeed():
 def accumulation(batch: int, micro_batch: int, ranks: int) -> int:
     """Micro-batches a rank runs before an update. Raises ValueError when the batch does not divide."""
     if batch % (micro_batch * ranks):
-        raise ValueError(f"batch {batch} is not a multiple of micro_batch {micro_batch} x {ranks} ranks; change one of them")
+        raise ValueError(
+            f"batch {batch} is not a multiple of micro_batch {micro_batch} x {ranks} ranks; change one of them"
+        )
     return batch // (micro_batch * ranks)
 
 
@@ -127,7 +131,12 @@ class Engine:
     """One model with its optimizer under DeepSpeed; calls, gradients and checkpoints go through it."""
 
     def __init__(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, config: EngineConfig, micro_batch: int, accumulation: int
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        config: EngineConfig,
+        micro_batch: int,
+        accumulation: int,
     ) -> None:
         self.config = config
         self._engine, *_ = _deepspeed().initialize(

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +69,7 @@ class GeneratorLoss(nn.Module):
 
 
 def open_inputs(config: TrainGeneratorConfig) -> tuple[list[Store], ModelCard]:
-    """The stores and the tokenizer's card. Raises ValueError unless they and the model's token space belong together."""
+    """The stores and the tokenizer's card. Raises ValueError unless they and the model's token space fit together."""
     card = read_card(config.tokenizer, "tokenizer")
     stores = [open_store(url, KIND) for url in config.stores]
     for store in stores:
@@ -99,7 +99,9 @@ def _check_space(model: GeneratorConfig, store: Store) -> None:
     }
     for name, value in found.items():
         if getattr(model, name) != value:
-            raise ValueError(f"model.{name} is {getattr(model, name)}, but store {store.url} has {value}; set it to {value}")
+            raise ValueError(
+                f"model.{name} is {getattr(model, name)}, but store {store.url} has {value}; set it to {value}"
+            )
 
 
 @torch.no_grad()
@@ -130,7 +132,7 @@ def training_inputs(
 
 
 def train_generator(config: TrainGeneratorConfig) -> ModelCard | None:
-    """Train to the end, or on from the last checkpoint, and export the averaged weights. The card, on the first rank."""
+    """Train to the end, or on from the last checkpoint; export the averaged weights. The card, on the first rank."""
     stores, tokenizer_card = open_inputs(config)
     ranks = ds.join_ranks(config.threads)
     accumulation = ds.accumulation(config.batch, config.micro_batch, ranks.count)
@@ -194,7 +196,7 @@ class StepLossMeter:
         values = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)])
         self._sums.index_add_(1, steps - 1, values)
 
-    def take(self) -> dict[str, float | list[float | None]]:
+    def take(self) -> dict[str, Any]:
         """loss, and loss_by_step with None where no image had that step; then start anew. Every rank calls it."""
         sums, counts = ds.sum_over_ranks(self._sums).tolist()
         self._sums.zero_()
@@ -214,6 +216,11 @@ def _export(
         "stores": [store.id for store in stores],
         "classes": stores[0].manifest.plan.identity["classes"],
     }
-    training = {"batch": config.batch, "noise": config.noise, "seed": config.seed, "optimizer": asdict(config.optimizer)}
+    training = {
+        "batch": config.batch,
+        "noise": config.noise,
+        "seed": config.seed,
+        "optimizer": asdict(config.optimizer),
+    }
     named = {name.removeprefix(prefix): value for name, value in weights.items()}
     return save_export(config.out, "generator", config.model, named, made_from, training, config.steps)

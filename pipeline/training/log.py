@@ -17,7 +17,7 @@ class TrainingLog:
         path = files.local_path(files.join(out, "log.jsonl"))
         kept = [line for line in read_log(path) if line["step"] <= resume_step]
         files.write_bytes(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
-        self._file = open(path, "a", buffering=1)  # closed by close()
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115, closed by close()
 
     def write(self, step: int, **figures: Any) -> None:
         """Add one line."""

@@ -1,15 +1,16 @@
 """Training the tokenizer: a generator-side engine and, where the adversarial loss is on, a discriminator engine.
 
-ZeRO-1 and 2 keep only the last of two backward passes, and no stage lets `autograd.grad` run through an engine's output.
+ZeRO-1 and 2 keep only the last of two backward passes, and no stage lets `autograd.grad` run through an output.
 So each engine runs one backward a micro-batch, and the losses meet at the reconstruction, cut from the graph: their
 gradients there, weighted, are what the one backward pass starts from.
 """
 
 import time
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.discriminator import DiscriminatorConfig, DiscriminatorLoss
 from models.losses import PerceptualLoss, adaptive_weight, discriminator_hinge, generator_hinge, reconstruction_loss
@@ -87,7 +88,7 @@ class TokenizerStep:
         if config.loss.perceptual != "none":
             self.perceptual = PerceptualLoss(config.loss.perceptual).to(ranks.device)
 
-    def _engine(self, model: torch.nn.Module, accumulation: int) -> ds.Engine:
+    def _engine(self, model: nn.Module, accumulation: int) -> ds.Engine:
         return ds.Engine(
             model, ds.adam(model, self.config.optimizer), self.config.engine, self.config.micro_batch, accumulation
         )
@@ -125,7 +126,7 @@ class TokenizerStep:
 
     def _adversarial_gradient(self, picture: Tensor, features: Tensor, nll: Tensor, terms: dict[str, Tensor]) -> Tensor:
         """Weighted gradient of the adversarial loss at the reconstruction."""
-        critic = self.engines["discriminator"].module.discriminator
+        critic = self.engines["discriminator"].module.get_submodule("discriminator")
         critic.requires_grad_(False)
         terms["adversarial"] = generator_hinge(critic(picture))
         (grad,) = torch.autograd.grad(terms["adversarial"], picture)
@@ -162,8 +163,8 @@ class TermMeter:
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach().double()
 
-    def take(self) -> dict[str, float | list[float]]:
-        """Means over calls and ranks, `usage_by_step` and `perplexity_by_step`; then start anew. Every rank calls it."""
+    def take(self) -> dict[str, Any]:
+        """Means over calls and ranks, `usage_by_step`, `perplexity_by_step`; then start anew. Every rank calls it."""
         means = {name: ds.mean_over_ranks(value / self._calls).item() for name, value in sorted(self._sums.items())}
         counts = ds.sum_over_ranks(self._counts)
         share = counts / counts.sum(1, keepdim=True)
@@ -228,5 +229,10 @@ def _export(config: TrainTokenizerConfig, engine: ds.Engine, ranks: ds.Ranks, so
     if not ranks.first:
         return None
     made_from = {"source_digest": source.digest, "classes": list(source.classes)}
-    training = {"batch": config.batch, "seed": config.seed, "optimizer": asdict(config.optimizer), "loss": asdict(config.loss)}
+    training = {
+        "batch": config.batch,
+        "seed": config.seed,
+        "optimizer": asdict(config.optimizer),
+        "loss": asdict(config.loss),
+    }
     return save_export(config.out, "tokenizer", config.model, weights, made_from, training, config.steps)

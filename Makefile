@@ -1,0 +1,51 @@
+# Every target makes .venv first, from pyproject.toml under the pinned constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+RDPM := $(BIN)/rdpm
+DEMO := configs/digits
+IMAGENET_CONFIGS := configs/imagenet256
+IMAGENET ?= data/imagenet/train
+TOKENIZER ?= runs/imagenet256/tokenizer
+STORE ?= runs/imagenet256/store
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint format tokenize-imagenet clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
+
+install: $(VENV)/.installed ## make .venv with everything in it
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: install ## the whole road on scikit-learn's digits: images to runs/demo/report.html, at most 15 minutes on 2 cores
+	$(RDPM) prepare digits $(DEMO)/data.yaml
+	$(RDPM) train-tokenizer $(DEMO)/tokenizer.yaml
+	$(RDPM) tokenize $(DEMO)/store.yaml
+	$(RDPM) train-generator $(DEMO)/generator.yaml
+	$(RDPM) sample $(DEMO)/samples.yaml
+	$(RDPM) evaluate $(DEMO)/evaluation.yaml
+	$(RDPM) report $(DEMO)/report.yaml
+
+tokenize-imagenet: install ## encode IMAGENET=folder with TOKENIZER=folder into STORE=folder or URL
+	$(RDPM) tokenize $(IMAGENET_CONFIGS)/store.yaml images=$(IMAGENET) tokenizer=$(TOKENIZER) out=$(STORE)
+
+test: install ## the test suite, under 15 minutes on 2 cores
+	$(BIN)/python -m pytest
+
+lint: install ## format check, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: install ## rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## delete .venv and runs/demo
+	rm -rf $(VENV) runs/demo runs/demo.*

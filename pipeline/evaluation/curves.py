@@ -1,0 +1,113 @@
+"""Charts of a training log, and of numbers by step t, as PNGs."""
+
+import io
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from pipeline import files
+from pipeline.evaluation.page import image
+
+Line = dict[str, Any]
+_SIZE, _DPI = (4.6, 2.9), 170
+
+# Title, keys drawn in one chart, logarithmic or not. A key that a log lacks is left out.
+_LINES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
+    ("Loss", ("loss",), False),
+    ("Loss terms", ("reconstruction", "commitment", "codebook", "perceptual"), True),
+    ("Adversarial terms", ("adversarial", "discriminator"), False),
+    ("Gradient norm", ("gradient_norm",), True),
+    ("Learning rate", ("learning_rate",), False),
+    ("Images a second", ("images_per_second",), False),
+)
+_FANS = (
+    ("Loss by step t", "loss_by_step"),
+    ("Share of codes used by step t", "usage_by_step"),
+    ("Code perplexity by step t", "perplexity_by_step"),
+)
+
+
+def read_lines(folder: str) -> list[Line]:
+    """The lines of an export's log.jsonl. Raises ValueError when there are none."""
+    path = files.join(folder, "log.jsonl")
+    lines = [json.loads(line) for line in files.read_bytes(path).splitlines()] if files.exists(path) else []
+    if not lines:
+        raise ValueError(f"{folder!r} has no log.jsonl with lines; give the folder of a finished training")
+    return lines
+
+
+def training_charts(lines: list[Line]) -> list[str]:
+    """One chart for each group of keys that the log has, as markup."""
+    steps = np.array([line["step"] for line in lines])
+    found = []
+    for title, keys, log in _LINES:
+        present = [key for key in keys if any(key in line for line in lines)]
+        if present:
+            found.append(_line_chart(title, steps, lines, present, log))
+    for title, key in _FANS:
+        if any(key in line for line in lines):
+            found.append(_fan_chart(title, [line for line in lines if key in line], key))
+    return found
+
+
+def bar_chart(title: str, values: Sequence[float]) -> str:
+    """Bars over t = 1 ... T, as markup."""
+    figure, axes = _axes(title)
+    axes.bar(np.arange(1, len(values) + 1), values, color="#2f5d8a", width=0.7)
+    axes.set_xlabel("t")
+    axes.set_xticks(np.arange(1, len(values) + 1))
+    return _markup(figure, title)
+
+
+def _line_chart(title: str, steps: np.ndarray, lines: list[Line], keys: list[str], log: bool) -> str:
+    figure, axes = _axes(title)
+    for key in keys:
+        axes.plot(
+            steps, np.array([line.get(key, np.nan) for line in lines], float), label=key.replace("_", " "), lw=1.3
+        )
+    if log:
+        axes.set_yscale("log")
+    if len(keys) > 1:
+        axes.legend(frameon=False, fontsize=8)
+    axes.set_xlabel("optimizer step")
+    return _markup(figure, title)
+
+
+def _fan_chart(title: str, lines: list[Line], key: str) -> str:
+    """A curve for every t, dark for t = 1 to light for t = T. A step without a value leaves a gap bridged."""
+    figure, axes = _axes(title)
+    steps = np.array([line["step"] for line in lines])
+    values = np.array([line[key] for line in lines], float)  # None becomes NaN
+    colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, values.shape[1]))
+    for t, (column, color) in enumerate(zip(values.T, colors, strict=True), start=1):
+        known = ~np.isnan(column)
+        axes.plot(steps[known], column[known], color=color, lw=1.1, label=f"{t}")
+    axes.legend(frameon=False, fontsize=7, ncols=2, title="t", title_fontsize=7, handlelength=1, columnspacing=0.8)
+    axes.set_xlabel("optimizer step")
+    return _markup(figure, title)
+
+
+def _axes(title: str) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=_SIZE, layout="constrained")
+    axes.set_title(title, fontsize=10.5, loc="left")
+    axes.grid(axis="y", color="#e3e6ec", lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8.5, color="#9aa3b2")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("#9aa3b2")
+    return figure, axes
+
+
+def _markup(figure: Figure, title: str) -> str:
+    sink = io.BytesIO()
+    figure.savefig(sink, format="png", dpi=_DPI, metadata={"Software": None})
+    plt.close(figure)
+    return image(sink.getvalue(), f"Chart: {title}")

@@ -1,0 +1,272 @@
+"""One self-contained HTML page about a run: its numbers, pictures, curves, settings and digests."""
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from models.tokenizer import Tokenizer
+from pipeline import files
+from pipeline.evaluation import page
+from pipeline.evaluation.curves import bar_chart, read_lines, training_charts
+from pipeline.evaluation.pictures import (
+    nearest_grids,
+    reconstruction_grids,
+    sample_grid,
+    sample_sheet,
+    step_grid,
+)
+from pipeline.evaluation.splits import SampleSet, Split, check_classes, load_samples, load_split
+from pipeline.exports import load_tokenizer, read_card
+from pipeline.records import read_record
+from pipeline.tokens.reader import Store, open_store
+from storage_schemas.cards import ModelCard
+from storage_schemas.manifest import to_json
+from storage_schemas.tokens import KIND
+
+
+@dataclass(frozen=True)
+class ReportConfig:
+    """What a run left behind: metrics.json, two exports, the token store, the sample store, the two image folders.
+
+    out: the page. also_png: where the grid of samples is written as a picture of its own, if anywhere.
+    """
+
+    metrics: str
+    tokenizer: str
+    generator: str
+    store: str
+    samples: str
+    images: str
+    train_images: str
+    out: str
+    also_png: str = ""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything the page shows, read and checked."""
+
+    config: ReportConfig
+    metrics: dict[str, Any]
+    tokenizer: Tokenizer
+    tokenizer_card: ModelCard
+    generator_card: ModelCard
+    store: Store
+    samples: SampleSet
+    held_out: Split
+    train: Split
+
+
+def input_digests(config: ReportConfig) -> dict[str, str]:
+    """Digests of the inputs, for the job's record. Raises ValueError when one is missing."""
+    if not files.exists(config.metrics):
+        raise ValueError(f"metrics {config.metrics!r} does not exist; run rdpm evaluate first")
+    return {
+        "metrics_digest": files.digest_file(config.metrics).sha256,
+        "tokenizer_digest": read_card(config.tokenizer, "tokenizer").weights_digest,
+        "generator_digest": read_card(config.generator, "generator").weights_digest,
+        "store_id": open_store(config.store, KIND).id,
+    }
+
+
+def write_report(config: ReportConfig) -> int:
+    """Write the page, and the picture where one is asked for. Returns the page's size in bytes.
+
+    Raises ValueError when an input is missing or the inputs are not of one run.
+    """
+    run = open_run(config)
+    data = render(run).encode()
+    files.write_bytes(config.out, data)
+    if config.also_png:
+        files.write_bytes(config.also_png, sample_sheet(run.samples))
+    return len(data)
+
+
+def open_run(config: ReportConfig) -> Run:
+    """Read all inputs. Raises ValueError when one is missing or does not belong to the others."""
+    tokenizer, tokenizer_card = load_tokenizer(config.tokenizer)
+    run = Run(
+        config,
+        files.read_json(config.metrics),
+        tokenizer,
+        tokenizer_card,
+        read_card(config.generator, "generator"),
+        open_store(config.store, KIND),
+        load_samples(config.samples, tokenizer_card, tokenizer.config.autoencoder.in_channels),
+        load_split(config.images, tokenizer.config),
+        load_split(config.train_images, tokenizer.config),
+    )
+    check_classes(f"folder {config.images!r}", run.held_out.classes, run.train.classes)
+    check_classes(f"sample store {config.samples!r}", run.samples.classes, run.train.classes)
+    protocol = run.metrics["protocol"]
+    _same("metrics", config.metrics, "samples", protocol["samples"]["store_id"], run.samples.store.id)
+    drawn_by = run.samples.store.manifest.plan.identity["generator_digest"]
+    _same("samples", config.samples, "generator", drawn_by, run.generator_card.weights_digest)
+    if run.store.id not in run.generator_card.made_from["stores"]:
+        raise ValueError(
+            f"generator {config.generator!r} was not trained on store {config.store!r} ({run.store.id[:12]})"
+        )
+    return run
+
+
+def _same(kind: str, path: str, other: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise ValueError(
+            f"{kind} {path!r} is of {other} {found[:12]}, not of {expected[:12]}; give the files of one run"
+        )
+
+
+def render(run: Run) -> str:
+    """The page as HTML."""
+    shape, space = run.tokenizer.config, run.generator_card.config
+    T, K, grid = shape.schedule.num_steps, shape.quantizer.codebook_size, shape.grid
+    lead = (
+        f"A tokenizer that turns {shape.image_size} x {shape.image_size} images into {T} maps of {grid} x {grid} codes "
+        f"(K = {K}), a generator of depth {space['depth']} that draws them, and {len(run.samples.labels)} samples of "
+        f"{len(run.samples.classes)} classes, measured against {len(run.held_out.labels)} held-out and "
+        f"{len(run.train.labels)} training images."
+    )
+    return page.page("RDPM: report of a run", lead, [*_results(run), *_curves(run), *_provenance(run)])
+
+
+_COMPARED = (
+    (
+        "Class accuracy",
+        "class_accuracy",
+        "classifier_accuracy_on_real",
+        "Share recognized as the class asked for. Higher is better.",
+    ),
+    (
+        "Fréchet distance",
+        "frechet_distance",
+        "frechet_distance_real",
+        "To the training images, both over equally many images. Lower is better.",
+    ),
+    (
+        "Precision",
+        "precision",
+        "precision_real",
+        "Share of images that lie among the training images. Higher is better.",
+    ),
+    ("Recall", "recall", "recall_real", "Share of training images that these lie around. Higher is better."),
+    (
+        "Inception score",
+        "inception_score",
+        "inception_score_real",
+        "Certain of the class, and varied. Higher is better.",
+    ),
+    (
+        "Nearest training image",
+        "nearest_train_distance",
+        "nearest_train_distance_real",
+        "Median distance in grey levels (0 to 255), root mean square. Far below real would mean copying.",
+    ),
+    (
+        "Copies",
+        "copies",
+        "",
+        "Share nearer to a training image than all but 1% of held-out images. About 0.01 for new images.",
+    ),
+)
+_TOKENIZER = (
+    ("PSNR", "psnr", "Held-out reconstructions, dB. Higher is better."),
+    ("SSIM", "ssim", "Held-out reconstructions, structural similarity. Higher is better."),
+    ("Codebook usage", "codebook_usage", "Share of codes chosen at least once over all images."),
+)
+
+
+def _results(run: Run) -> list[str]:
+    generator, tokenizer = run.metrics["generator"], run.metrics["tokenizer"]
+    compared = [
+        (name, note, (_short(generator[key]), _short(generator.get(real, ""))))
+        for name, key, real, note in _COMPARED
+        if key in generator
+    ]
+    coding = [(name, note, (_short(tokenizer[key]),)) for name, key, note in _TOKENIZER]
+    seconds = [(job.replace("_", " "), "", (_short(float(s)),)) for job, s in run.metrics["seconds"].items()]
+    protocol = run.metrics["protocol"]
+    how = (
+        f"Features of the {protocol['extractor']['name']}; {protocol['count']} images a side, samples as the mean of "
+        f"{protocol['draws']} random class-balanced draws. The held-out column is what a perfect generator would get."
+    )
+    tables = [
+        page.numbers(("Samples", "samples", "held-out"), compared),
+        page.heading("Tokenizer"),
+        page.numbers(("Reconstruction", "value"), coding),
+    ]
+    if seconds:
+        tables += [page.heading("Time"), page.numbers(("Job", "seconds"), seconds)]
+    return [
+        page.section("Numbers", how, *tables),
+        page.section(
+            "Samples",
+            "The first ten samples of each class in the order of the store, none picked.",
+            sample_grid(run.samples),
+        ),
+        page.section(
+            "Step by step",
+            "The sum of what was predicted so far, decoded after each step t.",
+            step_grid(run.tokenizer, run.samples),
+        ),
+        page.section(
+            "Reconstructions",
+            "Held-out images, and what the tokenizer makes of their codes.",
+            reconstruction_grids(run.tokenizer, run.held_out, protocol["seed"]),
+        ),
+        page.section(
+            "Nearest training images",
+            "Each sample with the three training images nearest to it in pixels, and "
+            "their distances (root mean square, grey levels).",
+            nearest_grids(run.samples, run.train),
+        ),
+    ]
+
+
+def _curves(run: Run) -> list[str]:
+    config = run.config
+    perplexity = bar_chart("Code perplexity by step t, real images", run.metrics["tokenizer"]["perplexity_by_step"])
+    tokenizer, generator = (training_charts(read_lines(folder)) for folder in (config.tokenizer, config.generator))
+    return [
+        page.section(
+            "Training the tokenizer",
+            f"{run.tokenizer_card.steps} optimizer steps.",
+            page.charts([*tokenizer, perplexity]),
+        ),
+        page.section("Training the generator", f"{run.generator_card.steps} optimizer steps.", page.charts(generator)),
+    ]
+
+
+def _provenance(run: Run) -> list[str]:
+    config = run.config
+    blocks = []
+    for title, card in (("Tokenizer card", run.tokenizer_card), ("Generator card", run.generator_card)):
+        blocks.append(page.facts(title, flatten(dataclasses.asdict(card))))
+    for title, store in (("Token store", run.store), ("Sample store", run.samples.store)):
+        plan = to_json(store.manifest)["plan"]
+        blocks.append(page.facts(title, [("store_id", store.id), *flatten(plan)]))
+    for out in (config.tokenizer, config.store, config.generator, config.samples, config.metrics):
+        record = read_record(out)
+        if record is not None:
+            kept = {name: record[name] for name in ("identity", "finished", "seconds", "settings")}
+            blocks.append(page.facts(f"Job {record['job']}", flatten(kept)))
+    return [
+        page.section("Settings and digests", "What every part was made from, and by which settings.", *blocks),
+        page.section(
+            "Protocol",
+            "How the numbers were measured; only numbers of equal protocols compare.",
+            page.facts("Protocol", flatten(run.metrics["protocol"])),
+        ),
+    ]
+
+
+def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested dicts as (dotted name, value) rows; anything else is written as JSON."""
+    if isinstance(tree, dict) and tree:
+        return [row for key, value in tree.items() for row in flatten(value, f"{name}.{key}" if name else str(key))]
+    return [(name, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False))]
+
+
+def _short(value: float | str) -> str:
+    """A number to four significant digits."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
