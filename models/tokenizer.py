@@ -63,7 +63,7 @@ class Tokenizer(nn.Module):
         """One training pass.
 
         Returns reconstruction (b, c, H, W), features (b, k, H, W) before the decoder's last convolution, the two
-        quantization losses (Eq. 4) as scalars, and codes (b, T, h, w). A dict, since ZeRO-3 hooks see only plain containers.
+        quantization losses (Eq. 4) as scalars, and codes (b, T, h, w). A dict, for ZeRO-3 sees only plain ones.
         """
         latents = self.encoder(images).float()
         result = self.quantize(latents, seeds)

@@ -28,6 +28,19 @@ def rotary_angles(grid: int, head_dim: int) -> Float[Tensor, "s half"]:
     return torch.cat([rows, columns], dim=1).float()
 
 
+def position_embedding(grid: int, width: int) -> Float[Tensor, "s width"]:
+    """Fixed 2-D sine and cosine embedding (as in DiT): a quarter of the width each for sin and cos of row and column.
+
+    Rotary positions are relative, and attention without a causal mask learns little of the absolute place from them.
+    """
+    quarter = width // 4
+    frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
+    place = torch.arange(grid, dtype=torch.float64)
+    rows = place.repeat_interleave(grid).unsqueeze(1) * frequency
+    columns = place.repeat(grid).unsqueeze(1) * frequency
+    return torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=1).float()
+
+
 def rotate(
     x: Float[Tensor, "b n s k"], cos: Float[Tensor, "s half"], sin: Float[Tensor, "s half"]
 ) -> Float[Tensor, "b n s k"]:
@@ -76,6 +89,7 @@ class Transformer(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    place: Tensor
 
     def __init__(self, depth: int, grid: int, backend: Backend, recompute: bool) -> None:
         super().__init__()
@@ -86,6 +100,7 @@ class Transformer(nn.Module):
         angles = rotary_angles(grid, 64)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
+        self.register_buffer("place", position_embedding(grid, self.width), persistent=False)
         self._init()
 
     def _init(self) -> None:
@@ -96,6 +111,7 @@ class Transformer(nn.Module):
                 nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Float[Tensor, "b s d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b s d"]:
+        x = x + self.place
         for block in self.blocks:
             if self.recompute and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, condition, self.cos, self.sin, use_reentrant=False)

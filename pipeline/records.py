@@ -65,7 +65,8 @@ def begin(job: str, out: str, settings: dict[str, Any]) -> JobRecord:
         raise ValueError(
             f"{out} was made with other settings ({change}); choose another out, or delete it and its record"
         )
-    record.finished, record.seconds, record.result = found["finished"], found["seconds"], found["result"]
+    record.finished = found["finished"] and files.exists(out)
+    record.seconds, record.result = found["seconds"], found["result"]
     return record
 
 

@@ -46,7 +46,7 @@ class ClassifierConfig:
 
 
 class Classifier(nn.Module):
-    """Three levels of two convolutions, the mean over positions, two linear layers. Takes any image size from 4 pixels."""
+    """Three levels of two convolutions, the mean over positions, two linear layers. Images of 4 pixels or more."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()

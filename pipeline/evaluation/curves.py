@@ -69,12 +69,13 @@ def bar_chart(title: str, values: Sequence[float]) -> str:
 
 def _line_chart(title: str, steps: np.ndarray, lines: list[Line], keys: list[str], log: bool) -> str:
     figure, axes = _axes(title)
-    for key in keys:
-        axes.plot(
-            steps, np.array([line.get(key, np.nan) for line in lines], float), label=key.replace("_", " "), lw=1.3
-        )
+    for key, style in zip(keys, ("-", "--", "-.", ":"), strict=False):  # two terms may lie on each other
+        values = np.array([line.get(key, np.nan) for line in lines], float)
+        axes.plot(steps, values, style, label=key.replace("_", " "), lw=1.3)
     if log:
         axes.set_yscale("log")
+    elif axes.get_ylim()[0] > 0:
+        axes.set_ylim(bottom=0)
     if len(keys) > 1:
         axes.legend(frameon=False, fontsize=8)
     axes.set_xlabel("optimizer step")
@@ -82,7 +83,7 @@ def _line_chart(title: str, steps: np.ndarray, lines: list[Line], keys: list[str
 
 
 def _fan_chart(title: str, lines: list[Line], key: str) -> str:
-    """A curve for every t, dark for t = 1 to light for t = T. A step without a value leaves a gap bridged."""
+    """A curve for every t, dark for t = 1 to light for t = T. A gap in a curve is bridged."""
     figure, axes = _axes(title)
     steps = np.array([line["step"] for line in lines])
     values = np.array([line[key] for line in lines], float)  # None becomes NaN

@@ -121,16 +121,18 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     times = stage_seconds(config.timed)
     counts = f"{len(samples.labels)} samples, {len(held_out.labels)} held-out and {len(train.labels)} training images"
     say(f"evaluate: {counts}")
-
+    extractor = make_extractor(config, train)
+    say(f"evaluate: features of the {extractor.name} {extractor.digest[:12]}")
     tokenizer_part = tokenizer_metrics(tokenizer, train, held_out, config.seed, config.batch)
     say(_line("tokenizer", tokenizer_part))
-    extractor = make_extractor(config, train)
-    features = [extractor.extract(part.pixels) for part in (train, held_out, samples)]
-    generator_part = feature_metrics(*features, draws)
+    train_features, real, fake = (
+        extractor.extract(pixels) for pixels in (train.pixels, held_out.pixels, samples.pixels)
+    )
+    generator_part = feature_metrics(train_features, real, fake, draws)
     if config.extractor == "classifier":  # Inception's classes are not the images' classes
-        generator_part["class_accuracy"] = _accuracy(features[2], samples.labels)
-        generator_part["classifier_accuracy_on_real"] = _accuracy(features[1], held_out.labels)
-    say(_line(f"generator ({extractor.name} features)", generator_part))
+        generator_part["class_accuracy"] = _accuracy(fake, samples.labels)
+        generator_part["classifier_accuracy_on_real"] = _accuracy(real, held_out.labels)
+    say(_line("generator", generator_part))
     novelty = novelty_metrics(train.pixels, held_out.pixels, samples.pixels)
     say(_line("novelty", novelty))
     return {

@@ -33,7 +33,7 @@ class Features:
 
 
 class Extractor(Protocol):
-    """What the metrics need of a feature extractor. Numbers compare only where `digest`, that of the weights, is equal."""
+    """What the metrics need of a feature extractor. Numbers compare only where `digest`, of the weights, is equal."""
 
     name: str
     digest: str

@@ -32,15 +32,19 @@ td small { display: block; line-height: 1.4; max-width: 40rem; }
 .facts td:first-child { width: 38%; color: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
 .charts img { width: 100%; height: auto; display: block; }
-.grid { display: grid; gap: clamp(2px, .6vw, 6px); align-items: center; }
+.grid { display: grid; gap: clamp(2px, .6vw, 6px); align-items: center; justify-content: start; }
 .grid img { width: 100%; display: block; image-rendering: pixelated; }
 .grid .label { font-size: .8rem; color: var(--soft); text-align: center; overflow-wrap: anywhere; }
-.grid .row { text-align: right; padding-right: .3rem; }
+.grid .row { text-align: right; padding-right: .3rem; max-width: 7rem; overflow-wrap: break-word; }
 figure { margin: 0; }
 figcaption { font-size: .75rem; text-align: center; line-height: 1.2; padding-top: 2px; }
 .pairs { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 320px), 1fr)); gap: 2rem; }
 details { border-top: 1px solid var(--line); padding: .5rem 0; }
 summary { cursor: pointer; font-weight: 600; }
+@media (max-width: 600px) {
+  .facts td, .facts td:first-child { display: block; width: auto; padding: .1rem 0; }
+  .facts td + td { border-top: 0; }
+}
 """
 
 
@@ -70,7 +74,7 @@ def image(data: bytes, alt: str) -> str:
     return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(alt)}">'
 
 
-def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Picture]]], cell: int = 56) -> str:
+def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Picture]]], cell: int = 80) -> str:
     """Pictures in labelled rows under column heads (or none). cell: the widest a picture gets, in CSS pixels."""
     width = max(len(pictures) for _, pictures in rows)
     cells = ["<div></div>", *(f'<div class="label">{escape(c)}</div>' for c in columns)] if columns else []
@@ -78,7 +82,7 @@ def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Picture]]], 
         cells.append(f'<div class="label row">{escape(label)}</div>')
         cells += [_cell(picture) for picture in pictures]
         cells += ["<div></div>"] * (width - len(pictures))
-    style = f"grid-template-columns:minmax(1.2rem,auto) repeat({width},minmax(0,{cell}px))"
+    style = f"grid-template-columns:auto repeat({width},minmax(0,{cell}px))"
     return f'<div class="grid" style="{style}">{"".join(cells)}</div>'
 
 

@@ -100,6 +100,8 @@ def open_run(config: ReportConfig) -> Run:
     check_classes(f"folder {config.images!r}", run.held_out.classes, run.train.classes)
     check_classes(f"sample store {config.samples!r}", run.samples.classes, run.train.classes)
     protocol = run.metrics["protocol"]
+    for name, split in (("held_out", run.held_out), ("train", run.train)):
+        _same("metrics", config.metrics, f"{name} images", protocol[name]["source_digest"], split.source_digest)
     _same("metrics", config.metrics, "samples", protocol["samples"]["store_id"], run.samples.store.id)
     drawn_by = run.samples.store.manifest.plan.identity["generator_digest"]
     _same("samples", config.samples, "generator", drawn_by, run.generator_card.weights_digest)
@@ -184,18 +186,19 @@ def _results(run: Run) -> list[str]:
         if key in generator
     ]
     coding = [(name, note, (_short(tokenizer[key]),)) for name, key, note in _TOKENIZER]
-    seconds = [(job.replace("_", " "), "", (_short(float(s)),)) for job, s in run.metrics["seconds"].items()]
+    times = run.metrics["seconds"]
+    seconds = [(job, "", (f"{taken:.0f}",)) for job, taken in [*times.items(), ("together", sum(times.values()))]]
     protocol = run.metrics["protocol"]
     how = (
         f"Features of the {protocol['extractor']['name']}; {protocol['count']} images a side, samples as the mean of "
         f"{protocol['draws']} random class-balanced draws. The held-out column is what a perfect generator would get."
     )
     tables = [
-        page.numbers(("Samples", "samples", "held-out"), compared),
+        page.numbers(("Measure", "samples", "held-out"), compared),
         page.heading("Tokenizer"),
         page.numbers(("Reconstruction", "value"), coding),
     ]
-    if seconds:
+    if times:
         tables += [page.heading("Time"), page.numbers(("Job", "seconds"), seconds)]
     return [
         page.section("Numbers", how, *tables),
@@ -243,8 +246,7 @@ def _provenance(run: Run) -> list[str]:
     for title, card in (("Tokenizer card", run.tokenizer_card), ("Generator card", run.generator_card)):
         blocks.append(page.facts(title, flatten(dataclasses.asdict(card))))
     for title, store in (("Token store", run.store), ("Sample store", run.samples.store)):
-        plan = to_json(store.manifest)["plan"]
-        blocks.append(page.facts(title, [("store_id", store.id), *flatten(plan)]))
+        blocks.append(page.facts(title, [("store_id", store.id), *flatten(_plan(store))]))
     for out in (config.tokenizer, config.store, config.generator, config.samples, config.metrics):
         record = read_record(out)
         if record is not None:
@@ -258,6 +260,14 @@ def _provenance(run: Run) -> list[str]:
             page.facts("Protocol", flatten(run.metrics["protocol"])),
         ),
     ]
+
+
+def _plan(store: Store) -> dict[str, Any]:
+    """A store's plan for reading: its arrays in one line each, and not the tokenizer's config, which the card has."""
+    plan = to_json(store.manifest)["plan"]
+    plan["arrays"] = {spec.name: f"{spec.dtype} {list(spec.row_shape)}" for spec in store.manifest.plan.arrays}
+    plan["identity"].pop("tokenizer_config", None)
+    return plan
 
 
 def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:

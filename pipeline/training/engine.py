@@ -11,11 +11,12 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from models.ema import AdamWithEMA
+from pipeline.training.launch import end_with_launcher
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """zero_stage: 0 to 3. precision: "bf16" autocasts over float32 weights. clip: bound of the gradient norm; 0: none."""
+    """zero_stage: 0 to 3. precision: "bf16" autocasts over float32 weights. clip: bound of the gradient norm or 0."""
 
     zero_stage: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
@@ -65,6 +66,7 @@ class Ranks:
 
 def join_ranks(threads: int) -> Ranks:
     """Join the process group that torchrun or deepspeed set up, or make one of a single rank."""
+    end_with_launcher()
     torch.set_num_threads(threads)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")

@@ -1,8 +1,13 @@
-"""Starting the ranks of a training job."""
+"""Starting the ranks of a training job, and ending them with it."""
 
+import ctypes
 import os
+import signal
 import subprocess
 import sys
+
+_STARTED_HERE = "RDPM_STARTED_RANKS"
+_PR_SET_PDEATHSIG = 1
 
 
 def under_launcher() -> bool:
@@ -13,7 +18,24 @@ def under_launcher() -> bool:
 def launch(ranks: int, arguments: list[str]) -> None:
     """Run `rdpm` with these arguments once a rank under torchrun, and wait. Raises ValueError when a rank fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    quiet = {"TORCHELASTIC_ERROR_FILE": "", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    done = subprocess.run([*command, "-m", "jobs.cli", *arguments], env={**os.environ, **quiet}, check=False)
+    settings = {_STARTED_HERE: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    done = subprocess.run(
+        [*command, "-m", "jobs.cli", *arguments],
+        env={**os.environ, **settings},
+        preexec_fn=_die_with_parent,
+        check=False,
+    )
     if done.returncode:
         raise ValueError(f"training stopped: a rank of {ranks} failed with exit code {done.returncode}; see above")
+
+
+def end_with_launcher() -> None:
+    """On a rank that `launch` started: end when the launcher is killed, instead of training on unseen."""
+    if _STARTED_HERE in os.environ:
+        _die_with_parent()
+
+
+def _die_with_parent() -> None:
+    """torchrun starts its ranks in sessions of their own, which a kill of the job's process group does not reach."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -1,0 +1,190 @@
+"""What several rooms test with: real digits in folders, small stores, small models with made weights."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.autoencoder import AutoencoderConfig
+from models.generator import Generator, GeneratorConfig
+from models.noise import NOISE_VERSION
+from models.quantizer import QuantizerConfig
+from models.schedule import Schedule
+from models.tokenizer import Tokenizer, TokenizerConfig
+from pipeline.config import to_dict
+from pipeline.exports import save_export
+from pipeline.tokens.reader import Store
+from pipeline.tokens.writer import publish, start_store, write_shard
+from storage_schemas.cards import ModelCard
+from storage_schemas.manifest import Plan
+from storage_schemas.tokens import token_arrays
+
+torch.set_num_threads(1)
+
+REPOSITORY = Path(__file__).parent.parent
+TOKENIZER = TokenizerConfig(
+    image_size=8,
+    autoencoder=AutoencoderConfig(
+        in_channels=1, channels=8, multipliers=(1, 2), num_res_blocks=1, attention_factors=(), groups=4
+    ),
+    quantizer=QuantizerConfig(codebook_size=16, code_dim=4),
+    schedule=Schedule(num_steps=3),
+)
+GENERATOR = GeneratorConfig(depth=1, num_classes=2, num_steps=3, codebook_size=16, code_dim=4, grid=4)
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the checkout."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def python() -> list[str]:
+    """How a test starts another Python that finds the project's packages: run it in `repository`."""
+    return [sys.executable]
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's 1,797 real digits: pixels (N, 8, 8) uint8 and labels (N,)."""
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    return (data.images * (255 / 16)).round().astype(np.uint8), data.target
+
+
+@pytest.fixture(scope="session")
+def digit_folder(tmp_path_factory, digits) -> str:
+    """Class folders of 24 real digits, 8 x 8 grey PNGs, no two alike."""
+    root = tmp_path_factory.mktemp("digits")
+    for number, (pixels, label) in enumerate(zip(digits[0][:24], digits[1][:24], strict=True)):
+        folder = root / str(label)
+        folder.mkdir(exist_ok=True)
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        (folder / f"{number:04d}.png").write_bytes(buffer.getvalue())
+    return str(root)
+
+
+class StoreMaker:
+    """Small token stores whose content is a pure function of their plan: row i has label i % classes and key k<i>."""
+
+    CLASSES = ("zero", "one")
+
+    def plan(self, rows: int = 20, shard_rows: int = 8, chunk_rows: int = 4, **identity) -> Plan:
+        """A plan of 3 shards by default, the last one short, with every array that a token store can have."""
+        arrays = token_arrays(3, (4, 4, 4), with_accumulated=True, with_latents=True)
+        facts = {"tokenizer_digest": "t0", "classes": list(self.CLASSES), "seed": 0, **identity}
+        return Plan("tokens", rows, shard_rows, chunk_rows, arrays, facts)
+
+    def columns(self, plan: Plan, shard: int) -> dict[str, np.ndarray]:
+        """Arrays of one shard: labels as said, every other value drawn from the whole range of its type, by row."""
+        rows = plan.shard_range(shard)
+        columns = {}
+        for number, spec in enumerate(plan.arrays):
+            size = int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize
+            drawn = b"".join(np.random.default_rng((number, row)).bytes(size) for row in rows)
+            columns[spec.name] = np.frombuffer(drawn, spec.dtype).reshape(len(rows), *spec.row_shape)
+        if "codes" in columns:
+            columns["codes"] = columns["codes"] % 16
+        if "label" in columns:
+            columns["label"] = (np.array(rows) % len(self.CLASSES)).astype(columns["label"].dtype)
+        return columns
+
+    def index(self, plan: Plan, shard: int, rejected: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
+        """Index columns of one shard."""
+        rows = plan.shard_range(shard)
+        return {
+            "key": np.array([f"k{row}" for row in rows]),
+            "row": np.arange(len(rows), dtype=np.int32),
+            "reason": np.array(["bad" if row in rejected else "" for row in rows]),
+        }
+
+    def write(self, url: str, plan: Plan, shard: int, rejected: tuple[int, ...] = ()) -> None:
+        """Write and commit one shard; `rejected` are rows of the store."""
+        mine = tuple(row for row in rejected if row in plan.shard_range(shard))
+        write_shard(url, plan, shard, self.columns(plan, shard), self.index(plan, shard, mine), mine)
+
+    def build(self, url: str, plan: Plan | None = None, rejected: tuple[int, ...] = ()) -> Store:
+        """A published store."""
+        plan = plan or self.plan()
+        start_store(url, plan)
+        for shard in range(plan.num_shards):
+            self.write(url, plan, shard, rejected)
+        return Store(url, publish(url, plan))
+
+
+@pytest.fixture(scope="session")
+def stores() -> StoreMaker:
+    """The maker of small stores."""
+    return StoreMaker()
+
+
+class ExportMaker:
+    """Untrained exports whose weights are a pure function of a seed."""
+
+    tokenizer_config, generator_config = TOKENIZER, GENERATOR
+
+    def tokenizer(self, folder: str, seed: int = 0) -> ModelCard:
+        """A tokenizer of 8 x 8 grey images: 3 steps of 4 x 4 codes out of 16."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            weights = Tokenizer(TOKENIZER).state_dict()
+        return save_export(folder, "tokenizer", TOKENIZER, weights, {"classes": ["zero", "one"]}, {"seed": seed}, 1)
+
+    def generator(self, folder: str, tokenizer: ModelCard, seed: int = 0) -> ModelCard:
+        """A generator of that tokenizer's codes, of two classes."""
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            weights = Generator(GENERATOR).state_dict()
+        made_from = {"tokenizer_digest": tokenizer.weights_digest, "stores": [], "classes": ["zero", "one"]}
+        return save_export(folder, "generator", GENERATOR, weights, made_from, {"seed": seed}, 1)
+
+    def identity(self, tokenizer: ModelCard) -> dict:
+        """What the plan of a token store says of its tokenizer."""
+        return {
+            "tokenizer_digest": tokenizer.weights_digest,
+            "tokenizer_config": to_dict(TOKENIZER),
+            "noise_version": NOISE_VERSION,
+        }
+
+
+@pytest.fixture(scope="session")
+def exports() -> ExportMaker:
+    """The maker of small exported models."""
+    return ExportMaker()
+
+
+def _tree(root: str | Path) -> dict[str, bytes]:
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(Path(root).rglob("*")) if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def tree():
+    """A folder as {name under it: bytes}, hidden and temporary files included."""
+    return _tree
+
+
+@pytest.fixture(scope="session")
+def leaves():
+    """Every leaf of JSON data as (path, value)."""
+
+    def walk(value, path=()):
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else None
+        if items is None:
+            yield path, value
+            return
+        for key, inner in items:
+            yield from walk(inner, (*path, key))
+
+    return walk
+

@@ -1,0 +1,327 @@
+"""Noise: known answers, one value for each (seed, stream, step, element), and its distribution."""
+
+import hashlib
+import math
+import shutil
+from collections import Counter
+from itertools import product
+
+import pytest
+import torch
+
+import models.noise as noise_module
+from models.noise import (
+    NOISE_VERSION,
+    Stream,
+    child_seeds,
+    gumbel,
+    normal,
+    normal_quantiles,
+    philox,
+    random_words,
+    uniform,
+)
+
+SHAPE = (3, 5, 7)
+BIG = (0x8000000000000000, 0xFFFFFFFFFFFFFFFF, 0x9E3779B97F4A7C15)  # seeds above 2^63
+FAMILIES = (normal, uniform, gumbel)
+family = pytest.mark.parametrize("draw", FAMILIES, ids=lambda f: f.__name__)
+
+
+def signed(value: int) -> int:
+    """The int64 with the bits of a uint64."""
+    return value - (1 << 64) if value >> 63 else value
+
+
+def reference_philox(counter: tuple[int, ...], key: tuple[int, int]) -> tuple[int, ...]:
+    """Philox4x32-10 in Python's own integers, from the definition in the paper."""
+    (c0, c1, c2, c3), (k0, k1) = counter, key
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c0, 0xCD9E8D57 * c2
+        c0, c1, c2, c3 = p1 >> 32 ^ c1 ^ k0, p1 % 2**32, p0 >> 32 ^ c3 ^ k1, p0 % 2**32
+        k0, k1 = (k0 + 0x9E3779B9) % 2**32, (k1 + 0xBB67AE85) % 2**32
+    return c0, c1, c2, c3
+
+
+@pytest.mark.parametrize(
+    ("counter", "key", "words"),
+    [
+        ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+        ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+        (
+            (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+            (0xA4093822, 0x299F31D0),
+            (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        ),
+    ],
+    ids=["zeros", "ones", "pi"],
+)
+def test_philox_gives_the_known_answers_of_random123(counter, key, words):
+    tensors = [tuple(torch.tensor(word) for word in part) for part in (counter, key)]
+    assert tuple(word.item() for word in philox(*tensors)) == words
+    assert reference_philox(counter, key) == words
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**32, *BIG])
+def test_every_word_sits_at_its_documented_address(seed):
+    key = seed % 2**32, seed >> 32
+    for step, stream in product((0, 1, 10, 2**31 + 5), Stream):
+        words = random_words(torch.tensor([signed(seed)]), step, stream, 11)[0].tolist()
+        assert words == [reference_philox((e // 4, step, int(stream), 0), key)[e % 4] for e in range(11)]
+
+
+@pytest.mark.parametrize("seed", [0, 7, *BIG])
+def test_a_child_seed_is_two_words_at_its_index(seed):
+    indices = [0, 1, 999, 2**32, 2**40 + 3]
+    key = seed % 2**32, seed >> 32
+    words = [reference_philox((i % 2**32, i >> 32, int(Stream.CHILD), 0), key) for i in indices]
+    expected = [signed(low | high << 32) for low, high, *_ in words]
+    assert child_seeds(seed, torch.tensor(indices)).tolist() == expected
+    assert child_seeds(signed(seed), torch.tensor(indices)).tolist() == expected
+
+
+def test_values_of_version_1_are_frozen():
+    """A change here makes every store and sample of NOISE_VERSION 1 irreproducible: raise the version instead."""
+    assert NOISE_VERSION == 1
+    assert {stream.name: int(stream) for stream in Stream} == {
+        "TOKENIZER": 0,
+        "SAMPLER": 1,
+        "GUMBEL": 2,
+        "LABEL_DROPOUT": 3,
+        "STEP": 4,
+        "AUGMENTATION": 5,
+        "CHILD": 6,
+    }
+    seeds = torch.tensor([0, 1, -1, 2**62 + 12345])
+    assert [x.hex() for x in normal(seeds, 1, (2,), Stream.TOKENIZER).flatten().tolist()] == [
+        "0x1.87340a0000000p-2",
+        "0x1.8502b00000000p-1",
+        "0x1.6004040000000p+0",
+        "-0x1.4130580000000p-1",
+        "-0x1.faa6f80000000p-2",
+        "0x1.ac83480000000p-2",
+        "-0x1.5446620000000p-1",
+        "0x1.851be80000000p-1",
+    ]
+    assert child_seeds(7, torch.tensor([0, 1, 2, 2**40])).tolist() == [
+        -5891436096203556348,
+        -208580606261506752,
+        -1667745906791564120,
+        2415237699102267996,
+    ]
+    assert child_seeds(2**64 - 1, torch.tensor([0, 1])).tolist() == [4226448427592349803, -4084547088386550305]
+    assert random_words(seeds, 3, Stream.STEP, 2).tolist() == [
+        [2360409052, 3990785737],
+        [2754363961, 970310802],
+        [2343450928, 1333854575],
+        [4097710375, 3033836911],
+    ]
+    assert (uniform(seeds, 3, (2,), Stream.AUGMENTATION) * 2**24).tolist() == [
+        [11369007, 12462861],
+        [11897779, 1352131],
+        [4568443, 9618919],
+        [4532659, 5424059],
+    ]
+    expected = torch.tensor([[-0.79476637, -0.52108026], [-0.91038001, 0.65543348]])
+    torch.testing.assert_close(gumbel(seeds[:2], 3, (2,), Stream.GUMBEL), expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("draw", "digest"),
+    [(normal, "f2b00692eb8bdfdf50805ae17cd476a7c9a04fec3aa9506c84517f1f040335df"), (uniform, "d7f34ed6499dde8a5c71d920b81a179cf5629b50811e2ac5806cfdc2d264ec17")],
+    ids=["normal", "uniform"],
+)
+def test_bytes_of_version_1_are_frozen(draw, digest):
+    seeds = child_seeds(2024, torch.arange(4))
+    values = [draw(seeds, t, (8, 16, 16), stream) for t, stream in product((1, 10), Stream)]
+    assert hashlib.sha256(torch.stack(values).numpy().astype("<f4").tobytes()).hexdigest() == digest
+
+
+@family
+def test_a_draw_does_not_depend_on_its_batch(draw):
+    seeds = child_seeds(1, torch.arange(12))
+    whole = draw(seeds, 4, SHAPE, Stream.TOKENIZER)
+    order = torch.randperm(12)
+    assert torch.equal(draw(seeds[order], 4, SHAPE, Stream.TOKENIZER), whole[order])
+    for size in (1, 5, 7):
+        parts = [draw(part, 4, SHAPE, Stream.TOKENIZER) for part in seeds.split(size)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(draw(seeds[::3], 4, SHAPE, Stream.TOKENIZER), whole[::3])
+    assert torch.equal(draw(seeds, 4, SHAPE, Stream.TOKENIZER), whole)
+
+
+@family
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 104])
+def test_a_longer_shape_keeps_the_first_elements(draw, count):
+    seeds = child_seeds(2, torch.arange(3))
+    longer = draw(seeds, 1, SHAPE, Stream.SAMPLER).flatten(1)
+    assert torch.equal(draw(seeds, 1, (count,), Stream.SAMPLER), longer[:, :count])
+
+
+@family
+def test_a_tensor_of_steps_equals_one_call_for_each_step(draw):
+    seeds = child_seeds(3, torch.arange(6))
+    steps = torch.tensor([1, 4, 4, 2, 10, 1])
+    together = draw(seeds, steps, SHAPE, Stream.TOKENIZER)
+    for i, step in enumerate(steps.tolist()):
+        assert torch.equal(together[i], draw(seeds[i : i + 1], step, SHAPE, Stream.TOKENIZER)[0])
+    assert torch.equal(draw(seeds, torch.full((6,), 4), SHAPE, Stream.GUMBEL), draw(seeds, 4, SHAPE, Stream.GUMBEL))
+
+
+@family
+def test_draws_are_float32_in_the_asked_shape(draw):
+    values = draw(torch.tensor([5, 6]), 1, SHAPE, Stream.TOKENIZER)
+    assert values.shape == (2, *SHAPE)
+    assert values.dtype == torch.float32
+
+
+def test_no_two_addresses_share_their_words():
+    seeds = torch.tensor([0, 1, 2, 3, -1, 2**32, 2**33])
+    blocks = [
+        random_words(seeds, step, stream, 32).view(-1, 4) for step, stream in product((0, 1, 2, 10), Stream)
+    ]
+    counts = Counter(map(tuple, torch.cat(blocks).tolist()))
+    assert len(counts) == len(seeds) * 8 * 4 * len(Stream)
+
+
+def test_a_million_children_have_distinct_seeds():
+    assert len(child_seeds(11, torch.arange(1_000_000)).unique()) == 1_000_000
+
+
+@pytest.fixture(scope="module")
+def draws():
+    """More than 10^7 normals: 160 images of 65,536."""
+    seeds = child_seeds(123, torch.arange(160))
+    return torch.cat([normal(part, 3, (65536,), Stream.TOKENIZER) for part in seeds.split(16)])
+
+
+def two_quantile_moments() -> dict[int, float]:
+    """Moments 1 to 6 of (a + b) / sqrt(2) for a and b drawn alike from the table of quantiles."""
+    q = normal_quantiles().double()
+    m2, m4, m6 = (q.pow(k).mean().item() for k in (2, 4, 6))
+    return {1: 0.0, 2: m2, 3: 0.0, 4: (2 * m4 + 6 * m2 * m2) / 4, 5: 0.0, 6: (2 * m6 + 30 * m4 * m2) / 8}
+
+
+def test_the_two_quantile_construction_is_nearly_normal():
+    moments = two_quantile_moments()
+    assert moments[2] == pytest.approx(1, abs=3e-5)
+    assert moments[4] / moments[2] ** 2 == pytest.approx(2.9996, abs=5e-5)
+    assert moments[6] == pytest.approx(15, rel=1e-3)
+    table = normal_quantiles()
+    assert torch.equal(table, -table.flip(0))
+    assert (table.diff() > 0).all()
+
+
+@pytest.mark.parametrize("order", range(1, 7))
+def test_moments_of_ten_million_normals_are_within_five_sigma(draws, order):
+    gaussian = {2: 1, 4: 3, 6: 15, 8: 105, 10: 945, 12: 10395}
+    variance = gaussian[2 * order] - gaussian.get(order, 0) ** 2
+    error = draws.double().pow(order).mean().item() - two_quantile_moments()[order]
+    assert abs(error) < 5 * math.sqrt(variance / draws.numel())
+
+
+def test_ten_million_normals_pass_kolmogorov_smirnov(draws):
+    n = draws.numel()
+    assert n >= 10**7
+    cdf = torch.special.ndtr(draws.flatten().sort().values.double())
+    grid = torch.arange(n + 1, dtype=torch.float64) / n
+    distance = torch.maximum((grid[1:] - cdf).max(), (cdf - grid[:-1]).max()).item()
+    assert distance < 1.628 / math.sqrt(n) + 1e-5  # 1% critical value, and room for the construction
+
+
+def test_normals_stay_below_the_documented_bound(draws):
+    assert 4.5 < draws.abs().max() < 6.2
+
+
+def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
+    return torch.corrcoef(torch.stack([x.flatten(), y.flatten()]).double())[0, 1].item()
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 4, 16, 256])
+def test_neighbouring_elements_are_uncorrelated(draws, lag):
+    x, y = draws[:64, lag:], draws[:64, :-lag]
+    assert abs(correlation(x, y)) < 5 / math.sqrt(x.numel())
+    assert abs(correlation(x.square(), y.square())) < 5 / math.sqrt(x.numel())
+
+
+def test_images_are_uncorrelated(draws):
+    matrix = torch.corrcoef(draws[:64])
+    assert (matrix - torch.eye(64)).abs().max() < 5.5 / math.sqrt(draws.shape[1])  # 2016 pairs
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ((0, 1, Stream.TOKENIZER), (0, 2, Stream.TOKENIZER)),
+        ((0, 1, Stream.TOKENIZER), (0, 1, Stream.SAMPLER)),
+        ((0, 1, Stream.TOKENIZER), (1, 1, Stream.TOKENIZER)),
+        ((0, 1, Stream.TOKENIZER), (2**32, 1, Stream.TOKENIZER)),
+        ((0, 1, Stream.TOKENIZER), (-1, 1, Stream.TOKENIZER)),
+    ],
+    ids=["step", "stream", "seed", "high half of the seed", "complement of the seed"],
+)
+def test_addresses_that_differ_in_one_part_are_uncorrelated(one, other):
+    n = 1 << 20
+    x, y = (normal(torch.tensor([seed]), step, (n,), stream) for seed, step, stream in (one, other))
+    assert abs(correlation(x, y)) < 5 / math.sqrt(n)
+    assert abs(correlation(x.square(), y.square())) < 5 / math.sqrt(n)
+
+
+def test_a_million_uniforms_are_uniform_and_inside_the_interval():
+    u = uniform(child_seeds(9, torch.arange(16)), 1, (65536,), Stream.LABEL_DROPOUT).double().flatten()
+    n = u.numel()
+    assert u.min() > 0
+    assert u.max() < 1
+    assert u.mean().item() == pytest.approx(1 / 2, abs=5 / math.sqrt(12 * n))
+    assert u.var().item() == pytest.approx(1 / 12, abs=5 / math.sqrt(180 * n))
+    odd = u * 2**24
+    assert torch.equal(odd % 2, torch.ones_like(odd))
+
+
+def test_a_million_gumbels_follow_their_law():
+    g = gumbel(child_seeds(9, torch.arange(16)), 1, (65536,), Stream.GUMBEL).double().flatten()
+    n, variance = g.numel(), math.pi**2 / 6
+    assert g.isfinite().all()
+    assert g.mean().item() == pytest.approx(0.5772156649, abs=5 * math.sqrt(variance / n))
+    assert g.var().item() == pytest.approx(variance, abs=5 * variance * math.sqrt(4.4 / n))  # kurtosis 5.4
+    cdf = torch.exp(-torch.exp(-g.sort().values))
+    assert (cdf - torch.arange(1, n + 1) / n).abs().max() < 1.628 / math.sqrt(n)
+
+
+def test_the_extreme_words_give_finite_values(monkeypatch):
+    extremes = torch.tensor([[0, 1, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1]])
+    monkeypatch.setattr(noise_module, "random_words", lambda seeds, step, stream, count: extremes)
+    seed = torch.tensor([0])
+    u = uniform(seed, 0, (6,), Stream.STEP)
+    assert ((u > 0) & (u < 1)).all()
+    g = gumbel(seed, 0, (6,), Stream.GUMBEL)
+    assert g.isfinite().all()
+    assert g[0, 0] == pytest.approx(33 * math.log(2), abs=1e-5)  # the upper tail reaches a word of 0
+    assert g[0, -1] == pytest.approx(-math.log(24 * math.log(2)), abs=1e-5)
+    x = normal(seed, 0, (6,), Stream.TOKENIZER)
+    assert x[0, 0] == -x[0, -1]
+    assert -6.2 < x[0, 0] < -6
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiled_noise_equals_eager_noise_to_the_bit(unchecked, backend):
+    if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor needs a C++ compiler")
+    seeds = child_seeds(5, torch.arange(6))
+    torch._dynamo.reset()
+    compiled = torch.compile(normal, backend=backend)
+    assert torch.equal(compiled(seeds, 3, (4, 9, 9), Stream.TOKENIZER), normal(seeds, 3, (4, 9, 9), Stream.TOKENIZER))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("draw", [normal, uniform], ids=["normal", "uniform"])
+def test_cuda_noise_equals_cpu_noise_to_the_bit(draw):
+    seeds = child_seeds(5, torch.arange(64))
+    assert torch.equal(child_seeds(5, torch.arange(64, device="cuda")).cpu(), seeds)
+    steps = torch.arange(64) % 10
+    for stream in Stream:
+        on_cuda = draw(seeds.cuda(), steps.cuda(), (32, 16, 16), stream)
+        assert torch.equal(on_cuda.cpu(), draw(seeds, steps, (32, 16, 16), stream))

@@ -1,0 +1,95 @@
+"""Schedules against their definitions (Section 3.1, 4.3)."""
+
+import itertools
+import math
+
+import pytest
+import torch
+
+from models.schedule import Schedule
+
+STEPS = (1, 2, 3, 10, 14, 20, 100)
+SCHEDULES = [
+    *(Schedule(kind, num_steps) for kind, num_steps in itertools.product(("sin", "linear"), STEPS)),
+    *(Schedule("pow", num_steps, phi) for num_steps, phi in itertools.product(STEPS, (0.5, 0.6, 0.75, 0.9, 0.99))),
+]
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.kind}-{s.num_steps}-{s.phi}")
+
+
+@every_schedule
+def test_the_last_step_is_all_image(schedule):
+    assert schedule.alpha[-1] == 1
+    assert schedule.beta[-1] == 0
+
+
+@every_schedule
+def test_alpha_and_beta_share_one_variance(schedule):
+    alpha, beta = schedule.alpha.double(), schedule.beta.double()
+    torch.testing.assert_close(alpha**2 + beta**2, torch.ones(schedule.num_steps).double(), atol=2e-7, rtol=0)
+
+
+@every_schedule
+def test_alpha_rises_from_above_zero(schedule):
+    assert schedule.alpha[0] > 0
+    assert (schedule.alpha.diff() > 0).all()
+    assert (schedule.beta.diff() <= 0).all()
+
+
+@every_schedule
+def test_one_float32_number_for_each_step(schedule):
+    for values in (schedule.alpha, schedule.beta, schedule.gamma):
+        assert values.shape == (schedule.num_steps,)
+        assert values.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("schedule", "alpha"),
+    [
+        (Schedule("linear", 4), [0.25, 0.5, 0.75, 1]),
+        (Schedule("sin", 3), [0.5, math.sqrt(3) / 2, 1]),
+        (Schedule("sin", 2), [math.sqrt(0.5), 1]),
+        (Schedule("pow", 4, 0.5), [0.125, 0.25, 0.5, 1]),
+        (Schedule("pow", 3, 0.75), [0.5625, 0.75, 1]),
+    ],
+    ids=str,
+)
+def test_alpha_equals_its_closed_form(schedule, alpha):
+    torch.testing.assert_close(schedule.alpha, torch.tensor(alpha), atol=0, rtol=1e-7)
+
+
+def test_phi_belongs_to_pow_alone():
+    assert not torch.equal(Schedule("pow", phi=0.6).alpha, Schedule("pow", phi=0.9).alpha)
+    for kind in ("sin", "linear"):
+        assert torch.equal(Schedule(kind, phi=0.6).alpha, Schedule(kind, phi=0.9).alpha)
+
+
+@every_schedule
+def test_gamma_is_alpha_or_one(schedule):
+    plain = Schedule(schedule.kind, schedule.num_steps, schedule.phi, weighted=False)
+    assert torch.equal(schedule.gamma, schedule.alpha)
+    assert torch.equal(plain.gamma, torch.ones(schedule.num_steps))
+    assert torch.equal(plain.alpha, schedule.alpha)
+
+
+def test_the_default_is_the_papers():
+    assert Schedule() == Schedule("pow", 10, 0.75, weighted=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ({"kind": "cosine"}, "'cosine'"),
+        ({"num_steps": 0}, "0"),
+        ({"num_steps": -3}, "-3"),
+        ({"phi": 0.0}, "0.0"),
+        ({"phi": 1.0}, "1.0"),
+        ({"phi": -0.5}, "-0.5"),
+        ({"phi": 1.5}, "1.5"),
+        ({"phi": math.nan}, "nan"),
+    ],
+    ids=str,
+)
+def test_an_impossible_schedule_is_refused_by_its_value(unchecked, options, value):
+    (name,) = options
+    with pytest.raises(ValueError, match=rf"{name} (is )?{value}\b|{name} {value} "):
+        Schedule(**options)

@@ -1,0 +1,102 @@
+"""The tokenizer as a whole: images to codes and back."""
+
+import pytest
+import torch
+
+from models.autoencoder import AutoencoderConfig
+from models.tokenizer import TokenizerConfig, from_pixels, to_pixels
+
+
+@pytest.fixture
+def images():
+    return torch.rand(5, 3, 16, 16) * 2 - 1
+
+
+SEEDS = torch.tensor([3, -1, 0, 2**62, 17])
+
+
+def test_codes_and_latents_have_the_configured_shapes(tokenizer, images):
+    result = tokenizer.encode(images, SEEDS)
+    assert result.codes.shape == (5, 4, 4, 4)
+    assert result.codes.min() >= 0
+    assert result.codes.max() < 64
+    assert result.accumulated.shape == (5, *tokenizer.config.latent_shape)
+    assert tokenizer.decode(result.accumulated).shape == images.shape
+
+
+def test_an_image_is_encoded_the_same_in_any_batch(tokenizer, images):
+    whole = tokenizer.encode(images, SEEDS)
+    order = torch.tensor([4, 2, 0, 1, 3])
+    shuffled = tokenizer.encode(images[order], SEEDS[order])
+    assert torch.equal(shuffled.codes, whole.codes[order])
+    for i in range(5):
+        alone = tokenizer.encode(images[i : i + 1], SEEDS[i : i + 1])
+        assert torch.equal(alone.codes[0], whole.codes[i])
+        assert torch.equal(alone.noise[0], whole.noise[i])
+        torch.testing.assert_close(alone.accumulated[0], whole.accumulated[i], atol=1e-5, rtol=0)
+
+
+def test_codes_are_a_function_of_image_and_seed(tokenizer, images):
+    codes = tokenizer.encode(images, SEEDS).codes
+    assert torch.equal(tokenizer.encode(images, SEEDS).codes, codes)
+    assert not torch.equal(tokenizer.encode(images, SEEDS + 1).codes, codes)
+    assert not torch.equal(tokenizer.encode(-images, SEEDS).codes, codes)
+
+
+def test_training_reconstructs_what_encoding_and_decoding_give(tokenizer, images):
+    out = tokenizer(images, SEEDS)
+    result = tokenizer.encode(images, SEEDS)
+    assert torch.equal(out["codes"], result.codes)
+    torch.testing.assert_close(out["reconstruction"], tokenizer.decode(result.accumulated), atol=1e-5, rtol=1e-5)
+    assert torch.equal(tokenizer.decoder.last(out["features"]), out["reconstruction"])
+
+
+def test_training_returns_the_quantizers_loss(tokenizer, images):
+    out = tokenizer(images, SEEDS)
+    latents = tokenizer.encoder(images)
+    commitment, codebook = tokenizer.quantizer.loss(latents, tokenizer.quantize(latents, SEEDS))
+    torch.testing.assert_close(out["commitment"], commitment)
+    torch.testing.assert_close(out["codebook"], codebook)
+
+
+def test_the_reconstruction_moves_encoder_and_decoder_but_not_the_codebook(tokenizer, images):
+    """One straight-through: the gradient jumps from the decoder's input to the encoder's output."""
+    tokenizer(images, SEEDS)["reconstruction"].square().mean().backward()
+    for part in (tokenizer.encoder, tokenizer.decoder):
+        assert all(weight.grad is not None and weight.grad.any() for weight in part.parameters())
+    assert all(weight.grad is None for weight in tokenizer.quantizer.parameters())
+
+
+def test_codes_of_encoding_rebuild_its_latents_to_the_bit(tokenizer, images):
+    result = tokenizer.encode(images, SEEDS)
+    assert torch.equal(tokenizer.quantizer.codebook.accumulated(result.codes, 4), result.accumulated)
+
+
+def test_all_256_pixel_values_survive_the_round_trip():
+    pixels = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
+    images = from_pixels(pixels)
+    assert images.min() == -1
+    assert images.max() == 1
+    assert torch.equal(to_pixels(images), pixels)
+
+
+def test_pixels_are_clamped_and_rounded_to_the_nearest():
+    images = torch.tensor([-7.0, -1.0, -0.999, 0.0, 0.999, 1.0, 7.0]).view(1, 1, 1, 7)
+    assert to_pixels(images).flatten().tolist() == [0, 0, 0, 128, 255, 255, 255]
+    grid = torch.linspace(-1, 1, 1001).view(1, 1, 1, -1)
+    assert (from_pixels(to_pixels(grid)) - grid).abs().max() <= 1 / 255 + 1e-6
+
+
+@pytest.mark.parametrize(("size", "multipliers"), [(250, (1, 1, 2, 2, 4)), (15, (1, 1)), (6, (1, 1, 1))])
+def test_an_image_size_off_the_grid_is_refused_by_its_value(size, multipliers):
+    config = AutoencoderConfig(multipliers=multipliers)
+    with pytest.raises(ValueError, match=rf"image_size {size} is not a multiple of the factor {config.factor}"):
+        TokenizerConfig(image_size=size, autoencoder=config)
+
+
+def test_the_default_is_the_papers():
+    config = TokenizerConfig()
+    assert config.grid == 16
+    assert config.latent_shape == (32, 16, 16)
+    assert config.quantizer.codebook_size == 4096
+    assert config.schedule.num_steps == 10
