@@ -67,6 +67,18 @@ class Generator(nn.Module):
         """The label of the empty condition (Section 3.2)."""
         return self.config.num_classes
 
+    @torch.no_grad()
+    def align_head(self, vectors: Float[Tensor, "K d"]) -> None:
+        """Start the classification layer in the geometry of the codebook.
+
+        The code nearest to v is argmax_k (v . c_k - |c_k|^2 / 2), which is linear in (v, 1). Rows of the head start as
+        (c_k, -|c_k|^2 / 2) in d + 1 random orthonormal directions, so that the layers before it need only learn where v is.
+        """
+        half_norms = vectors.square().sum(1, keepdim=True) / 2
+        features = torch.cat([vectors, half_norms.mean() - half_norms], dim=1)
+        directions = torch.linalg.qr(torch.randn(self.transformer.width, features.shape[1])).Q
+        self.head.weight.copy_(features @ directions.T.to(features))
+
     def forward(
         self,
         noise: Float[Tensor, "b d h w"],

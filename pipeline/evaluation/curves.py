@@ -1,7 +1,6 @@
 """Charts of a training log, and of numbers by step t, as PNGs."""
 
 import io
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pipeline import files
 from pipeline.evaluation.page import image
+from pipeline.log import LOG, read_log
 
 Line = dict[str, Any]
 _SIZE, _DPI = (4.6, 2.9), 170
@@ -37,8 +37,7 @@ _FANS = (
 
 def read_lines(folder: str) -> list[Line]:
     """The lines of an export's log.jsonl. Raises ValueError when there are none."""
-    path = files.join(folder, "log.jsonl")
-    lines = [json.loads(line) for line in files.read_bytes(path).splitlines()] if files.exists(path) else []
+    lines = read_log(files.join(folder, LOG))
     if not lines:
         raise ValueError(f"{folder!r} has no log.jsonl with lines; give the folder of a finished training")
     return lines

@@ -83,9 +83,8 @@ def write_shard(
         values = columns[spec.name]
         assert values.shape == (len(rows), *spec.row_shape), (spec.name, values.shape)
         assert values.dtype == np.dtype(spec.dtype), (spec.name, values.dtype)
-        zarr.open_array(store, path=spec.name, mode="r+", config={"write_empty_chunks": True})[
-            rows.start : rows.stop
-        ] = values
+        array = zarr.open_array(store, path=spec.name, mode="r+")
+        array.with_config({"write_empty_chunks": True})[rows.start : rows.stop] = values
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(dict(index)), sink, compression="zstd")
     files.write_bytes(files.join(url, plan.objects(shard)[INDEX]), sink.getvalue().to_pybytes())

@@ -11,13 +11,13 @@ from models.generator import Generator, GeneratorConfig, code_loss
 from models.noise import Stream, child_seeds, normal, random_words, uniform
 from models.quantizer import Quantizer
 from pipeline.exports import load_tokenizer, read_card, save_export
+from pipeline.log import TrainingLog
 from pipeline.order import batch_positions
 from pipeline.progress import ProgressLine, say
 from pipeline.tokens.reader import Store, open_store
 from pipeline.tokens.stream import TokenBatch, TokenStream
 from pipeline.training import engine as ds
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.log import TrainingLog
 from storage_schemas.cards import ModelCard
 from storage_schemas.tokens import KIND
 
@@ -140,6 +140,7 @@ def train_generator(config: TrainGeneratorConfig) -> ModelCard | None:
     stream = TokenStream(stores, seed=config.seed, latents=config.noise == "fresh")
     quantizer = load_tokenizer(config.tokenizer)[0].quantizer.to(ranks.device)
     model = GeneratorLoss(config.model).to(ranks.device)
+    model.generator.align_head(quantizer.codebook.vectors)
     engine = ds.Engine(model, ds.adamw(model, config.optimizer), config.engine, config.micro_batch, accumulation)
     checkpoints = Checkpoints(config.out, ranks)
     start = checkpoints.load({"generator": engine}, stream.identity)

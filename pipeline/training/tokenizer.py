@@ -18,11 +18,11 @@ from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline.exports import save_export
 from pipeline.images.sources import Source, open_folder
 from pipeline.images.stream import ImageStream
+from pipeline.log import TrainingLog
 from pipeline.order import ORDER_VERSION
 from pipeline.progress import ProgressLine, say
 from pipeline.training import engine as ds
 from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.log import TrainingLog
 from storage_schemas.cards import ModelCard
 
 

@@ -1,5 +1,7 @@
 """The PatchGAN discriminator: what each logit sees."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -43,7 +45,7 @@ def test_widths_double_up_to_eight_times_the_first():
 
 def test_convolutions_before_a_batch_norm_have_no_bias():
     layers = list(Discriminator(DiscriminatorConfig(4, 3), 3).layers)
-    for layer, after in zip(layers, layers[1:], strict=False):
+    for layer, after in itertools.pairwise(layers):
         if isinstance(after, nn.BatchNorm2d):
             assert layer.bias is None
         elif isinstance(layer, nn.Conv2d):

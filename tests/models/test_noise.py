@@ -128,7 +128,10 @@ def test_values_of_version_1_are_frozen():
 
 @pytest.mark.parametrize(
     ("draw", "digest"),
-    [(normal, "f2b00692eb8bdfdf50805ae17cd476a7c9a04fec3aa9506c84517f1f040335df"), (uniform, "d7f34ed6499dde8a5c71d920b81a179cf5629b50811e2ac5806cfdc2d264ec17")],
+    [
+        (normal, "f2b00692eb8bdfdf50805ae17cd476a7c9a04fec3aa9506c84517f1f040335df"),
+        (uniform, "d7f34ed6499dde8a5c71d920b81a179cf5629b50811e2ac5806cfdc2d264ec17"),
+    ],
     ids=["normal", "uniform"],
 )
 def test_bytes_of_version_1_are_frozen(draw, digest):
@@ -177,9 +180,7 @@ def test_draws_are_float32_in_the_asked_shape(draw):
 
 def test_no_two_addresses_share_their_words():
     seeds = torch.tensor([0, 1, 2, 3, -1, 2**32, 2**33])
-    blocks = [
-        random_words(seeds, step, stream, 32).view(-1, 4) for step, stream in product((0, 1, 2, 10), Stream)
-    ]
+    blocks = [random_words(seeds, step, stream, 32).view(-1, 4) for step, stream in product((0, 1, 2, 10), Stream)]
     counts = Counter(map(tuple, torch.cat(blocks).tolist()))
     assert len(counts) == len(seeds) * 8 * 4 * len(Stream)
 

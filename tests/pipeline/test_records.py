@@ -10,7 +10,10 @@ SETTINGS = {"seed": 0, "model": {"depth": 2, "parts": [1, 2]}, "name": "a"}
 
 @pytest.fixture
 def out(tmp_path) -> str:
-    return str(tmp_path / "runs" / "made")
+    """Where a job has put what it makes."""
+    made = tmp_path / "runs" / "made"
+    made.mkdir(parents=True)
+    return str(made)
 
 
 def test_a_finished_job_is_found_finished_with_its_result(out):
@@ -29,6 +32,12 @@ def test_a_killed_job_goes_on_and_can_finish(out):
     assert not again.finished
     again.finish({"rows": 3})
     assert begin("sample", out, SETTINGS).finished
+
+
+def test_a_finished_job_whose_out_was_deleted_is_done_again(out):
+    begin("sample", out, SETTINGS).finish({"rows": 3})
+    files.remove(out)
+    assert not begin("sample", out, SETTINGS).finished
 
 
 @pytest.mark.parametrize(
@@ -93,9 +102,8 @@ def test_two_starts_of_one_job_are_one_job(out):
     assert begin("sample", out, SETTINGS).result == {"rows": 1}
 
 
-@pytest.mark.parametrize("data", [b"{", b"[]", b"{}"])
-def test_a_damaged_record_is_refused_by_name(out, data):
+def test_a_damaged_record_is_refused_by_name(out):
     begin("sample", out, SETTINGS)
-    files.write_bytes(f"{out}.record.json", data)
+    files.write_bytes(f"{out}.record.json", files.read_bytes(f"{out}.record.json")[:40])
     with pytest.raises(ValueError, match=r"made\.record\.json"):
         begin("sample", out, SETTINGS)

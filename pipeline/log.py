@@ -6,6 +6,8 @@ from typing import Any
 
 from pipeline import files
 
+LOG = "log.jsonl"
+
 
 class TrainingLog:
     """OUT/log.jsonl, written by the first rank only."""
@@ -14,7 +16,7 @@ class TrainingLog:
         self._file = None
         if not active:
             return
-        path = files.local_path(files.join(out, "log.jsonl"))
+        path = files.local_path(files.join(out, LOG))
         kept = [line for line in read_log(path) if line["step"] <= resume_step]
         files.write_bytes(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         self._file = open(path, "a", buffering=1)  # noqa: SIM115, closed by close()

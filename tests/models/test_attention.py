@@ -1,0 +1,66 @@
+"""Attention against its formula, and the choice of a kernel."""
+
+import importlib.util
+
+import pytest
+import torch
+
+from models.attention import attend, check_backend
+
+HAS_FLASH = importlib.util.find_spec("flash_attn") is not None
+
+
+def formula(q, k, v):
+    """softmax(q k^T / sqrt(dim)) v in float64."""
+    q, k, v = q.double(), k.double(), v.double()
+    weights = torch.exp(q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5)
+    return weights / weights.sum(-1, keepdim=True) @ v
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1, 4), (2, 3, 16, 64), (2, 1, 33, 20)], ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
+)
+def test_attend_is_softmax_attention(shape, dtype, tolerance):
+    q, k, v = (torch.randn(shape).to(dtype) for _ in range(3))
+    out = attend(q, k, v)
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.double(), formula(q, k, v), atol=tolerance, rtol=tolerance)
+
+
+def test_positions_without_order_are_interchangeable():
+    q, k, v = torch.randn(3, 2, 3, 10, 8)
+    order = torch.randperm(10)
+    torch.testing.assert_close(attend(q, k[:, :, order], v[:, :, order]), attend(q, k, v), atol=1e-6, rtol=1e-5)
+
+
+def test_heads_and_images_do_not_mix():
+    q, k, v = torch.randn(3, 2, 3, 10, 8)
+    alone = attend(q[1:, 2:], k[1:, 2:], v[1:, 2:])
+    torch.testing.assert_close(attend(q, k, v)[1:, 2:], alone, atol=1e-6, rtol=1e-5)
+
+
+def test_sdpa_is_always_there():
+    check_backend("sdpa")
+
+
+@pytest.mark.skipif(HAS_FLASH, reason="flash-attn is installed")
+def test_flash_attn_is_refused_where_it_is_not_installed():
+    with pytest.raises(ValueError, match="attention is flash_attn but flash-attn is not installed"):
+        check_backend("flash_attn")
+
+
+def test_an_unknown_kernel_is_refused_by_name(unchecked):
+    with pytest.raises(ValueError, match="'xformers'"):
+        check_backend("xformers")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not (HAS_FLASH and torch.cuda.is_available()), reason="needs flash-attn and a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_flash_attn_equals_sdpa(dtype):
+    """Invariant 8."""
+    q, k, v = torch.randn(3, 2, 12, 256, 64, device="cuda").to(dtype)
+    out = attend(q, k, v, "flash_attn")
+    torch.testing.assert_close(out, attend(q, k, v, "sdpa"), atol=2e-2, rtol=2e-2)
+    torch.testing.assert_close(out.double(), formula(q, k, v), atol=2e-2, rtol=2e-2)

@@ -1,0 +1,157 @@
+"""The generator f of Eq. 6, its size (Table 1) and its loss (Eq. 7)."""
+
+import importlib.util
+import math
+
+import pytest
+import torch
+
+from models.generator import Generator, GeneratorConfig, code_loss, step_embedding
+
+
+def make_inputs(b=4):
+    """eps_t, y, t, z'_{t-1} for the small generator."""
+    noise, accumulated = torch.randn(2, b, 8, 4, 4)
+    return noise, torch.arange(b) % 5, 1 + torch.arange(b) % 4, accumulated
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(12, 133), (16, 310), (20, 602)])
+def test_parameter_counts_are_those_of_table_1(depth, millions):
+    with torch.device("meta"):
+        model = Generator(GeneratorConfig(depth=depth))
+    count = sum(weight.numel() for weight in model.parameters())
+    assert count / 1e6 == pytest.approx(millions, rel=0.005)
+
+
+def test_the_token_space_defaults_to_the_papers():
+    config = GeneratorConfig()
+    assert (config.num_classes, config.num_steps, config.codebook_size) == (1000, 10, 4096)
+    assert (config.code_dim, config.grid) == (32, 16)
+
+
+def test_logits_are_float32_at_every_position(generator):
+    logits = generator(*make_inputs())
+    assert logits.shape == (4, 4, 4, 64)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = generator(*make_inputs())
+    assert logits.dtype == low.dtype == torch.float32
+    assert low.isfinite().all()
+
+
+def test_bf16_logits_are_near_those_of_float32(generator):
+    inputs = make_inputs()
+    logits = generator(*inputs)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        low = generator(*inputs)
+    assert not torch.equal(low, logits)
+    assert (low - logits).norm() < 0.05 * logits.norm()
+
+
+def test_an_untrained_generator_finds_all_codes_equally_likely():
+    model = Generator(GeneratorConfig(depth=2, num_classes=5, num_steps=4, codebook_size=64, code_dim=8, grid=4))
+    loss = code_loss(model(*make_inputs()), torch.randint(64, (4, 4, 4)))
+    torch.testing.assert_close(loss, torch.full((4,), math.log(64)))
+
+
+@pytest.mark.parametrize("which", range(4), ids=["noise", "label", "step", "accumulated"])
+def test_each_input_moves_its_own_image_and_no_other(generator, which):
+    inputs = list(make_inputs())
+    before = generator(*inputs)
+    changed = inputs[which].clone()
+    changed[1] = changed[1] + 1
+    inputs[which] = changed
+    moved = (generator(*inputs) - before).abs().amax((1, 2, 3))
+    assert moved[1] > 1e-3
+    assert torch.cat([moved[:1], moved[2:]]).max() < 1e-5
+
+
+def test_noise_and_accumulated_latents_are_told_apart(generator):
+    noise, labels, steps, accumulated = make_inputs()
+    swapped = generator(accumulated, labels, steps, noise)
+    assert not torch.allclose(swapped, generator(noise, labels, steps, accumulated), atol=1e-2)
+
+
+def test_the_empty_condition_is_one_label_past_the_classes(generator):
+    assert generator.null_label == 5
+    assert generator.labels.num_embeddings == 6
+    noise, labels, steps, accumulated = make_inputs()
+    empty = generator(noise, torch.full_like(labels, generator.null_label), steps, accumulated)
+    for label in range(5):
+        one = generator(noise, torch.full_like(labels, label), steps, accumulated)
+        assert not torch.allclose(one, empty, atol=1e-3)
+
+
+def test_rows_and_columns_are_not_swapped(generator):
+    """A change at one place moves the logits of that place most, the transformer's skip path being local."""
+    noise, labels, steps, accumulated = make_inputs(1)
+    before = generator(noise, labels, steps, accumulated)
+    noise[:, :, 1, 3] += 3
+    moved = (generator(noise, labels, steps, accumulated) - before).abs().sum(-1)[0]
+    assert moved.argmax() == 1 * 4 + 3
+
+
+@pytest.mark.parametrize("size", [8, 256])
+def test_every_step_has_its_own_embedding(size):
+    embedding = step_embedding(torch.arange(1, 101), size)
+    assert embedding.shape == (100, size)
+    torch.testing.assert_close(embedding.square().sum(1), torch.full((100,), size / 2))
+    distance = torch.cdist(embedding, embedding) + 10 * torch.eye(100)
+    assert distance.min() > 0.1
+    torch.testing.assert_close(embedding[:, 0], torch.cos(torch.arange(1.0, 101.0)), atol=1e-5, rtol=0)
+
+
+def test_the_loss_is_equation_7():
+    logits, codes = torch.randn(2, 3, 2, 7).double() * 3, torch.randint(7, (2, 3, 2))
+    expected = []
+    for i in range(2):
+        total = 0.0
+        for row in range(3):
+            for column in range(2):
+                z = logits[i, row, column]
+                total += math.log(z.exp()[codes[i, row, column]] / z.exp().sum())
+        expected.append(-total / 6)
+    torch.testing.assert_close(code_loss(logits, codes), torch.tensor(expected).double())
+
+
+def test_recomputing_changes_neither_logits_nor_gradients(generator):
+    recomputing = Generator(
+        GeneratorConfig(
+            depth=2, num_classes=5, num_steps=4, codebook_size=64, code_dim=8, grid=4, attention="sdpa", checkpoint=True
+        )
+    )
+    recomputing.load_state_dict(generator.state_dict())
+    inputs, codes = make_inputs(), torch.randint(64, (4, 4, 4))
+    results = []
+    for model in (generator, recomputing):
+        loss = code_loss(model.train()(*inputs), codes)
+        loss.mean().backward()
+        results.append([loss.detach(), *(weight.grad for weight in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_every_weight_learns(generator):
+    code_loss(generator(*make_inputs(5)), torch.randint(64, (5, 4, 4))).mean().backward()
+    assert all(weight.grad is not None and weight.grad.any() for weight in generator.parameters())
+
+
+@pytest.mark.parametrize(
+    ("options", "value"),
+    [
+        ({"depth": 0}, "depth is 0"),
+        ({"num_classes": 0}, "num_classes is 0"),
+        ({"codebook_size": 1}, "codebook_size is 1;"),
+        ({"codebook_size": 65537}, "codebook_size is 65537;"),
+        ({"attention": "xformers"}, "'xformers'"),
+    ],
+    ids=str,
+)
+def test_an_impossible_config_is_refused_by_its_value(unchecked, options, value):
+    with pytest.raises(ValueError, match=value):
+        GeneratorConfig(**options)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
+def test_a_missing_kernel_is_refused_when_the_config_is_made():
+    with pytest.raises(ValueError, match="flash-attn is not installed"):
+        GeneratorConfig(attention="flash_attn")

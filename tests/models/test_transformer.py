@@ -1,0 +1,181 @@
+"""The transformer: AdaLN-Zero, rotary positions, recomputation."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from models.transformer import Block, Transformer, modulate, position_embedding, rotary_angles, rotate
+
+DEPTH, GRID = 2, 4
+
+
+def make_transformer(recompute=False, depth=DEPTH, grid=GRID):
+    return Transformer(depth, grid, "sdpa", recompute)
+
+
+def make_inputs(b=3, depth=DEPTH, grid=GRID):
+    return torch.randn(b, grid * grid, 64 * depth), torch.randn(b, 64 * depth)
+
+
+def test_every_block_starts_as_the_identity():
+    model = make_transformer(depth=3)
+    x, condition = make_inputs(depth=3)
+    for block in model.blocks:
+        assert torch.equal(block(x, condition, model.cos, model.sin), x)
+    torch.testing.assert_close(model(x, condition), F.rms_norm(x + model.place, (192,), eps=1e-6))
+
+
+def test_an_awake_block_is_not_the_identity(awaken):
+    model = awaken(make_transformer())
+    x, condition = make_inputs()
+    out = model.blocks[0](x, condition, model.cos, model.sin)
+    assert not torch.allclose(out, x, atol=1e-2)
+    assert not torch.allclose(out, model.blocks[0](x, -condition, model.cos, model.sin), atol=1e-2)
+
+
+def test_a_block_is_llamas_under_adaln(awaken):
+    """Written out for one head and one image at a time: RMSNorm, RoPE as complex numbers, softmax, SwiGLU, gates."""
+    width, heads, s = 128, 2, GRID * GRID
+    block = awaken(Block(width, heads, "sdpa")).double()
+    angles = rotary_angles(GRID, 64).double()
+    x, condition = torch.randn(2, s, width).double(), torch.randn(2, width).double()
+    turn = torch.polar(torch.ones_like(angles), angles)
+    for i, out in enumerate(block(x, condition, angles.cos(), angles.sin())):
+        parts = (F.silu(condition[i]) @ block.modulation.weight.T + block.modulation.bias).split(width)
+        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+        h = x[i]
+        y = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + scale1) + shift1
+        q, k, v = (y @ weight.T for weight in block.qkv.weight.chunk(3))
+        mixed = []
+        for head in (slice(0, 64), slice(64, 128)):
+            turned = [torch.complex(part[:, head][:, :32], part[:, head][:, 32:]) * turn for part in (q, k)]
+            scores = (turned[0] @ turned[1].conj().T).real / 8
+            mixed.append(torch.softmax(scores, -1) @ v[:, head])
+        h = h + gate1 * (torch.cat(mixed, -1) @ block.out.weight.T)
+        y = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + scale2) + shift2
+        gate, up = (y @ weight.T for weight in block.gate_up.weight.chunk(2))
+        h = h + gate2 * ((gate * gate.sigmoid() * up) @ block.down.weight.T)
+        torch.testing.assert_close(out, h, atol=1e-6, rtol=1e-6)
+
+
+def test_modulation_of_zero_is_a_plain_norm():
+    x, zero = torch.randn(2, 5, 8) * 7, torch.zeros(2, 8)
+    normed = modulate(x, zero, zero)
+    torch.testing.assert_close(normed.square().mean(-1), torch.ones(2, 5), atol=1e-4, rtol=0)
+    torch.testing.assert_close(modulate(x, zero + 3, zero + 1), 2 * normed + 3)
+
+
+def rotated(vector, grid):
+    """The vector at every position of the grid, rotated: (grid, grid, dim)."""
+    angles = rotary_angles(grid, len(vector))
+    at_every_position = vector.expand(1, 1, grid * grid, -1)
+    return rotate(at_every_position, angles.cos(), angles.sin()).view(grid, grid, -1)
+
+
+@pytest.mark.parametrize("dim", [8, 64])
+def test_rotation_preserves_norms_and_leaves_the_first_position(dim):
+    vector = torch.randn(dim)
+    turned = rotated(vector, 6)
+    torch.testing.assert_close(turned.norm(dim=-1), vector.norm().expand(6, 6))
+    assert torch.equal(turned[0, 0], vector)
+
+
+@pytest.mark.parametrize("dim", [8, 64])
+def test_scores_depend_on_the_relative_place_in_both_directions_alone(dim):
+    grid = 5
+    q, k = rotated(torch.randn(dim), grid).double(), rotated(torch.randn(dim), grid).double()
+    scores = torch.einsum("abd,xyd->abxy", q, k)
+    for a, b, x, y in ((3, 2, 1, 4), (4, 4, 0, 0), (2, 3, 2, 1), (1, 1, 3, 1)):
+        by_offset = [
+            scores[a + i, b + j, x + i, y + j]
+            for i in range(-4, 5)
+            for j in range(-4, 5)
+            if all(0 <= place < grid for place in (a + i, b + j, x + i, y + j))
+        ]
+        torch.testing.assert_close(torch.stack(by_offset), scores[a, b, x, y].expand(len(by_offset)), atol=1e-4, rtol=0)
+    from_corner = scores[0, 0]
+    distinct = (from_corner.view(-1, 1) - from_corner.view(1, -1)).abs() + torch.eye(grid * grid)
+    assert distinct.min() > 1e-4
+
+
+def test_rows_turn_one_half_of_the_pairs_and_columns_the_other():
+    angles = rotary_angles(3, 8).view(3, 3, 4)
+    assert not angles[:, :, :2].diff(dim=1).any()
+    assert not angles[:, :, 2:].diff(dim=0).any()
+    torch.testing.assert_close(angles[1, 2], torch.tensor([1.0, 0.01, 2.0, 0.02]))
+
+
+def test_rotation_is_computed_in_float32():
+    x = torch.randn(1, 1, 9, 64).bfloat16()
+    angles = rotary_angles(3, 64)
+    out = rotate(x, angles.cos(), angles.sin())
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, rotate(x.float(), angles.cos(), angles.sin()).bfloat16())
+
+
+def test_a_constant_picture_has_a_different_output_at_every_place(awaken):
+    """Rotary positions alone would give it one output everywhere."""
+    model = awaken(make_transformer())
+    out = model(torch.randn(1, 1, 128).expand(1, GRID * GRID, 128), torch.randn(1, 128))[0]
+    assert (torch.cdist(out, out) + 10 * torch.eye(GRID * GRID)).min() > 0.1
+
+
+@pytest.mark.parametrize(("grid", "width"), [(2, 64), (4, 128), (16, 768)])
+def test_the_position_embedding_holds_row_and_column_apart(grid, width):
+    embedding = position_embedding(grid, width)
+    assert embedding.shape == (grid * grid, width)
+    torch.testing.assert_close(embedding.square().sum(1), torch.full((grid * grid,), width / 2))
+    rows, columns = embedding.view(grid, grid, width).chunk(2, dim=-1)
+    assert not rows.diff(dim=1).any()
+    assert not columns.diff(dim=0).any()
+    assert torch.equal(rows[:, 0], columns[0])
+    assert (torch.cdist(embedding, embedding) + 10 * torch.eye(grid * grid)).min() > 0.1
+
+
+def test_positions_are_no_weights_and_are_not_saved():
+    assert not {"cos", "sin", "place"} & set(make_transformer().state_dict())
+
+
+def test_images_of_a_batch_do_not_mix(awaken):
+    model = awaken(make_transformer())
+    x, condition = make_inputs()
+    for i in range(3):
+        alone = model(x[i : i + 1], condition[i : i + 1])[0]
+        torch.testing.assert_close(model(x, condition)[i], alone, atol=1e-4, rtol=1e-4)
+
+
+def test_recomputing_changes_neither_outputs_nor_gradients(awaken):
+    plain, recomputing = awaken(make_transformer()), make_transformer(recompute=True)
+    recomputing.load_state_dict(plain.state_dict())
+    x, condition = make_inputs()
+    results = []
+    for model in (plain, recomputing):
+        leaf, given = x.clone().requires_grad_(), condition.clone().requires_grad_()
+        out = model.train()(leaf, given)
+        out.square().sum().backward()
+        results.append([out.detach(), leaf.grad, given.grad, *(weight.grad for weight in model.parameters())])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("recompute", "training", "runs"), [(True, True, 2), (False, True, 1), (True, False, 1)])
+def test_a_block_runs_again_in_backward_only_when_asked_and_training(recompute, training, runs):
+    model = make_transformer(recompute).train(training)
+    calls = []
+    model.blocks[0].qkv.register_forward_hook(lambda *_: calls.append(1))
+    x, condition = make_inputs()
+    model(x.requires_grad_(), condition).sum().backward()
+    assert len(calls) == runs
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_width_is_64_times_depth_and_heads_are_depth(depth):
+    model = make_transformer(depth=depth)
+    assert model.width == 64 * depth
+    assert [block.heads for block in model.blocks] == [depth] * depth
+
+
+def test_only_the_modulations_have_biases():
+    biases = [name for name, weight in make_transformer().named_parameters() if weight.ndim == 1]
+    assert biases
+    assert all("modulation" in name for name in biases)

@@ -1,0 +1,258 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.images import decode
+from pipeline.images.decode import Reject, center_view, open_picture, random_view, resize_short_side
+
+
+def encode(picture: Image.Image, fmt: str = "PNG", **options) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, fmt, **options)
+    return buffer.getvalue()
+
+
+def coordinates(width: int, height: int) -> Image.Image:
+    """A picture whose every pixel says where it is: red is x, green is y."""
+    x, y = np.meshgrid(np.arange(width), np.arange(height))
+    return Image.fromarray(np.stack([x, y, x * 0], -1).astype(np.uint8))
+
+
+def smooth(width: int, height: int) -> Image.Image:
+    """A colourful picture without edges, which JPEG keeps to a few levels."""
+    x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
+    return Image.fromarray((255 * np.stack([x, y, (x + y) / 2], -1)).round().astype(np.uint8))
+
+
+def noisy(width: int, height: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def pixels_of(data: bytes, channels: int = 3) -> np.ndarray:
+    return np.asarray(open_picture(data, channels)).astype(int)
+
+
+JPEG, PNG = encode(noisy(40, 30), "JPEG"), encode(noisy(40, 30))
+BAD = {
+    "empty": b"",
+    "web page named .jpg": b"<!DOCTYPE html><html><body>404</body></html>",
+    "zeros": bytes(500),
+    "jpeg's first bytes": JPEG[:10],
+    "half a jpeg": JPEG[: len(JPEG) // 2],
+    "most of a jpeg": JPEG[: len(JPEG) * 9 // 10],
+    "half a png": PNG[: len(PNG) // 2],
+    "damaged png": PNG[:60] + bytes([PNG[60] ^ 255]) + PNG[61:],
+}
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+def test_what_is_no_whole_image_is_rejected_with_a_reason(data):
+    with pytest.raises(Reject) as rejected:
+        center_view(data, 8, 3, "center")
+    assert 3 < len(str(rejected.value)) <= 200
+    assert "\n" not in str(rejected.value)
+
+
+@pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
+def test_the_reason_depends_on_the_bytes_alone(data):
+    """Reasons are stored, and a retry must store the same bytes."""
+    reasons, held = set(), []
+    for size in range(3):
+        held.append(bytearray(10_000 * (size + 1)))  # so that nothing lands at the same address again
+        with pytest.raises(Reject) as rejected:
+            open_picture(bytes(data), 3)
+        reasons.add(str(rejected.value))
+        held.append(rejected)
+    assert len(reasons) == 1
+    assert "0x" not in reasons.pop()
+
+
+def test_damage_of_any_kind_gives_an_image_or_a_reject_and_no_other_error():
+    random = np.random.default_rng(1)
+    formats = {"JPEG": {}, "PNG": {}, "GIF": {}, "WEBP": {}, "TIFF": {"compression": "tiff_lzw"}, "BMP": {}}
+    rejected = 0
+    for fmt, options in formats.items():
+        good = encode(noisy(16, 12), fmt, **options)
+        for _ in range(60):
+            bad = bytearray(good)
+            for place in random.integers(0, min(len(bad), 400), 3):
+                bad[place] = random.integers(256)
+            try:
+                assert center_view(bytes(bad), 8, 3, "center").pixels.shape == (8, 8, 3)
+            except Reject:
+                rejected += 1
+    assert rejected > 30
+
+
+def test_grey_is_the_same_in_every_channel_of_rgb():
+    levels = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    found = pixels_of(encode(Image.fromarray(levels)))
+    assert (found == levels[..., None]).all()
+    assert center_view(encode(Image.fromarray(levels)), 8, 1, "center").pixels.tolist() == levels[..., None].tolist()
+
+
+def test_rgb_in_one_channel_is_its_luma():
+    found = pixels_of(encode(noisy(8, 8)), channels=1)
+    luma = np.asarray(noisy(8, 8)) @ [0.299, 0.587, 0.114]
+    assert np.abs(found - luma).max() <= 1
+
+
+def test_cmyk_keeps_its_colours():
+    found = pixels_of(encode(smooth(32, 32).convert("CMYK"), "JPEG", quality=95))
+    assert np.abs(found - np.asarray(smooth(32, 32))).max() < 20
+
+
+def test_transparency_is_laid_on_white():
+    colours = np.array([[[200, 0, 40, 0], [200, 0, 40, 255], [200, 0, 40, 128]]], np.uint8)
+    found = pixels_of(encode(Image.fromarray(colours)))[0]
+    assert found[0].tolist() == [255, 255, 255]
+    assert found[1].tolist() == [200, 0, 40]
+    assert np.abs(found[2] - (np.array([200, 0, 40]) * 128 + 255 * 127) / 255).max() <= 1
+
+
+def test_a_transparent_palette_entry_is_white_and_the_others_keep_their_colours():
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([10, 20, 30, 200, 100, 50])
+    picture.putdata([0, 1])
+    assert pixels_of(encode(picture, transparency=0))[0].tolist() == [[255, 255, 255], [200, 100, 50]]
+    assert pixels_of(encode(picture))[0].tolist() == [[10, 20, 30], [200, 100, 50]]
+
+
+def test_a_transparent_colour_of_an_rgb_png_is_white():
+    picture = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
+    assert pixels_of(encode(picture, transparency=(1, 2, 3)))[0].tolist() == [[255, 255, 255], [4, 5, 6]]
+
+
+def test_of_sixteen_bits_the_high_byte_is_kept():
+    values = np.array([[0x0000, 0x00FF, 0x0100, 0xABCD, 0xFF00, 0xFFFF]], np.uint16)
+    found = pixels_of(encode(Image.fromarray(values)))
+    assert found[0, :, 0].tolist() == [0x00, 0x00, 0x01, 0xAB, 0xFF, 0xFF]
+    assert (found == found[..., :1]).all()
+
+
+# Orientation tag to what turns the stored pixels upright (Exif 2.32, section 4.6.4).
+UPRIGHT = {
+    1: lambda a: a,
+    2: np.fliplr,
+    3: lambda a: np.rot90(a, 2),
+    4: np.flipud,
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_rotation_is_applied(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = coordinates(9, 5)
+    data = encode(stored, exif=exif)
+    upright = UPRIGHT[orientation](np.asarray(stored))
+    assert np.array_equal(pixels_of(data), upright)
+    decoded = center_view(data, 5, 3, "center")
+    assert (decoded.height, decoded.width) == upright.shape[:2]
+
+
+def test_of_an_animation_the_first_frame_is_taken():
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("#ff0000", "#00ff00", "#0000ff")]
+    for fmt, options in (("GIF", {}), ("PNG", {}), ("WEBP", {"lossless": True})):
+        data = encode(frames[0], fmt, save_all=True, append_images=frames[1:], duration=50, **options)
+        assert (pixels_of(data) == [255, 0, 0]).all(), fmt
+
+
+def center_crop_arr(picture: Image.Image, image_size: int) -> np.ndarray:
+    """guided-diffusion's rule (Dhariwal and Nichol 2021, image_datasets.py), written out here as the reference."""
+    while min(*picture.size) >= 2 * image_size:
+        picture = picture.resize(tuple(x // 2 for x in picture.size), resample=Image.BOX)
+    scale = image_size / min(*picture.size)
+    picture = picture.resize(tuple(round(x * scale) for x in picture.size), resample=Image.BICUBIC)
+    pixels = np.array(picture)
+    top, left = (pixels.shape[0] - image_size) // 2, (pixels.shape[1] - image_size) // 2
+    return pixels[top : top + image_size, left : left + image_size]
+
+
+SHAPES = [(64, 64), (65, 127), (128, 64), (200, 333), (333, 200), (31, 17), (63, 640), (257, 129), (16, 16), (15, 90)]
+
+
+@pytest.mark.parametrize(("width", "height"), SHAPES)
+@pytest.mark.parametrize("size", [16, 64])
+def test_the_center_view_is_adms_center_crop(width, height, size):
+    picture = noisy(width, height)
+    found = center_view(encode(picture), size, 3, "center")
+    expected = center_crop_arr(picture, size)
+    assert found.pixels.shape == expected.shape == (size, size, 3)
+    assert np.abs(found.pixels.astype(int) - expected).max() <= 1
+    assert (found.width, found.height) == (width, height)
+
+
+def test_the_flip_view_is_the_mirrored_center_view():
+    for width, height in SHAPES:
+        data = encode(noisy(width, height))
+        center, flip = (center_view(data, 16, 3, view).pixels for view in ("center", "flip"))
+        assert np.array_equal(flip, center[:, ::-1])
+        assert not np.array_equal(flip, center)
+
+
+def test_the_short_side_gets_the_size_and_the_long_side_never_less():
+    for width, height in SHAPES:
+        small = resize_short_side(noisy(width, height), 16)
+        assert min(small.size) == 16
+        assert (small.width >= small.height) == (width >= height) or small.width == small.height
+
+
+LAST = np.nextafter(np.float32(1), np.float32(0))
+
+
+@pytest.mark.parametrize(("width", "height"), [(8, 20), (20, 8), (8, 8), (250, 8), (8, 256)])
+def test_random_windows_stay_inside_reach_every_place_and_are_what_they_show(width, height):
+    data = encode(coordinates(width, height))
+    places = set()
+    for u in np.append(np.linspace(0, 1, 300, endpoint=False, dtype=np.float32), LAST):
+        view = random_view(data, 8, 3, np.array([u, u, 0.9], np.float32), flips=True)
+        left, top = int(view[0, 0, 0]), int(view[0, 0, 1])
+        places.add((left, top))
+        assert np.array_equal(view, np.asarray(coordinates(width, height))[top : top + 8, left : left + 8])
+    assert len(places) == max(width, height) - 7  # from edge to edge, one side being fixed
+
+
+def test_the_two_sides_are_drawn_apart():
+    data = encode(smooth(64, 16))
+    tall = encode(smooth(16, 64))
+    for u in (0.1, 0.7):
+        assert np.array_equal(*(random_view(data, 16, 3, np.array([u, v, 0.9]), True) for v in (0.0, 0.8)))
+        assert np.array_equal(*(random_view(tall, 16, 3, np.array([v, u, 0.9]), True) for v in (0.0, 0.8)))
+
+
+def test_a_random_view_flips_below_one_half_and_only_where_asked_for():
+    data = encode(noisy(24, 16))
+    straight = random_view(data, 16, 3, np.array([0.3, 0.0, 0.5]), flips=True)
+    mirrored = random_view(data, 16, 3, np.array([0.3, 0.0, 0.49]), flips=True)
+    assert np.array_equal(mirrored, straight[:, ::-1])
+    assert np.array_equal(random_view(data, 16, 3, np.array([0.3, 0.0, 0.0]), flips=False), straight)
+
+
+def test_a_picture_of_too_many_pixels_is_rejected_before_it_is_decoded(monkeypatch):
+    monkeypatch.setattr(decode, "MAX_PIXELS", 100)
+    assert center_view(encode(noisy(10, 10)), 8, 3, "center").pixels.shape == (8, 8, 3)
+    bomb = encode(Image.new("1", (5000, 5000)))
+    assert len(bomb) < 10_000
+    monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("the bomb was decoded"))
+    for data, size in ((bomb, "5000 x 5000"), (encode_header_of(11, 10), "11 x 10")):
+        with pytest.raises(Reject, match=f"{size} pixels, more than 100"):
+            open_picture(data, 3)
+
+
+def encode_header_of(width: int, height: int) -> bytes:
+    """An uncompressed picture, written by hand as a portable grey map."""
+    return f"P5 {width} {height} 255\n".encode() + bytes(width * height)
+
+
+def test_a_thin_picture_that_resizing_would_blow_up_is_rejected(monkeypatch):
+    """1 x 300 has few pixels; with its short side at 256 it has 20 million."""
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
+    with pytest.raises(Reject, match="1 x 300"):
+        center_view(encode(noisy(1, 300)), 256, 3, "center")

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from pipeline.images.sources import open_folder
+from pipeline.images.stream import ImageStream
+
+BATCHES = 7  # of 8 images out of 24: two epochs and a piece of the third
+
+
+def stream_of(folder: str, *, rank: int = 0, ranks: int = 1, seed: int = 5, flips: bool = True, size: int = 6):
+    return ImageStream(
+        open_folder(folder), image_size=size, channels=1, flips=flips, batch=8, seed=seed, rank=rank, ranks=ranks
+    )
+
+
+def read(stream: ImageStream, start: int = 0, stop: int = BATCHES, workers: int = 0):
+    return list(stream.batches(start, stop, workers))
+
+
+def same(one, other) -> bool:
+    return len(one) == len(other) and all(
+        torch.equal(a, b) for left, right in zip(one, other, strict=True) for a, b in zip(left, right, strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(digit_folder):
+    return read(stream_of(digit_folder))
+
+
+def test_batches_are_images_in_range_and_seeds(uninterrupted):
+    for images, seeds in uninterrupted:
+        assert images.shape == (8, 1, 6, 6)
+        assert images.dtype == torch.float32
+        assert seeds.shape == (8,)
+        assert seeds.dtype == torch.int64
+        assert images.min() >= -1
+        assert images.max() <= 1
+    assert len(uninterrupted) == BATCHES
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_stream(digit_folder, uninterrupted, workers):
+    assert same(read(stream_of(digit_folder), workers=workers), uninterrupted)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_together_see_the_global_batch(digit_folder, uninterrupted, ranks):
+    parts = [read(stream_of(digit_folder, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    together = [tuple(torch.cat(pieces) for pieces in zip(*batch, strict=True)) for batch in zip(*parts, strict=True)]
+    assert same(together, uninterrupted)
+
+
+def test_resuming_anywhere_gives_the_rest_of_the_stream(digit_folder, uninterrupted):
+    for start in range(BATCHES + 1):
+        assert same(read(stream_of(digit_folder), start), uninterrupted[start:])
+    assert same(read(stream_of(digit_folder), 3, workers=2), uninterrupted[3:])
+
+
+def test_without_crops_and_flips_every_image_comes_exactly_once_an_epoch(digit_folder):
+    source = open_folder(digit_folder)
+    stored = sorted(np.asarray(Image.open(source.url(i))).tobytes() for i in range(len(source)))
+    batches = read(stream_of(digit_folder, flips=False, size=8), stop=6)
+    epochs = torch.cat([images for images, _ in batches]).view(2, 24, 8, 8)
+    for epoch in epochs:
+        pixels = ((epoch + 1) * 127.5).round().to(torch.uint8).numpy()
+        assert sorted(image.tobytes() for image in pixels) == stored
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_no_two_positions_share_a_noise_seed(digit_folder):
+    seeds = torch.cat([seeds for _, seeds in read(stream_of(digit_folder), stop=12)])
+    assert len(seeds.unique()) == len(seeds) == 96
+
+
+def test_with_flips_each_epoch_mirrors_images_anew(digit_folder):
+    epochs = torch.cat([images for images, _ in read(stream_of(digit_folder), stop=12)]).view(4, 24, -1)
+    seen = [{image.numpy().tobytes() for image in epoch} for epoch in epochs]
+    assert all(len(epoch) == 24 for epoch in seen)
+    assert len(set.union(*seen)) in range(40, 49)  # nearly every image both ways in four epochs
+    assert seen[0] != seen[1] != seen[2] != seen[3]
+
+
+def test_another_seed_is_another_stream(digit_folder, uninterrupted):
+    other = read(stream_of(digit_folder, seed=6))
+    assert not any(torch.equal(a, b) for (a, _), (b, _) in zip(other, uninterrupted, strict=True))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_image_stops_the_stream_with_one_error_that_names_it(tmp_path, workers):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "page.jpg").write_bytes(b"<html>")
+    stream = ImageStream(
+        open_folder(str(tmp_path)), image_size=4, channels=1, flips=False, batch=2, seed=0, rank=0, ranks=1
+    )
+    with pytest.raises(ValueError, match=r"a/page\.jpg") as stopped:
+        read(stream, stop=1, workers=workers)
+    assert "\n" not in str(stopped.value)
