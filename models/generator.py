@@ -72,7 +72,7 @@ class Generator(nn.Module):
         """Start the classification layer in the geometry of the codebook.
 
         The code nearest to v is argmax_k (v . c_k - |c_k|^2 / 2), which is linear in (v, 1). Rows of the head start as
-        (c_k, -|c_k|^2 / 2) in d + 1 random orthonormal directions, so that the layers before it need only learn where v is.
+        (c_k, -|c_k|^2 / 2) in d + 1 random orthonormal directions: the layers before it need only learn where v is.
         """
         half_norms = vectors.square().sum(1, keepdim=True) / 2
         features = torch.cat([vectors, half_norms.mean() - half_norms], dim=1)

@@ -46,6 +46,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.per_class < 1 or self.batch < 1:
             raise ValueError(f"per_class is {self.per_class} and batch is {self.batch}; both need 1 or more")
+        if self.shard_rows % self.batch:  # so that sample i has the same place in the same batch for every shard size
+            raise ValueError(f"shard_rows is {self.shard_rows}; use a multiple of batch {self.batch}")
 
 
 def open_cards(config: SampleConfig) -> tuple[ModelCard, ModelCard]:
