@@ -30,6 +30,7 @@ demo: install ## the whole road on scikit-learn's digits: images to runs/demo/re
 	$(RDPM) sample $(DEMO)/samples.yaml
 	$(RDPM) evaluate $(DEMO)/evaluation.yaml
 	$(RDPM) report $(DEMO)/report.yaml
+	@echo "samples: runs/demo/samples/samples.npz   metrics: runs/demo/metrics.json   report: runs/demo/report.html"
 
 tokenize-imagenet: install ## encode IMAGENET=folder with TOKENIZER=folder into STORE=folder or URL
 	$(RDPM) tokenize $(IMAGENET_CONFIGS)/store.yaml images=$(IMAGENET) tokenizer=$(TOKENIZER) out=$(STORE)

@@ -26,6 +26,7 @@ def run(config: EvaluateConfig) -> None:
     record = begin(JOB, config.out, settings_of(config, *_HOW, **input_digests(config)))
     if record.finished:
         say(f"evaluate: {config.out} is already there")
+        show(files.read_json(config.out))
         return
     metrics = evaluate(config)
     files.write_json(config.out, metrics)

@@ -30,6 +30,9 @@ class AutoencoderConfig:
     def __post_init__(self) -> None:
         if self.in_channels not in (1, 3):
             raise ValueError(f"in_channels is {self.in_channels}; use 1 or 3")
+        for name in ("channels", "groups", "num_res_blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
         if not self.multipliers or self.channels % self.groups:
             raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
 

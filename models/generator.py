@@ -27,8 +27,11 @@ class GeneratorConfig:
     checkpoint: bool = False
 
     def __post_init__(self) -> None:
-        if self.depth < 1 or self.num_classes < 1:
-            raise ValueError(f"depth is {self.depth} and num_classes is {self.num_classes}; both need 1 or more")
+        for name in ("depth", "num_classes", "num_steps", "code_dim", "grid"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+        if self.code_dim >= 64 * self.depth:
+            raise ValueError(f"code_dim {self.code_dim} needs a width above it, not {64 * self.depth}; raise depth")
         check_codebook_size(self.codebook_size)
         check_backend(self.attention)
 

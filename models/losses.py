@@ -62,6 +62,10 @@ class PerceptualLoss(nn.Module):
             load_vgg16(self.metric.net, weights, VGG16_SHA256_PREFIX)
         self.requires_grad_(False).eval()
 
+    def train(self, mode: bool = True) -> "PerceptualLoss":
+        """Always in eval mode: lpips has dropout."""
+        return super().train(False)
+
     def forward(self, images: Float[Tensor, "b c H W"], reconstruction: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
         """Mean distance of images in [-1, 1]; a single channel is repeated to three."""
         real, fake = (x.expand(-1, 3, -1, -1) for x in (images, reconstruction))

@@ -85,7 +85,7 @@ def child_seeds(seed: int, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
 def normal_quantiles(device: torch.device | str = "cpu") -> Float[Tensor, "65536"]:
     """Mid-point quantiles of the standard normal: entry i is the quantile of (i + 1/2) / 65536."""
     upper = [NormalDist().inv_cdf((i + 0.5) / 65536) for i in range(32768, 65536)]
-    table = torch.tensor([-x for x in reversed(upper)] + upper, dtype=torch.float64).float()
+    table = torch.tensor([-x for x in reversed(upper)] + upper, dtype=torch.float64, device="cpu").float()
     digest = hashlib.sha256(table.numpy().astype("<f4").tobytes()).hexdigest()
     if digest != _QUANTILES_SHA256:
         raise RuntimeError(

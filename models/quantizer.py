@@ -4,7 +4,7 @@
 
 The bias convolution is linear, so v'_t = phi(c_t) gives z'_t = phi(c_1 + ... + c_t) with phi(x) = x + conv(x).
 The recurrence therefore carries the plain sum of code vectors and convolves once. The tokenizer, the trainer and the
-sampler all reach z' through `Codebook.accumulate_step` and `Codebook.phi`, so they agree to the bit.
+sampler all reach z' through `Codebook.accumulate_step` and `Codebook.phi`, so equal batches agree to the bit.
 """
 
 from collections.abc import Callable
@@ -84,7 +84,8 @@ class Codebook(nn.Module):
         if self.bias is None:
             return vectors
         with torch.autocast(vectors.device.type, enabled=False):
-            return vectors + self.bias(vectors.float())
+            vectors = vectors.float().contiguous()  # one memory format: one kernel, one rounding
+            return vectors + F.conv2d(vectors, self.bias.weight.float(), padding=1)
 
     def accumulate_step(self, total: Float[Tensor, "b d h w"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
         """Alg. 1, line 6, before phi: the sum of code vectors one step further."""
@@ -105,12 +106,12 @@ class Codebook(nn.Module):
 
 
 def mix(
-    latents: Float[Tensor, "b d h w"],
-    accumulated: Float[Tensor, "b d h w"],
-    noise: Float[Tensor, "b d h w"],
+    latents: Float[Tensor, "*b d h w"],
+    accumulated: Float[Tensor, "*b d h w"],
+    noise: Float[Tensor, "*b d h w"],
     alpha: Tensor | float,
     beta: Tensor | float,
-) -> Float[Tensor, "b d h w"]:
+) -> Float[Tensor, "*b d h w"]:
     """Alg. 1, lines 3-4 (Eq. 2): v_t = alpha_t z_t + beta_t eps_t with z_t = v - z'_{t-1}.
 
     Algorithm 1 subtracts v'_{t-1} from z_{t-1}; summed over the steps that is v - z'_{t-1}.
@@ -132,9 +133,24 @@ class Quantizer(nn.Module):
         for name in ("alpha", "beta", "gamma"):
             self.register_buffer(name, getattr(schedule, name), persistent=False)
 
+    def forward(self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt) -> dict[str, Tensor]:
+        """One training pass: codes (b, T, h, w), accumulated (b, d, h, w) and both losses of Eq. 4.
+
+        All that needs the codebook in training happens in this call, and a dict comes out of it, since ZeRO-3 brings
+        sharded weights together for a module's forward and sees only plain containers.
+        """
+        result = self.quantize(latents, noise_at)
+        commitment, codebook = self.loss(latents, result)
+        return {
+            "codes": result.codes,
+            "accumulated": result.accumulated,
+            "commitment": commitment,
+            "codebook": codebook,
+        }
+
     @torch.no_grad()
-    def forward(self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt) -> Quantization:
-        """latents: v. noise_at(t): eps_t for t = 1 ... T, (b, d, h, w) float32."""
+    def quantize(self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt) -> Quantization:
+        """Algorithm 1 on latents v. noise_at(t): eps_t for t = 1 ... T, (b, d, h, w) float32."""
         latents = latents.float()
         codebook = self.codebook
         total = torch.zeros_like(latents)
@@ -162,7 +178,7 @@ class Quantizer(nn.Module):
         b, T = result.codes.shape[:2]
         weights = self.gamma.view(1, T, 1, 1, 1)
         alpha, beta = self.alpha.view(1, T, 1, 1, 1), self.beta.view(1, T, 1, 1, 1)
-        noisy = mix(latents.unsqueeze(1), result.before, result.noise, alpha, beta)
+        noisy = mix(latents.unsqueeze(1).expand_as(result.before), result.before, result.noise, alpha, beta)
         quantized = self.codebook.phi(self.codebook.look_up(result.codes.flatten(0, 1))).unflatten(0, (b, T))
         commitment = (weights * (noisy - quantized.detach()).square()).sum(1).mean()
         codebook = (weights * (noisy.detach() - quantized).square()).sum(1).mean()
@@ -173,4 +189,4 @@ def straight_through(
     latents: Float[Tensor, "b d h w"], accumulated: Float[Tensor, "b d h w"]
 ) -> Float[Tensor, "b d h w"]:
     """z'_T in value, v in gradient: one straight-through on the sum, every step detached."""
-    return latents + (accumulated - latents).detach()
+    return accumulated.detach() + (latents - latents.detach())

@@ -26,10 +26,13 @@ class SamplerConfig:
     temperature: float | None = 1.0
 
     def __post_init__(self) -> None:
-        if self.guidance < 0:
+        if not self.guidance >= 0:
             raise ValueError(f"guidance is {self.guidance}; use 0 or more")
-        if self.temperature is not None and self.temperature <= 0:
+        if self.temperature is not None and not self.temperature > 0:
             raise ValueError(f"temperature is {self.temperature}; use more than 0, or null for the most likely code")
+
+        if self.ramp not in ("constant", "linear"):
+            raise ValueError(f"ramp is {self.ramp!r}; use constant or linear")
 
     def guidance_at(self, step: int, num_steps: int) -> float:
         """lambda_t for t = `step`."""

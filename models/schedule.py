@@ -30,6 +30,8 @@ class Schedule:
             raise ValueError(f"schedule num_steps is {self.num_steps}; use 1 or more")
         if not 0 < self.phi < 1:
             raise ValueError(f"schedule phi is {self.phi}; use a number between 0 and 1")
+        if not (torch.diff(self.alpha, prepend=torch.zeros(1)) > 0).all():
+            raise ValueError(f"schedule phi {self.phi} with {self.num_steps} steps has alphas that do not rise")
 
     def _alphas(self) -> list[float]:
         T = self.num_steps

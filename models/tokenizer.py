@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from models.noise import Stream, normal
-from models.quantizer import Quantization, Quantizer, QuantizerConfig, straight_through
+from models.quantizer import NoiseAt, Quantization, Quantizer, QuantizerConfig, straight_through
 from models.schedule import Schedule
 
 
@@ -22,7 +22,7 @@ class TokenizerConfig:
     schedule: Schedule = field(default_factory=Schedule)
 
     def __post_init__(self) -> None:
-        if self.image_size % self.autoencoder.factor:
+        if self.image_size < 1 or self.image_size % self.autoencoder.factor:
             raise ValueError(f"image_size {self.image_size} is not a multiple of the factor {self.autoencoder.factor}")
 
     @property
@@ -46,10 +46,13 @@ class Tokenizer(nn.Module):
         self.quantizer = Quantizer(config.quantizer, config.schedule)
         self.decoder = Decoder(config.autoencoder, config.quantizer.code_dim)
 
+    def noise(self, seeds: Int[Tensor, " b"]) -> NoiseAt:
+        """eps_t of each image, drawn from its seed."""
+        return lambda t: normal(seeds, t, self.config.latent_shape, Stream.TOKENIZER)
+
     def quantize(self, latents: Float[Tensor, "b d h w"], seeds: Int[Tensor, " b"]) -> Quantization:
         """Algorithm 1 with eps_t drawn from each image's seed."""
-        shape = tuple(latents.shape[1:])
-        return self.quantizer(latents, lambda t: normal(seeds, t, shape, Stream.TOKENIZER))
+        return self.quantizer.quantize(latents, self.noise(seeds))
 
     def encode(self, images: Float[Tensor, "b c H W"], seeds: Int[Tensor, " b"]) -> Quantization:
         """Images in [-1, 1] to codes and accumulated latents."""
@@ -63,19 +66,13 @@ class Tokenizer(nn.Module):
         """One training pass.
 
         Returns reconstruction (b, c, H, W), features (b, k, H, W) before the decoder's last convolution, the two
-        quantization losses (Eq. 4) as scalars, and codes (b, T, h, w). A dict, for ZeRO-3 sees only plain ones.
+        quantization losses (Eq. 4) as scalars, and codes (b, T, h, w).
         """
         latents = self.encoder(images).float()
-        result = self.quantize(latents, seeds)
-        commitment, codebook = self.quantizer.loss(latents, result)
-        features = self.decoder.features(straight_through(latents, result.accumulated))
-        return {
-            "reconstruction": self.decoder.last(features),
-            "features": features,
-            "commitment": commitment,
-            "codebook": codebook,
-            "codes": result.codes,
-        }
+        result = self.quantizer(latents, self.noise(seeds))
+        features = self.decoder.features(straight_through(latents, result["accumulated"]))
+        losses = {name: result[name] for name in ("commitment", "codebook", "codes")}
+        return {"reconstruction": self.decoder.last(features), "features": features, **losses}
 
 
 def to_pixels(images: Float[Tensor, "*b c H W"]) -> Tensor:

@@ -13,24 +13,25 @@ import ray.exceptions
 
 @dataclass(frozen=True)
 class Resources:
-    """What a Ray job may use.
+    """What a Ray job may use; 0 leaves the choice to the machine.
 
-    address: a running cluster ("auto" or host:port); empty starts one on this machine with `cpus` logical CPUs and
-    `object_store_mb` MiB of shared memory. actors: model replicas, each with actor_cpus and actor_gpus.
+    address: a running cluster ("auto" or host:port); empty starts one here with `cpus` logical CPUs (0: its cores, at
+    least 4) and `object_store_mb` MiB of shared memory (0: Ray's own share). actors: model replicas (0: one a GPU, else
+    one for two cores), each with actor_cpus, and actor_gpus where there are GPUs. task_cpus: CPUs of a decoding task.
     """
 
     address: str = ""
-    cpus: int = 4
-    object_store_mb: int = 512
-    actors: int = 1
+    cpus: int = 0
+    object_store_mb: int = 0
+    actors: int = 0
     actor_cpus: float = 0.9
-    actor_gpus: float = 0.0
+    actor_gpus: float = 1.0
     task_cpus: float = 1.0
 
     def __post_init__(self) -> None:
         if self.actor_cpus == self.task_cpus:
             raise ValueError(
-                f"actor_cpus and task_cpus are both {self.task_cpus}; Ray would fuse decoding into the actors"
+                f"actor_cpus and task_cpus are both {self.task_cpus}; make them differ, or Ray fuses the two stages"
             )
 
 
@@ -42,8 +43,9 @@ def start(resources: Resources) -> None:
     if resources.address:
         ray.init(address=resources.address, **options)
     else:
-        store = resources.object_store_mb << 20
-        ray.init(num_cpus=resources.cpus, object_store_memory=store, include_dashboard=False, **options)
+        cpus = resources.cpus or max(4, os.cpu_count() or 4)
+        store = (resources.object_store_mb << 20) or None
+        ray.init(num_cpus=cpus, object_store_memory=store, include_dashboard=False, **options)
     context = ray.data.DataContext.get_current()
     context.target_max_block_size = None  # one block stays one whole shard
     context.enable_progress_bars = False
@@ -67,6 +69,8 @@ def run_shards(
     `prepare` takes a batch that holds one work item and returns the columns of its shard; `actor` takes those and
     returns one row. Yields the rows as they are done, in any order.
     """
+    gpus = ray.cluster_resources().get("GPU", 0)
+    actors = resources.actors or int(gpus / resources.actor_gpus if gpus else max(1, (os.cpu_count() or 2) // 2))
     dataset: ray.data.Dataset = ray.data.from_items(work, override_num_blocks=len(work))
     if prepare is not None:
         dataset = dataset.map_batches(prepare, batch_size=None, num_cpus=resources.task_cpus)
@@ -75,8 +79,8 @@ def run_shards(
         fn_constructor_kwargs=actor_args,
         batch_size=None,
         num_cpus=resources.actor_cpus,
-        num_gpus=resources.actor_gpus,
-        compute=ray.data.ActorPoolStrategy(size=min(resources.actors, len(work))),
+        num_gpus=resources.actor_gpus if gpus else 0,
+        compute=ray.data.ActorPoolStrategy(size=min(actors, len(work))),
     )
     try:
         yield from dataset.iter_rows()

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import zlib
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -24,7 +25,7 @@ from pipeline.exports import save_export
 from pipeline.tokens.reader import Store
 from pipeline.tokens.writer import publish, start_store, write_shard
 from storage_schemas.cards import ModelCard
-from storage_schemas.manifest import Plan
+from storage_schemas.manifest import Plan, canonical_json
 from storage_schemas.tokens import token_arrays
 
 torch.set_num_threads(1)
@@ -89,10 +90,11 @@ class StoreMaker:
     def columns(self, plan: Plan, shard: int) -> dict[str, np.ndarray]:
         """Arrays of one shard: labels as said, every other value drawn from the whole range of its type, by row."""
         rows = plan.shard_range(shard)
+        store = zlib.crc32(canonical_json(plan.identity))
         columns = {}
         for number, spec in enumerate(plan.arrays):
             size = int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize
-            drawn = b"".join(np.random.default_rng((number, row)).bytes(size) for row in rows)
+            drawn = b"".join(np.random.default_rng((store, number, row)).bytes(size) for row in rows)
             columns[spec.name] = np.frombuffer(drawn, spec.dtype).reshape(len(rows), *spec.row_shape)
         if "codes" in columns:
             columns["codes"] = columns["codes"] % 16
@@ -187,4 +189,3 @@ def leaves():
             yield from walk(inner, (*path, key))
 
     return walk
-

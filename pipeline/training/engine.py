@@ -130,7 +130,10 @@ def accumulation(batch: int, micro_batch: int, ranks: int) -> int:
 
 
 class Engine:
-    """One model with its optimizer under DeepSpeed; calls, gradients and checkpoints go through it."""
+    """One model with its optimizer under DeepSpeed; calls, gradients and checkpoints go through it.
+
+    whole: classes of modules whose weights ZeRO-3 must bring together as one, for their forward uses those of children.
+    """
 
     def __init__(
         self,
@@ -139,7 +142,10 @@ class Engine:
         config: EngineConfig,
         micro_batch: int,
         accumulation: int,
+        whole: tuple[type[nn.Module], ...] = (),
     ) -> None:
+        if config.zero_stage == 3 and whole:
+            _deepspeed().utils.set_z3_leaf_modules(model, list(whole))
         self.config = config
         self._engine, *_ = _deepspeed().initialize(
             model=model,

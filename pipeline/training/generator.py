@@ -122,7 +122,7 @@ def training_inputs(
     if batch.latents is not None:
         latents = torch.from_numpy(batch.latents).to(device).float()
         shape = tuple(latents.shape[1:])
-        fresh = quantizer(latents, lambda t: normal(draws, t, shape, Stream.TOKENIZER))
+        fresh = quantizer.quantize(latents, lambda t: normal(draws, t, shape, Stream.TOKENIZER))
         return fresh.noise[place], labels, steps, fresh.before[place], fresh.codes[place]
     codes = torch.from_numpy(batch.codes).to(device).long()
     seeds = torch.from_numpy(batch.seeds.view("int64")).to(device)

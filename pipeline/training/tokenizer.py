@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from models.discriminator import DiscriminatorConfig, DiscriminatorLoss
 from models.losses import PerceptualLoss, adaptive_weight, discriminator_hinge, generator_hinge, reconstruction_loss
+from models.quantizer import Quantizer
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline.exports import save_export
 from pipeline.images.sources import Source, open_folder
@@ -80,7 +81,7 @@ class TokenizerStep:
         self.config, self.ranks = config, ranks
         channels = config.model.autoencoder.in_channels
         tokenizer = Tokenizer(config.model).to(ranks.device)
-        self.engines = {"tokenizer": self._engine(tokenizer, accumulation)}
+        self.engines = {"tokenizer": self._engine(tokenizer, accumulation, whole=(Quantizer,))}
         if config.loss.adversarial:
             critic = DiscriminatorLoss(config.discriminator, channels).to(ranks.device)
             self.engines["discriminator"] = self._engine(critic, accumulation)
@@ -88,10 +89,9 @@ class TokenizerStep:
         if config.loss.perceptual != "none":
             self.perceptual = PerceptualLoss(config.loss.perceptual).to(ranks.device)
 
-    def _engine(self, model: nn.Module, accumulation: int) -> ds.Engine:
-        return ds.Engine(
-            model, ds.adam(model, self.config.optimizer), self.config.engine, self.config.micro_batch, accumulation
-        )
+    def _engine(self, model: nn.Module, accumulation: int, whole: tuple[type[nn.Module], ...] = ()) -> ds.Engine:
+        optimizer = ds.adam(model, self.config.optimizer)
+        return ds.Engine(model, optimizer, self.config.engine, self.config.micro_batch, accumulation, whole)
 
     def __call__(self, images: Tensor, seeds: Tensor, step: int) -> dict[str, Tensor]:
         """Backward and step of both engines; returns the loss terms and the codes, detached."""

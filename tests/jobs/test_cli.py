@@ -1,3 +1,4 @@
+import contextlib
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 # Commands whose imports take seconds run in forks of one process that has them loaded.
 LOADED = """
-import importlib, json, os, runpy, sys
+import importlib, json, os, runpy, sys, traceback
 for name in ("describe", "sample", "tokenize_images", "train_generator", "train_tokenizer"):
     importlib.import_module(f"jobs.{name}")
 for line in sys.stdin:
@@ -25,7 +26,15 @@ for line in sys.stdin:
         for number, name in ((1, "stdout"), (2, "stderr")):
             os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
         sys.argv = ["rdpm", *arguments]
-        runpy.run_module("jobs.cli", run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module("jobs.cli", run_name="__main__", alter_sys=True)
+        except SystemExit as ended:
+            code = ended.code
+        except BaseException:
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)  # taking down what is loaded would cost a second
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
@@ -58,7 +67,12 @@ def loaded_rdpm(python, repository, tmp_path_factory):
     """The same, each run a process of its own, forked from one that has imported the jobs."""
     folder = tmp_path_factory.mktemp("streams")
     server = subprocess.Popen(
-        [*python, "-c", LOADED], cwd=repository, env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [*python, "-c", LOADED],
+        cwd=repository,
+        env=ENVIRONMENT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
 
     def run(*arguments: str) -> Ended:
@@ -84,17 +98,18 @@ def assert_refused(ended: Ended, command: str, *named: str) -> None:
 
 @pytest.fixture
 def untouched(tmp_path):
-    """The test must leave tmp_path as it is when this fixture's function is called."""
-    seen = []
+    """A block that must leave tmp_path as it finds it."""
 
     def listing() -> list[tuple[str, int]]:
         return sorted((str(path), path.stat().st_size) for path in tmp_path.rglob("*"))
 
-    def begin() -> None:
-        seen.append(listing())
+    @contextlib.contextmanager
+    def block():
+        before = listing()
+        yield
+        assert listing() == before
 
-    yield begin
-    assert seen == [listing()]
+    return block
 
 
 @pytest.mark.parametrize("arguments", [[], ["--help"], ["-h"], ["help"]])
@@ -125,7 +140,7 @@ def test_every_command_is_a_module_with_an_entry_and_its_own_name(command, repos
     if not (repository / f"{name.replace('.', '/')}.py").exists():
         pytest.skip(f"{name} is not written yet")
     module = importlib.import_module(name)
-    assert module.JOB == command
+    assert command == module.JOB
     assert callable(module.main)
     assert name.split(".")[1] not in sys.stdlib_module_names
 
@@ -153,8 +168,8 @@ def test_an_unknown_command_is_refused_by_name(rdpm):
     ],
 )
 def test_bad_settings_are_refused_by_name_and_leave_nothing(rdpm, tmp_path, untouched, arguments, named):
-    untouched()
-    assert_refused(rdpm("prepare", *arguments, f"out={tmp_path}/data"), "prepare", *named)
+    with untouched():
+        assert_refused(rdpm("prepare", *arguments, f"out={tmp_path}/data"), "prepare", *named)
 
 
 @pytest.fixture
@@ -167,33 +182,33 @@ def images(tmp_path, digit_folder) -> str:
 
 def test_a_missing_source_is_refused_by_name_and_leaves_nothing(loaded_rdpm, tmp_path, untouched, exports):
     exports.tokenizer(str(tmp_path / "tokenizer"))
-    untouched()
-    given = [f"images={tmp_path}/nowhere", f"out={tmp_path}/out"]
-    assert_refused(loaded_rdpm("train-tokenizer", *given), "train-tokenizer", f"{tmp_path}/nowhere")
-    given.append(f"tokenizer={tmp_path}/tokenizer")
-    assert_refused(loaded_rdpm("tokenize", *given), "tokenize", f"{tmp_path}/nowhere")
+    with untouched():
+        given = [f"images={tmp_path}/nowhere", f"out={tmp_path}/out"]
+        assert_refused(loaded_rdpm("train-tokenizer", *given), "train-tokenizer", f"{tmp_path}/nowhere")
+        given.append(f"tokenizer={tmp_path}/tokenizer")
+        assert_refused(loaded_rdpm("tokenize", *given), "tokenize", f"{tmp_path}/nowhere")
 
 
 def test_an_empty_source_is_refused_by_name_and_leaves_nothing(loaded_rdpm, tmp_path, untouched, exports):
     exports.tokenizer(str(tmp_path / "tokenizer"))
     (tmp_path / "empty" / "class").mkdir(parents=True)
-    untouched()
-    given = [f"images={tmp_path}/empty", f"out={tmp_path}/out"]
-    assert_refused(loaded_rdpm("train-tokenizer", *given), "train-tokenizer", f"{tmp_path}/empty")
-    given.append(f"tokenizer={tmp_path}/tokenizer")
-    assert_refused(loaded_rdpm("tokenize", *given), "tokenize", f"{tmp_path}/empty")
+    with untouched():
+        given = [f"images={tmp_path}/empty", f"out={tmp_path}/out"]
+        assert_refused(loaded_rdpm("train-tokenizer", *given), "train-tokenizer", f"{tmp_path}/empty")
+        given.append(f"tokenizer={tmp_path}/tokenizer")
+        assert_refused(loaded_rdpm("tokenize", *given), "tokenize", f"{tmp_path}/empty")
 
 
 def test_a_folder_that_is_no_tokenizer_is_refused_by_name_and_leaves_nothing(loaded_rdpm, tmp_path, untouched, images):
-    untouched()
-    given = [f"images={images}", f"tokenizer={images}", f"out={tmp_path}/out"]
-    assert_refused(loaded_rdpm("tokenize", *given), "tokenize", images, "card.json")
+    with untouched():
+        given = [f"images={images}", f"tokenizer={images}", f"out={tmp_path}/out"]
+        assert_refused(loaded_rdpm("tokenize", *given), "tokenize", images, "card.json")
 
 
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        (["shard_rows=100", "chunk_rows=64"], ["100", "64"]),
+        (["shard_rows=6", "chunk_rows=4"], ["6", "4"]),
         (["chunk_rows=0"], ["chunk_rows", "0"]),
         (["shard_rows=0"], ["shard_rows", "0"]),
         (["views=[]"], ["views", "[]"]),
@@ -205,15 +220,15 @@ def test_a_store_that_cannot_be_is_refused_and_leaves_nothing(
     loaded_rdpm, tmp_path, untouched, images, exports, settings, named
 ):
     exports.tokenizer(str(tmp_path / "tokenizer"))
-    untouched()
-    given = [f"images={images}", f"tokenizer={tmp_path}/tokenizer", f"out={tmp_path}/out"]
-    assert_refused(loaded_rdpm("tokenize", *given, *settings), "tokenize", *named)
+    with untouched():
+        given = [f"images={images}", f"tokenizer={tmp_path}/tokenizer", f"out={tmp_path}/out"]
+        assert_refused(loaded_rdpm("tokenize", *given, *settings), "tokenize", *named)
 
 
 def test_a_codebook_that_uint16_cannot_hold_is_refused_and_leaves_nothing(rdpm, tmp_path, untouched, images):
-    untouched()
-    given = [f"images={images}", f"out={tmp_path}/out", "model.quantizer.codebook_size=70000"]
-    assert_refused(rdpm("train-tokenizer", "configs/digits/tokenizer.yaml", *given), "train-tokenizer", "70000")
+    with untouched():
+        given = [f"images={images}", f"out={tmp_path}/out", "model.quantizer.codebook_size=70000"]
+        assert_refused(rdpm("train-tokenizer", "configs/digits/tokenizer.yaml", *given), "train-tokenizer", "70000")
 
 
 SPACE = [
@@ -229,10 +244,12 @@ def test_a_store_of_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves_no
 ):
     mine, foreign = (exports.tokenizer(str(tmp_path / f"tokenizer{seed}"), seed) for seed in (0, 1))
     stores.build(str(tmp_path / "store"), stores.plan(**exports.identity(foreign)))
-    untouched()
-    given = [f"stores=[{tmp_path}/store]", f"tokenizer={tmp_path}/tokenizer0", f"out={tmp_path}/out", *SPACE]
-    ended = loaded_rdpm("train-generator", *given)
-    assert_refused(ended, "train-generator", mine.weights_digest[:12], foreign.weights_digest[:12], f"{tmp_path}/store")
+    with untouched():
+        given = [f"stores=[{tmp_path}/store]", f"tokenizer={tmp_path}/tokenizer0", f"out={tmp_path}/out", *SPACE]
+        ended = loaded_rdpm("train-generator", *given)
+        assert_refused(
+            ended, "train-generator", mine.weights_digest[:12], foreign.weights_digest[:12], f"{tmp_path}/store"
+        )
 
 
 @pytest.mark.parametrize(
@@ -250,9 +267,15 @@ def test_a_model_of_another_token_space_is_refused_by_name_and_leaves_nothing(
 ):
     card = exports.tokenizer(str(tmp_path / "tokenizer"))
     stores.build(str(tmp_path / "store"), stores.plan(**exports.identity(card)))
-    untouched()
-    given = [f"stores=[{tmp_path}/store]", f"tokenizer={tmp_path}/tokenizer", f"out={tmp_path}/out", *SPACE, setting]
-    assert_refused(loaded_rdpm("train-generator", *given), "train-generator", *named)
+    with untouched():
+        given = [
+            f"stores=[{tmp_path}/store]",
+            f"tokenizer={tmp_path}/tokenizer",
+            f"out={tmp_path}/out",
+            *SPACE,
+            setting,
+        ]
+        assert_refused(loaded_rdpm("train-generator", *given), "train-generator", *named)
 
 
 def test_sampling_with_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves_nothing(
@@ -260,10 +283,10 @@ def test_sampling_with_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves
 ):
     mine, foreign = (exports.tokenizer(str(tmp_path / f"tokenizer{seed}"), seed) for seed in (0, 1))
     exports.generator(str(tmp_path / "generator"), mine)
-    untouched()
-    given = [f"generator={tmp_path}/generator", f"tokenizer={tmp_path}/tokenizer1", f"out={tmp_path}/out"]
-    ended = loaded_rdpm("sample", *given)
-    assert_refused(ended, "sample", mine.weights_digest[:12], foreign.weights_digest[:12])
+    with untouched():
+        given = [f"generator={tmp_path}/generator", f"tokenizer={tmp_path}/tokenizer1", f"out={tmp_path}/out"]
+        ended = loaded_rdpm("sample", *given)
+        assert_refused(ended, "sample", mine.weights_digest[:12], foreign.weights_digest[:12])
 
 
 @pytest.mark.parametrize("setting", ["per_class=0", "shard_rows=0", "sampler.temperature=0", "sampler.guidance=-1"])
@@ -271,10 +294,10 @@ def test_samples_that_cannot_be_are_refused_by_the_value_and_leave_nothing(
     loaded_rdpm, tmp_path, untouched, exports, setting
 ):
     exports.generator(str(tmp_path / "generator"), exports.tokenizer(str(tmp_path / "tokenizer")))
-    untouched()
-    given = [f"generator={tmp_path}/generator", f"tokenizer={tmp_path}/tokenizer", f"out={tmp_path}/out", setting]
-    key, value = setting.split(".")[-1].split("=")
-    assert_refused(loaded_rdpm("sample", *given), "sample", key, value)
+    with untouched():
+        given = [f"generator={tmp_path}/generator", f"tokenizer={tmp_path}/tokenizer", f"out={tmp_path}/out", setting]
+        key, value = setting.split(".")[-1].split("=")
+        assert_refused(loaded_rdpm("sample", *given), "sample", key, value)
 
 
 def test_verify_says_that_a_whole_store_is_whole(rdpm, tmp_path, stores):
@@ -290,11 +313,11 @@ def test_verify_refuses_a_store_without_a_manifest_and_a_damaged_one_by_name(rdp
     stores.build(str(tmp_path / "damaged"))
     label = tmp_path / "damaged" / "label" / "c" / "1"
     label.write_bytes(label.read_bytes()[:-1] + b"?")
-    untouched()
-    assert_refused(rdpm("verify", f"{tmp_path}/unfinished"), "verify", f"{tmp_path}/unfinished", "manifest.json")
-    assert_refused(rdpm("verify", f"{tmp_path}/damaged"), "verify", f"{tmp_path}/damaged", "label/c/1")
-    assert_refused(rdpm("verify", f"{tmp_path}/nowhere"), "verify", f"{tmp_path}/nowhere")
-    assert_refused(rdpm("verify"), "verify", "STORE")
+    with untouched():
+        assert_refused(rdpm("verify", f"{tmp_path}/unfinished"), "verify", f"{tmp_path}/unfinished", "manifest.json")
+        assert_refused(rdpm("verify", f"{tmp_path}/damaged"), "verify", f"{tmp_path}/damaged", "label/c/1")
+        assert_refused(rdpm("verify", f"{tmp_path}/nowhere"), "verify", f"{tmp_path}/nowhere")
+        assert_refused(rdpm("verify"), "verify", "STORE")
 
 
 @pytest.mark.parametrize(("name", "millions"), [("d12", 133), ("d16", 310), ("d20", 602)])

@@ -21,9 +21,10 @@ def formula(q, k, v):
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 2e-2)], ids=str
 )
-def test_attend_is_softmax_attention(shape, dtype, tolerance):
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+def test_attend_is_softmax_attention(shape, dtype, tolerance, backend):
     q, k, v = (torch.randn(shape).to(dtype) for _ in range(3))
-    out = attend(q, k, v)
+    out = attend(q, k, v, backend)
     assert out.dtype == dtype
     torch.testing.assert_close(out.double(), formula(q, k, v), atol=tolerance, rtol=tolerance)
 
@@ -40,8 +41,20 @@ def test_heads_and_images_do_not_mix():
     torch.testing.assert_close(attend(q, k, v)[1:, 2:], alone, atol=1e-6, rtol=1e-5)
 
 
-def test_sdpa_is_always_there():
-    check_backend("sdpa")
+def test_kernels_give_the_same_gradients():
+    grads = []
+    for backend in ("sdpa", "math"):
+        inputs = [torch.randn(2, 3, 10, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+        leaves = [x.requires_grad_() for x in inputs]
+        attend(*leaves, backend).square().sum().backward()
+        grads.append([leaf.grad for leaf in leaves])
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["sdpa", "math"])
+def test_torchs_own_kernels_are_always_there(backend):
+    check_backend(backend)
 
 
 @pytest.mark.skipif(HAS_FLASH, reason="flash-attn is installed")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from models.generator import Generator, GeneratorConfig, code_loss, step_embedding
+from models.quantizer import Codebook, QuantizerConfig
 
 
 def make_inputs(b=4):
@@ -51,6 +52,22 @@ def test_an_untrained_generator_finds_all_codes_equally_likely():
     model = Generator(GeneratorConfig(depth=2, num_classes=5, num_steps=4, codebook_size=64, code_dim=8, grid=4))
     loss = code_loss(model(*make_inputs()), torch.randint(64, (4, 4, 4)))
     torch.testing.assert_close(loss, torch.full((4,), math.log(64)))
+
+
+def test_an_aligned_head_reads_the_nearest_code_off_a_latent(generator):
+    """In some orthonormal directions of its input, the head's logits are v . c_k - |c_k|^2 / 2, up to a constant."""
+    codebook = Codebook(QuantizerConfig(64, 8))
+    generator.align_head(codebook.vectors)
+    vectors, head = codebook.vectors.detach(), generator.head.weight.detach()
+    half_norms = vectors.square().sum(1, keepdim=True) / 2
+    features = torch.cat([vectors, half_norms.mean() - half_norms], dim=1)
+    directions = torch.linalg.lstsq(features, head).solution
+    torch.testing.assert_close(features @ directions, head, atol=1e-4, rtol=0)
+    torch.testing.assert_close(directions @ directions.T, torch.eye(9), atol=1e-4, rtol=0)
+    latents = torch.randn(1, 8, 10, 20)
+    points = latents[0].flatten(1).T
+    inputs = torch.cat([points, torch.ones(200, 1)], dim=1) @ directions
+    assert torch.equal(generator.head(inputs).argmax(1), codebook.nearest(latents).flatten())
 
 
 @pytest.mark.parametrize("which", range(4), ids=["noise", "label", "step", "accumulated"])

@@ -58,10 +58,10 @@ def test_nearest_does_not_depend_on_its_chunks(monkeypatch, limit):
 
 def test_the_loop_is_the_same_under_bf16_autocast():
     quantizer, latents = make_quantizer(), make_latents()
-    expected = quantizer(latents, noise_like(latents))
+    expected = quantizer.quantize(latents, noise_like(latents))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(quantizer.codebook.nearest(latents), quantizer.codebook.nearest(latents.float()))
-        result = quantizer(latents, noise_like(latents))
+        result = quantizer.quantize(latents, noise_like(latents))
         rebuilt = quantizer.codebook.accumulated(result.codes, 5)
     for name in ("codes", "accumulated", "before", "noise"):
         assert torch.equal(getattr(result, name), getattr(expected, name))
@@ -73,7 +73,7 @@ def test_the_loop_is_the_same_under_bf16_autocast():
 def test_the_loop_is_algorithm_1(bias, kind):
     schedule = Schedule(kind, 6)
     quantizer, v = make_quantizer(bias, schedule=schedule), make_latents()
-    result = quantizer(v, noise_like(v))
+    result = quantizer.quantize(v, noise_like(v))
     vectors = quantizer.codebook.vectors.detach().double()
     residual, quantized, accumulated = v.double(), torch.zeros(v.shape).double(), torch.zeros(v.shape).double()
     for t in range(1, 7):
@@ -96,7 +96,7 @@ def test_the_loop_is_algorithm_1(bias, kind):
 def test_residual_minus_quantized_plus_accumulated_is_the_latent(bias, num_steps):
     """Invariant 2: z_T - v'_T + z'_T = v."""
     quantizer, v = make_quantizer(bias, schedule=Schedule(num_steps=num_steps)), make_latents()
-    result = quantizer(v, noise_like(v))
+    result = quantizer.quantize(v, noise_like(v))
     residual = mix(v, result.before[:, -1], result.noise[:, -1], 1.0, 0.0)
     quantized = quantizer.codebook.phi(quantizer.codebook.look_up(result.codes[:, -1]))
     torch.testing.assert_close(residual - quantized + result.accumulated, v, atol=1e-5, rtol=0)
@@ -105,10 +105,10 @@ def test_residual_minus_quantized_plus_accumulated_is_the_latent(bias, num_steps
 def test_the_last_step_sees_no_noise():
     quantizer, v = make_quantizer(), make_latents()
     noise_at = noise_like(v)
-    usual = quantizer(v, noise_at)
-    other = quantizer(v, lambda t: noise_at(t) if t < 5 else 100 * noise_at(t))
+    usual = quantizer.quantize(v, noise_at)
+    other = quantizer.quantize(v, lambda t: noise_at(t) if t < 5 else 100 * noise_at(t))
     assert torch.equal(usual.codes, other.codes)
-    first = quantizer(v, lambda t: noise_at(t) if t > 1 else -noise_at(t))
+    first = quantizer.quantize(v, lambda t: noise_at(t) if t > 1 else -noise_at(t))
     assert not torch.equal(usual.codes[:, 0], first.codes[:, 0])
 
 
@@ -119,7 +119,7 @@ def test_codes_rebuild_what_the_loop_accumulated_to_the_bit(bias, memory_format,
     """Part of invariant 1. The encoder's LayerNorm leaves latents channels-last."""
     quantizer = make_quantizer(bias, size, dim)
     v = make_latents(b, dim, grid, grid).to(memory_format=memory_format)
-    result = quantizer(v, noise_like(v))
+    result = quantizer.quantize(v, noise_like(v))
     for step in range(5):
         assert torch.equal(quantizer.codebook.accumulated(result.codes, step), result.before[:, step])
     assert torch.equal(quantizer.codebook.accumulated(result.codes, 5), result.accumulated)
@@ -128,7 +128,7 @@ def test_codes_rebuild_what_the_loop_accumulated_to_the_bit(bias, memory_format,
 
 def test_each_image_may_stop_at_its_own_step():
     quantizer, v = make_quantizer(), make_latents(b=6)
-    codebook, codes = quantizer.codebook, quantizer(v, noise_like(v)).codes
+    codebook, codes = quantizer.codebook, quantizer.quantize(v, noise_like(v)).codes
     steps = torch.tensor([0, 5, 2, 1, 4, 3])
     together = codebook.accumulated(codes, steps)
     for i, step in enumerate(steps.tolist()):
@@ -139,9 +139,9 @@ def test_each_image_may_stop_at_its_own_step():
 
 def test_an_image_does_not_depend_on_its_batch():
     quantizer, v = make_quantizer(), make_latents(b=5)
-    result = quantizer(v, noise_like(v))
+    result = quantizer.quantize(v, noise_like(v))
     for i in range(5):
-        one = quantizer(v[i : i + 1], lambda t, i=i: noise_like(v)(t)[i : i + 1])
+        one = quantizer.quantize(v[i : i + 1], lambda t, i=i: noise_like(v)(t)[i : i + 1])
         assert torch.equal(one.codes[0], result.codes[i])
         torch.testing.assert_close(one.accumulated[0], result.accumulated[i], atol=1e-5, rtol=0)
 
@@ -170,7 +170,7 @@ def test_without_bias_the_code_vectors_are_the_only_weights():
 def test_the_gradient_through_the_quantizer_is_one():
     """Invariant 3, for any loss after it."""
     quantizer, v = make_quantizer(), make_latents().requires_grad_()
-    result = quantizer(v, noise_like(v))
+    result = quantizer.quantize(v, noise_like(v))
     passed = straight_through(v, result.accumulated)
     torch.testing.assert_close(passed, result.accumulated, atol=1e-6, rtol=0)
     upstream = torch.randn(v.shape)
@@ -191,7 +191,7 @@ def test_straight_through_holds_the_accumulated_latents():
 def test_the_loss_is_equation_4(bias, weighted):
     schedule = Schedule(num_steps=5, weighted=weighted)
     quantizer, v = make_quantizer(bias, schedule=schedule), make_latents()
-    result = quantizer(v, noise_like(v))
+    result = quantizer.quantize(v, noise_like(v))
     total, accumulated = torch.zeros(v.shape), torch.zeros(v.shape)
     for t in range(1, 6):
         noisy = schedule.alpha[t - 1] * (v - accumulated) + schedule.beta[t - 1] * noise_like(v)(t)
@@ -207,7 +207,7 @@ def test_the_loss_is_equation_4(bias, weighted):
 def test_the_commitment_moves_only_the_latents_and_the_codebook_term_only_the_codebook():
     quantizer, v = make_quantizer(), make_latents().requires_grad_()
     weights = {"latents": v, **dict(quantizer.named_parameters())}
-    commitment, codebook = quantizer.loss(v, quantizer(v, noise_like(v)))
+    commitment, codebook = quantizer.loss(v, quantizer.quantize(v, noise_like(v)))
 
     def moved(loss):
         grads = torch.autograd.grad(loss, list(weights.values()), allow_unused=True, retain_graph=True)
@@ -219,7 +219,7 @@ def test_the_commitment_moves_only_the_latents_and_the_codebook_term_only_the_co
 
 def test_only_used_codes_are_moved():
     quantizer, v = make_quantizer(), make_latents(b=1, h=2, w=2)
-    result = quantizer(v, noise_like(v))
+    result = quantizer.quantize(v, noise_like(v))
     quantizer.loss(v, result)[1].backward()
     moved = quantizer.codebook.vectors.grad.abs().sum(1).nonzero().flatten()
     assert torch.equal(moved, result.codes.unique())

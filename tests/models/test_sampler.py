@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from models.noise import Stream, child_seeds, normal
+from models.noise import Stream, child_seeds, gumbel, normal
 from models.sampler import SamplerConfig, choose_codes, guided_logits, sample
 
 LABELS = torch.tensor([0, 4, 2, 2, 1])
@@ -137,6 +137,13 @@ def test_draws_differ_by_seed_step_and_position():
     assert torch.equal(choose_codes(flat, 1.0, SEEDS, 1), codes)
     for other in (choose_codes(flat, 1.0, SEEDS, 2), choose_codes(flat, 1.0, SEEDS + 1, 1), codes.roll(1, 2)):
         assert (other == codes).float().mean() < 0.1
+
+
+def test_draws_have_a_stream_of_their_own():
+    """Not the words of the noise that the generator sees."""
+    logits = torch.randn(5, 4, 4, 64)
+    perturbed = 0.7 * logits + gumbel(SEEDS, 2, (4, 4, 64), Stream.GUMBEL)
+    assert torch.equal(choose_codes(logits, 0.7, SEEDS, 2), perturbed.argmax(-1))
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])

@@ -61,7 +61,7 @@ def test_other_weights_have_another_digest(tmp_path, exports):
 
 
 def test_weights_of_any_precision_are_kept_in_float32(tokenizer, tmp_path):
-    model, card = load_tokenizer(tokenizer[0])
+    model, _ = load_tokenizer(tokenizer[0])
     halves = {name: weight.bfloat16() for name, weight in model.state_dict().items()}
     save_export(str(tmp_path / "half"), "tokenizer", model.config, halves, {}, {}, 1)
     for name, weight in load_tokenizer(str(tmp_path / "half"))[0].state_dict().items():

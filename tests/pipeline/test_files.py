@@ -32,11 +32,16 @@ def test_what_is_written_is_read_back_and_replaced_whole(root):
     assert files.list_files(root) == [("a/b/file.bin", 5)]
 
 
+def write_half(url: str, error: type[BaseException]) -> None:
+    with files.atomic_file(url) as file:
+        file.write(b"half")
+        raise error
+
+
 def test_a_block_that_fails_leaves_nothing(root):
     url = files.join(root, "file.bin")
-    with pytest.raises(RuntimeError), files.atomic_file(url) as file:
-        file.write(b"half")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half(url, RuntimeError)
     assert not files.exists(url)
     assert files.list_files(root) == []
 
@@ -44,9 +49,8 @@ def test_a_block_that_fails_leaves_nothing(root):
 def test_a_block_that_fails_leaves_what_was_there(root):
     url = files.join(root, "file.bin")
     files.write_bytes(url, b"before")
-    with pytest.raises(KeyboardInterrupt), files.atomic_file(url) as file:
-        file.write(b"half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        write_half(url, KeyboardInterrupt)
     assert files.read_bytes(url) == b"before"
     assert files.list_files(root) == [("file.bin", 6)]
 
@@ -60,8 +64,8 @@ def test_a_file_has_no_name_before_its_block_ends(root):
 
 
 def test_a_failed_block_leaves_no_temporary_file_on_disk(tmp_path):
-    with pytest.raises(RuntimeError), files.atomic_file(str(tmp_path / "file.bin")):
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        write_half(str(tmp_path / "file.bin"), RuntimeError)
     files.create_bytes(str(tmp_path / "once"), b"1")
     files.create_bytes(str(tmp_path / "once"), b"2")
     assert os.listdir(tmp_path) == ["once"]

@@ -130,7 +130,13 @@ def test_token_arrays_have_one_name_for_each_axis_and_only_what_was_asked_for():
 
 
 def test_noise_seeds_differ_by_store_seed_key_and_view_and_their_parts_cannot_run_together():
-    cases = [(0, "a/1", "center"), (1, "a/1", "center"), (0, "a/11", "center"), (0, "a/1", "flip"), (0, "a/1c", "enter")]
+    cases = [
+        (0, "a/1", "center"),
+        (1, "a/1", "center"),
+        (0, "a/11", "center"),
+        (0, "a/1", "flip"),
+        (0, "a/1c", "enter"),
+    ]
     seeds = {noise_seed(*case) for case in cases}
     assert len(seeds) == len(cases)
     assert all(0 <= seed < 2**64 for seed in seeds)

@@ -112,9 +112,10 @@ def test_damaged_metadata_of_the_group_is_found(store, damage):
     assert "zarr.json" in problems[0]
 
 
-@damaged
+@pytest.mark.parametrize("damage", [name for name in DAMAGES if name not in ("cut by one", "deleted")])
 def test_a_damaged_manifest_is_no_store(store, damage):
-    damage(store / "manifest.json")
+    """Cut by one it only lacks its final newline; without any there is no store, which has its own test."""
+    DAMAGES[damage](store / "manifest.json")
     with pytest.raises(ValueError, match=r"manifest\.json"):
         open_store(str(store), "tokens")
 
@@ -258,11 +259,13 @@ def test_a_start_killed_at_any_file_goes_on(tmp_path, stores, tree):
     """A half-written zarr.json cannot be seen, but a folder without one can."""
     plan = stores.plan()
     start_store(str(tmp_path / "clean"), plan)
-    for name in [*(spec.name for spec in plan.arrays)]:
+    for name in [spec.name for spec in plan.arrays]:
         url = tmp_path / name
         start_store(str(url), plan)
         shutil.rmtree(url / plan.arrays[-1].name)
         (url / name).mkdir(exist_ok=True)
         (url / name / f".zarr.{'0' * 32}.partial").write_bytes(b"{")
         start_store(str(url), plan)
-        assert {key: data for key, data in tree(url).items() if not key.endswith(".partial")} == tree(tmp_path / "clean")
+        assert {key: data for key, data in tree(url).items() if not key.endswith(".partial")} == tree(
+            tmp_path / "clean"
+        )

@@ -24,7 +24,7 @@ STEPS, MICRO, ACCUMULATION, CLIP = 4, 4, 2, 0.1
 def config(stage: int) -> TrainTokenizerConfig:
     """A small tokenizer with the adversarial loss on from the start and a clip that bites."""
     model = TokenizerConfig(
-        16, AutoencoderConfig(1, 8, (1, 2), 1, (), 4), QuantizerConfig(32, 4), Schedule(num_steps=4)
+        16, AutoencoderConfig(1, 8, (1, 2), 1, (), 4), QuantizerConfig(4096, 32), Schedule(num_steps=4)
     )
     return TrainTokenizerConfig(
         images="",
