@@ -14,7 +14,7 @@ def main(arguments: list[str]) -> None:
     """Entry of the subcommand."""
     config = parse(Config, JOB, arguments)
     generator, tokenizer = open_cards(config)
-    digests = {"generator_digest": generator.weights_digest, "tokenizer_digest": tokenizer.weights_digest}
+    digests = {"generator_digest": generator.digest, "tokenizer_digest": tokenizer.digest}
     record = begin(JOB, config.out, settings_of(config, *_HOW, **digests))
     if record.finished:
         say(f"sample: {config.out} is already there")

@@ -16,7 +16,7 @@ def main(arguments: list[str]) -> None:
     """Entry of the subcommand."""
     config = parse(Config, JOB, arguments)
     digests = {
-        "tokenizer_digest": read_card(config.tokenizer, "tokenizer").weights_digest,
+        "tokenizer_digest": read_card(config.tokenizer, "tokenizer").digest,
         "source": open_folder(config.images).digest,
     }
     record = begin(JOB, config.out, settings_of(config, *_HOW, **digests))

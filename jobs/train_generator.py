@@ -26,5 +26,5 @@ def main(arguments: list[str]) -> None:
     card = train_generator(config)
     leave_ranks()
     if card is not None:
-        record.finish({"weights_digest": card.weights_digest, "steps": card.steps})
-        say(f"train-generator: {config.out} is generator {card.weights_digest[:12]}")
+        record.finish({"digest": card.digest, "steps": card.steps})
+        say(f"train-generator: {config.out} is generator {card.digest[:12]}")

@@ -26,5 +26,5 @@ def main(arguments: list[str]) -> None:
     card = train_tokenizer(config)
     leave_ranks()
     if card is not None:
-        record.finish({"weights_digest": card.weights_digest, "steps": card.steps})
-        say(f"train-tokenizer: {config.out} is tokenizer {card.weights_digest[:12]}")
+        record.finish({"digest": card.digest, "steps": card.steps})
+        say(f"train-tokenizer: {config.out} is tokenizer {card.digest[:12]}")

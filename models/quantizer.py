@@ -133,20 +133,16 @@ class Quantizer(nn.Module):
         for name in ("alpha", "beta", "gamma"):
             self.register_buffer(name, getattr(schedule, name), persistent=False)
 
-    def forward(self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt) -> dict[str, Tensor]:
-        """One training pass: codes (b, T, h, w), accumulated (b, d, h, w) and both losses of Eq. 4.
+    def forward(
+        self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt
+    ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, ""], Float[Tensor, ""], Int[Tensor, "b T h w"]]:
+        """One training pass: accumulated, both losses of Eq. 4 (commitment, codebook), and codes.
 
-        All that needs the codebook in training happens in this call, and a dict comes out of it, since ZeRO-3 brings
-        sharded weights together for a module's forward and sees only plain containers.
+        All that needs the codebook in training happens in this call, and a plain tuple comes out of it, since ZeRO-3
+        brings sharded weights together for a module's forward and sees only plain containers.
         """
         result = self.quantize(latents, noise_at)
-        commitment, codebook = self.loss(latents, result)
-        return {
-            "codes": result.codes,
-            "accumulated": result.accumulated,
-            "commitment": commitment,
-            "codebook": codebook,
-        }
+        return result.accumulated, *self.loss(latents, result), result.codes
 
     @torch.no_grad()
     def quantize(self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt) -> Quantization:

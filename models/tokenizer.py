@@ -69,10 +69,15 @@ class Tokenizer(nn.Module):
         quantization losses (Eq. 4) as scalars, and codes (b, T, h, w).
         """
         latents = self.encoder(images).float()
-        result = self.quantizer(latents, self.noise(seeds))
-        features = self.decoder.features(straight_through(latents, result["accumulated"]))
-        losses = {name: result[name] for name in ("commitment", "codebook", "codes")}
-        return {"reconstruction": self.decoder.last(features), "features": features, **losses}
+        accumulated, commitment, codebook, codes = self.quantizer(latents, self.noise(seeds))
+        features = self.decoder.features(straight_through(latents, accumulated))
+        return {
+            "reconstruction": self.decoder.last(features),
+            "features": features,
+            "commitment": commitment,
+            "codebook": codebook,
+            "codes": codes,
+        }
 
 
 def to_pixels(images: Float[Tensor, "*b c H W"]) -> Tensor:

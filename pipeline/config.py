@@ -56,6 +56,8 @@ def _read_yaml(path: str) -> dict[str, Any]:
         raise ValueError(f"config {path!r} does not exist; give the path of a YAML file")
     try:
         tree = yaml.safe_load(files.read_bytes(path)) or {}
+    except OSError as error:
+        raise ValueError(f"config {path!r} cannot be read ({error.strerror}); give the path of a YAML file") from None
     except yaml.YAMLError as error:
         raise ValueError(f"config {path!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
@@ -72,7 +74,10 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         tree = tree.setdefault(parent, {})
         if not isinstance(tree, dict):
             raise ValueError(f"override {override!r} names a key under {parent!r}, which is a plain value")
-    tree[last] = yaml.safe_load(text)
+    try:
+        tree[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"override {override!r} is not YAML: {' '.join(str(error).split())}") from None
 
 
 def _check_keys(kind: Any, tree: Any, prefix: str) -> None:

@@ -47,6 +47,8 @@ class EncodeConfig:
             raise ValueError(f"views is {list(self.views)}; name one or more, each once")
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; use 1 or more")
+        if self.chunk_rows < 1 or self.shard_rows < 1 or self.shard_rows % self.chunk_rows:
+            raise ValueError(f"shard_rows {self.shard_rows} must be a multiple of chunk_rows {self.chunk_rows}")
         if not 0 <= self.max_rejects < 1:
             raise ValueError(f"max_rejects is {self.max_rejects}; use a share from 0 to below 1")
 
@@ -57,7 +59,7 @@ def make_plan(config: EncodeConfig, source: Source, card: ModelCard) -> Plan:
     T, d = tokenizer["schedule"]["num_steps"], tokenizer["quantizer"]["code_dim"]
     grid = tokenizer["image_size"] // 2 ** (len(tokenizer["autoencoder"]["multipliers"]) - 1)
     identity = {
-        "tokenizer_digest": card.weights_digest,
+        "tokenizer_digest": card.digest,
         "tokenizer_config": tokenizer,
         "noise_version": card.noise_version,
         "source_digest": source.digest,
@@ -80,20 +82,28 @@ def decode_shard(batch: dict[str, np.ndarray], *, size: int, channels: int) -> d
     facts: dict[str, list[Any]] = {"width": [], "height": [], "source_digest": [], "reason": []}
     for row, (url, view) in enumerate(zip(item["urls"], item["views"], strict=True)):
         width = height = 0
-        reason = ""
+        reason = digest = ""
         try:
-            data = files.read_bytes(url)
-            facts["source_digest"].append(hashlib.sha256(data).hexdigest())
+            data = _read(url)
+            digest = hashlib.sha256(data).hexdigest()
             decoded = center_view(data, size, channels, view)
             pixels[row], width, height = decoded.pixels, decoded.width, decoded.height
         except Reject as reject:
             reason = str(reject)
+        facts["source_digest"].append(digest)
         facts["width"].append(width)
         facts["height"].append(height)
         facts["reason"].append(reason)
     named = {"key": item["keys"], "view": item["views"], "label": item["labels"].astype(np.int32)}
     columns = {name: np.asarray(values) for name, values in {**facts, **named}.items()}
     return {"pixels": pixels, "shard": np.full(count, item["shard"]), **columns}
+
+
+def _read(url: str) -> bytes:
+    try:
+        return files.read_bytes(url)
+    except FileNotFoundError:
+        raise Reject("the file is gone since it was listed") from None
 
 
 class ShardEncoder:

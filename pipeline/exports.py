@@ -12,7 +12,7 @@ from models.noise import NOISE_VERSION
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline import files
 from pipeline.config import from_dict, to_dict
-from storage_schemas.cards import CARD, WEIGHTS, ModelCard
+from storage_schemas.cards import CARD, SCHEMA_VERSION, WEIGHTS, ModelCard
 
 
 def save_export(
@@ -32,7 +32,10 @@ def read_card(folder: str, kind: str) -> ModelCard:
     path = files.join(folder, CARD)
     if not files.exists(path):
         raise ValueError(f"{folder!r} has no {CARD}, so it is no trained {kind}; train one, or give its folder")
-    card = ModelCard(**files.read_json(path))
+    data = files.read_json(path)
+    if data.get("schema_version") != SCHEMA_VERSION:
+        raise ValueError(f"{folder!r} has a card of schema version {data.get('schema_version')}, not {SCHEMA_VERSION}")
+    card = ModelCard(**data)
     if card.kind != kind:
         raise ValueError(f"{folder!r} holds a {card.kind}, not a {kind}; give the other folder")
     if card.noise_version != NOISE_VERSION:
@@ -43,7 +46,10 @@ def read_card(folder: str, kind: str) -> ModelCard:
 
 
 def _load(folder: str, kind: str, model: nn.Module, card: ModelCard) -> None:
-    data = files.read_bytes(files.join(folder, WEIGHTS))
+    path = files.join(folder, WEIGHTS)
+    if not files.exists(path):
+        raise ValueError(f"{folder!r} has lost its {WEIGHTS}; restore or export them again")
+    data = files.read_bytes(path)
     if hashlib.sha256(data).hexdigest() != card.weights_digest:
         raise ValueError(f"the weights in {folder!r} are not those of its card; restore or export them again")
     model.load_state_dict(load_tensors(data))

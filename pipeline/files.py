@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import tempfile
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +61,7 @@ def read_json(url: str) -> Any:
     data = read_bytes(url)
     try:
         return json.loads(data)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{url!r} is not JSON ({error}); restore or delete it") from None
 
 
@@ -70,8 +71,10 @@ def atomic_file(url: str) -> Iterator[Any]:
     fs, path = _fs(url)
     fs.makedirs(fs._parent(path), exist_ok=True)
     if not isinstance(fs, LocalFileSystem):
-        with fs.open(path, "wb") as file:  # a remote object appears when its upload is completed
+        with tempfile.NamedTemporaryFile() as file:  # closing a remote file completes its upload, failed or not
             yield file
+            file.flush()
+            fs.put_file(file.name, path)
         return
     temporary = _temporary(path)
     try:

@@ -24,7 +24,7 @@ def permute(index: np.ndarray, size: int, seed: int, epoch: np.ndarray) -> np.nd
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
     bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
     with np.errstate(over="ignore"):
-        key = _mix(_mix(np.uint64(seed) + np.uint64(0x9E3779B97F4A7C15)) + epoch.astype(np.uint64))
+        key = _mix(_mix(np.uint64(seed % 2**64) + np.uint64(0x9E3779B97F4A7C15)) + epoch.astype(np.uint64))
         value = index.astype(np.uint64)
         outside = np.ones(len(value), dtype=bool)
         while outside.any():

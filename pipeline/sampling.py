@@ -46,7 +46,8 @@ class SampleConfig:
     def __post_init__(self) -> None:
         if self.per_class < 1 or self.batch < 1:
             raise ValueError(f"per_class is {self.per_class} and batch is {self.batch}; both need 1 or more")
-        if self.shard_rows % self.batch:  # so that sample i has the same place in the same batch for every shard size
+        # Then sample i has the same place in the same batch for every shard size.
+        if self.shard_rows < 1 or self.shard_rows % self.batch:
             raise ValueError(f"shard_rows is {self.shard_rows}; use a multiple of batch {self.batch}")
 
 
@@ -55,10 +56,10 @@ def open_cards(config: SampleConfig) -> tuple[ModelCard, ModelCard]:
     generator = read_card(config.generator, "generator")
     tokenizer = read_card(config.tokenizer, "tokenizer")
     trained_on = generator.made_from["tokenizer_digest"]
-    if trained_on != tokenizer.weights_digest:
+    if trained_on != tokenizer.digest:
         raise ValueError(
             f"generator {config.generator} was trained on codes of tokenizer {trained_on[:12]}, but {config.tokenizer} "
-            f"is {tokenizer.weights_digest[:12]}; give the tokenizer it was trained with"
+            f"is {tokenizer.digest[:12]}; give the tokenizer it was trained with"
         )
     return generator, tokenizer
 
@@ -67,8 +68,8 @@ def make_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard) 
     """The plan of a sample store: a function of the models and the settings."""
     space = generator.config
     identity = {
-        "generator_digest": generator.weights_digest,
-        "tokenizer_digest": tokenizer.weights_digest,
+        "generator_digest": generator.digest,
+        "tokenizer_digest": tokenizer.digest,
         "noise_version": generator.noise_version,
         "sampler": asdict(config.sampler),
         "per_class": config.per_class,

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from storage_schemas.manifest import digest_of
+
+SCHEMA_VERSION = 1
 WEIGHTS, CARD = "model.safetensors", "card.json"
 
 
@@ -21,4 +24,10 @@ class ModelCard:
     training: dict[str, Any]
     steps: int
     weights_digest: str
-    schema_version: int = 1
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def digest(self) -> str:
+        """The model's identity: its weights, config and noise."""
+        parts = {"config": self.config, "noise_version": self.noise_version, "weights": self.weights_digest}
+        return digest_of({"kind": self.kind, **parts})

@@ -17,6 +17,7 @@ from typing import Any
 
 SCHEMA_VERSION = 1
 PLAN, MANIFEST, COMMITS, INDEX = "plan.json", "manifest.json", "commits", "index"
+STORE_ID = "store_id"  # the key under which the file of a manifest holds its own digest
 
 
 def canonical_json(value: Any) -> bytes:

@@ -7,7 +7,6 @@ import zlib
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 
 import numpy as np
 import pytest
@@ -148,13 +147,13 @@ class ExportMaker:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             weights = Generator(GENERATOR).state_dict()
-        made_from = {"tokenizer_digest": tokenizer.weights_digest, "stores": [], "classes": ["zero", "one"]}
+        made_from = {"tokenizer_digest": tokenizer.digest, "stores": [], "classes": ["zero", "one"]}
         return save_export(folder, "generator", GENERATOR, weights, made_from, {"seed": seed}, 1)
 
     def identity(self, tokenizer: ModelCard) -> dict:
         """What the plan of a token store says of its tokenizer."""
         return {
-            "tokenizer_digest": tokenizer.weights_digest,
+            "tokenizer_digest": tokenizer.digest,
             "tokenizer_config": to_dict(TOKENIZER),
             "noise_version": NOISE_VERSION,
         }

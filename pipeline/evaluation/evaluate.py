@@ -100,7 +100,7 @@ def input_digests(config: EvaluateConfig) -> dict[str, str]:
     return {
         "train_digest": open_folder(config.train_images).digest,
         "held_out_digest": open_folder(config.images).digest,
-        "tokenizer_digest": read_card(config.tokenizer, "tokenizer").weights_digest,
+        "tokenizer_digest": read_card(config.tokenizer, "tokenizer").digest,
         "store_id": open_store(config.samples, KIND).id,
     }
 
@@ -230,7 +230,7 @@ def protocol(
     return splits | {
         "extractor": {"name": extractor.name, "digest": extractor.digest},
         "samples": {"store_id": samples.store.id, "images": len(samples.labels)},
-        "tokenizer_digest": card.weights_digest,
+        "tokenizer_digest": card.digest,
         "generator_digest": samples.store.manifest.plan.identity["generator_digest"],
         "count": len(held_out.labels),
         "draws": config.draws,

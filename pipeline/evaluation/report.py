@@ -64,8 +64,8 @@ def input_digests(config: ReportConfig) -> dict[str, str]:
         raise ValueError(f"metrics {config.metrics!r} does not exist; run rdpm evaluate first")
     return {
         "metrics_digest": files.digest_file(config.metrics).sha256,
-        "tokenizer_digest": read_card(config.tokenizer, "tokenizer").weights_digest,
-        "generator_digest": read_card(config.generator, "generator").weights_digest,
+        "tokenizer_digest": read_card(config.tokenizer, "tokenizer").digest,
+        "generator_digest": read_card(config.generator, "generator").digest,
         "store_id": open_store(config.store, KIND).id,
     }
 
@@ -104,7 +104,7 @@ def open_run(config: ReportConfig) -> Run:
         _same("metrics", config.metrics, f"{name} images", protocol[name]["source_digest"], split.source_digest)
     _same("metrics", config.metrics, "samples", protocol["samples"]["store_id"], run.samples.store.id)
     drawn_by = run.samples.store.manifest.plan.identity["generator_digest"]
-    _same("samples", config.samples, "generator", drawn_by, run.generator_card.weights_digest)
+    _same("samples", config.samples, "generator", drawn_by, run.generator_card.digest)
     if run.store.id not in run.generator_card.made_from["stores"]:
         raise ValueError(
             f"generator {config.generator!r} was not trained on store {config.store!r} ({run.store.id[:12]})"

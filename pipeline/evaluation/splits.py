@@ -65,9 +65,9 @@ def load_samples(url: str, tokenizer: ModelCard, channels: int) -> SampleSet:
     store = open_store(url, KIND)
     identity = store.manifest.plan.identity
     made_by = identity["tokenizer_digest"]
-    if made_by != tokenizer.weights_digest:
+    if made_by != tokenizer.digest:
         raise ValueError(
-            f"samples {url!r} were decoded by tokenizer {made_by[:12]}, not {tokenizer.weights_digest[:12]}; "
+            f"samples {url!r} were decoded by tokenizer {made_by[:12]}, not {tokenizer.digest[:12]}; "
             "give the tokenizer they were drawn with"
         )
     pixels = np.ascontiguousarray(store.read_all("images")[..., :channels])

@@ -4,6 +4,7 @@ Kinds of data: *encoded* bytes as stored by the source, *pixels* uint8 (H, W, C)
 """
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import Literal
@@ -46,8 +47,14 @@ def open_picture(data: bytes, channels: int) -> Image.Image:
     except Reject:
         raise
     except Exception as error:  # PIL's decoders raise many kinds; whatever they say is the reason
-        raise Reject(" ".join(str(error).replace(repr(error), "").split())[:200] or type(error).__name__) from None
+        raise Reject(_reason(error)) from None
     return _to_mode(picture, "L" if channels == 1 else "RGB")
+
+
+def _reason(error: Exception) -> str:
+    """What a decoder says, without the addresses of objects, so that it depends on the bytes alone."""
+    words = re.sub(r"<[^>]*>", "", str(error)).split()
+    return " ".join(words)[:200] or type(error).__name__
 
 
 def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
@@ -62,7 +69,9 @@ def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def resize_short_side(picture: Image.Image, size: int) -> Image.Image:
-    """Short side to `size`: halvings by box, then bicubic (the rule of ADM's center_crop_arr)."""
+    """Short side to `size`: halvings by box, then bicubic (the rule of ADM's center_crop_arr). Raises Reject."""
+    if size * size * max(picture.size) > MAX_PIXELS * min(picture.size):
+        raise Reject(f"{picture.width} x {picture.height} pixels, too thin to resize to {size}")
     while min(picture.size) >= 2 * size:
         picture = picture.resize((picture.width // 2, picture.height // 2), Image.Resampling.BOX)
     scale = size / min(picture.size)

@@ -1,10 +1,12 @@
 """How an array of a store is laid out in Zarr v3: one object a shard, bit-shuffled and checksummed chunks."""
 
 import numcodecs.blosc
+import numpy as np
 import zarr
 from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec
-from zarr.storage import FsspecStore, LocalStore
+from zarr.core.buffer import Buffer
+from zarr.storage import MemoryStore
 
 from pipeline import files
 from storage_schemas.manifest import ArraySpec, Plan
@@ -12,19 +14,23 @@ from storage_schemas.manifest import ArraySpec, Plan
 numcodecs.blosc.use_threads = False  # c-blosc's threads finish in any order, and so would the bytes
 
 
-def zarr_store(url: str, read_only: bool = False) -> Store:
-    """The Zarr store at a path or URL. Local files are written through a temporary name and a rename."""
-    if files.is_local(url):
-        return LocalStore(files.local_path(url), read_only=read_only)
-    return FsspecStore.from_url(url, read_only=read_only)
-
-
 def create_arrays(url: str, plan: Plan) -> None:
-    """Write the metadata of the group and its arrays. The bytes depend on the plan alone."""
-    store = zarr_store(url)
-    zarr.create_group(store, zarr_format=3, overwrite=False, attributes={"kind": plan.kind})
+    """Put the metadata of the group and its arrays where there is none. The bytes depend on the plan alone."""
+    objects: dict[str, Buffer] = {}
+    store = MemoryStore(objects)
+    zarr.create_group(store, zarr_format=3, attributes={"kind": plan.kind})
     for spec in plan.arrays:
         create_array(store, plan, spec)
+    for name, buffer in objects.items():
+        files.create_bytes(files.join(url, name), buffer.to_bytes())
+
+
+def encode_shard(plan: Plan, spec: ArraySpec, shard: int, values: np.ndarray) -> bytes:
+    """The object that holds one shard of an array."""
+    objects: dict[str, Buffer] = {}
+    rows = plan.shard_range(shard)
+    create_array(MemoryStore(objects), plan, spec)[rows.start : rows.stop] = values
+    return objects[plan.objects(shard)[spec.name]].to_bytes()
 
 
 def create_array(store: Store, plan: Plan, spec: ArraySpec) -> zarr.Array:

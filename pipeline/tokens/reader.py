@@ -16,9 +16,11 @@ from storage_schemas.manifest import (
     COMMITS,
     INDEX,
     MANIFEST,
+    STORE_ID,
     Commit,
     Manifest,
     commit_from_json,
+    digest_of,
     manifest_from_json,
     shard_name,
 )
@@ -95,7 +97,11 @@ def open_store(url: str, kind: str) -> Store:
     path = files.join(url, MANIFEST)
     if not files.exists(path):
         raise ValueError(f"{url!r} has no {MANIFEST}, so it is no finished store; run the job that makes it to its end")
-    manifest = manifest_from_json(files.read_json(path))
+    data = files.read_json(path)
+    named = data.pop(STORE_ID, None) if isinstance(data, dict) else None
+    if digest_of(data) != named:
+        raise DamagedStore(f"{path} is not what was published; delete it and run the job that makes the store again")
+    manifest = manifest_from_json(data)
     if manifest.plan.kind != kind:
         raise ValueError(f"{url!r} is a store of {manifest.plan.kind}, not of {kind}; give the other folder")
     return Store(url, manifest)
@@ -104,10 +110,15 @@ def open_store(url: str, kind: str) -> Store:
 def verify(store: Store) -> list[str]:
     """Check every object of a store against its digest. Returns one sentence for each that is damaged."""
     problems = []
+    for name, sha256 in store.manifest.metadata.items():
+        try:
+            store._fetch(name, sha256)
+        except DamagedStore as problem:
+            problems.append(str(problem))
     for shard in range(store.manifest.plan.num_shards):
         try:
             store.shard(shard, tuple(store.specs))
             store._fetch(store.manifest.plan.objects(shard)[INDEX], store.commit(shard).objects[INDEX].sha256)
         except DamagedStore as problem:
             problems.append(str(problem))
-    return problems
+    return list(dict.fromkeys(problems))

@@ -6,6 +6,7 @@ the first commit stands, so any number of workers, jobs and kills leave the same
 
 import hashlib
 import io
+import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,15 +14,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
 
 from pipeline import files
-from pipeline.tokens.layout import create_arrays, zarr_store
+from pipeline.tokens.layout import create_arrays, encode_shard
 from storage_schemas.manifest import (
     COMMITS,
     INDEX,
     MANIFEST,
     PLAN,
+    STORE_ID,
     Commit,
     Manifest,
     Plan,
@@ -42,16 +43,13 @@ def start_store(url: str, plan: Plan) -> None:
         found = plan_from_json(files.read_json(files.join(url, PLAN)))
         if found != plan:
             raise ValueError(f"store {url} was planned otherwise ({_difference(found, plan)}); choose another store")
-    if not files.exists(files.join(url, plan.arrays[-1].name, "zarr.json")):
-        for name in [spec.name for spec in plan.arrays] + ["zarr.json"]:
-            files.remove(files.join(url, name))  # a start that was cut short; no shard can be there yet
-        create_arrays(url, plan)
+    create_arrays(url, plan)
 
 
 def _difference(old: Plan, new: Plan) -> str:
     old_facts, new_facts = ({**to_json(plan), **plan.identity} for plan in (old, new))
-    keys = [key for key in new_facts if key != "identity" and old_facts.get(key) != new_facts[key]]
-    return ", ".join(f"{key} {_short(old_facts.get(key))} -> {_short(new_facts[key])}" for key in keys)
+    keys = [key for key in {**new_facts, **old_facts} if key != "identity" and old_facts.get(key) != new_facts.get(key)]
+    return ", ".join(f"{key} {_short(old_facts.get(key))} -> {_short(new_facts.get(key))}" for key in keys)
 
 
 def _short(value: Any) -> str:
@@ -78,13 +76,11 @@ def write_shard(
     columns: one array of (rows, *row_shape) for every array of the plan. index: columns of the shard's Parquet file.
     """
     rows = plan.shard_range(shard)
-    store = zarr_store(url)
     for spec in plan.arrays:
         values = columns[spec.name]
         assert values.shape == (len(rows), *spec.row_shape), (spec.name, values.shape)
         assert values.dtype == np.dtype(spec.dtype), (spec.name, values.dtype)
-        array = zarr.open_array(store, path=spec.name, mode="r+")
-        array.with_config({"write_empty_chunks": True})[rows.start : rows.stop] = values
+        files.write_bytes(files.join(url, plan.objects(shard)[spec.name]), encode_shard(plan, spec, shard, values))
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(dict(index)), sink, compression="zstd")
     files.write_bytes(files.join(url, plan.objects(shard)[INDEX]), sink.getvalue().to_pybytes())
@@ -124,17 +120,22 @@ def publish(url: str, plan: Plan) -> Manifest:
         {shard_name(commit.shard): digest for commit, digest in checked},
         {name: files.digest_file(files.join(url, name)).sha256 for name in metadata},
     )
-    files.write_json(files.join(url, MANIFEST), to_json(manifest))
+    files.write_json(files.join(url, MANIFEST), {**to_json(manifest), STORE_ID: manifest.store_id})
     return manifest
 
 
 def _check_commit(url: str, plan: Plan, shard: int) -> tuple[Commit, str]:
-    path = files.join(url, COMMITS, f"{shard_name(shard)}.json")
-    data = files.read_bytes(path)
-    commit = commit_from_json(files.read_json(path))
+    record = f"{COMMITS}/{shard_name(shard)}.json"
+    data = files.read_bytes(files.join(url, record))
+    try:
+        commit = commit_from_json(json.loads(data))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise ValueError(f"store {url}: {record} is no commit record; delete it and rerun") from None
     for name, key in plan.objects(shard).items():
-        if files.digest_file(files.join(url, key)) != commit.objects[name]:
-            raise ValueError(
-                f"store {url}: {key} is not what shard {shard_name(shard)} committed; delete both and rerun"
-            )
+        try:
+            found = files.digest_file(files.join(url, key))
+        except FileNotFoundError:
+            found = None
+        if found != commit.objects.get(name):
+            raise ValueError(f"store {url}: {key} is not what {record} says; delete that record and rerun")
     return commit, hashlib.sha256(data).hexdigest()

@@ -55,6 +55,7 @@ class TrainGeneratorConfig:
             raise ValueError(f"label_dropout is {self.label_dropout}; use a probability from 0 to below 1")
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
+        ds.accumulation(self.batch, self.micro_batch, self.ranks)
 
 
 class GeneratorLoss(nn.Module):
@@ -74,10 +75,10 @@ def open_inputs(config: TrainGeneratorConfig) -> tuple[list[Store], ModelCard]:
     stores = [open_store(url, KIND) for url in config.stores]
     for store in stores:
         made_by = store.manifest.plan.identity["tokenizer_digest"]
-        if made_by != card.weights_digest:
+        if made_by != card.digest:
             raise ValueError(
                 f"store {store.url} was made by tokenizer {made_by[:12]}, but {config.tokenizer} is "
-                f"{card.weights_digest[:12]}; tokenize again or give the store's own tokenizer"
+                f"{card.digest[:12]}; tokenize again or give the store's own tokenizer"
             )
         if config.noise == "fresh" and "latents" not in store.specs:
             raise ValueError(f"store {store.url} holds no latents; tokenize with latents=true or use noise=stored")
@@ -213,7 +214,7 @@ def _export(
         return None
     prefix = "generator."
     made_from = {
-        "tokenizer_digest": tokenizer.weights_digest,
+        "tokenizer_digest": tokenizer.digest,
         "stores": [store.id for store in stores],
         "classes": stores[0].manifest.plan.identity["classes"],
     }

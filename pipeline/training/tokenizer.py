@@ -72,6 +72,7 @@ class TrainTokenizerConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
+        ds.accumulation(self.batch, self.micro_batch, self.ranks)
 
 
 class TokenizerStep:

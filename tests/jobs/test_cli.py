@@ -247,9 +247,7 @@ def test_a_store_of_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves_no
     with untouched():
         given = [f"stores=[{tmp_path}/store]", f"tokenizer={tmp_path}/tokenizer0", f"out={tmp_path}/out", *SPACE]
         ended = loaded_rdpm("train-generator", *given)
-        assert_refused(
-            ended, "train-generator", mine.weights_digest[:12], foreign.weights_digest[:12], f"{tmp_path}/store"
-        )
+        assert_refused(ended, "train-generator", mine.digest[:12], foreign.digest[:12], f"{tmp_path}/store")
 
 
 @pytest.mark.parametrize(
@@ -286,7 +284,7 @@ def test_sampling_with_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves
     with untouched():
         given = [f"generator={tmp_path}/generator", f"tokenizer={tmp_path}/tokenizer1", f"out={tmp_path}/out"]
         ended = loaded_rdpm("sample", *given)
-        assert_refused(ended, "sample", mine.weights_digest[:12], foreign.weights_digest[:12])
+        assert_refused(ended, "sample", mine.digest[:12], foreign.digest[:12])
 
 
 @pytest.mark.parametrize("setting", ["per_class=0", "shard_rows=0", "sampler.temperature=0", "sampler.guidance=-1"])

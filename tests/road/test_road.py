@@ -19,7 +19,9 @@ RANKS = ["ranks=2", "threads=1", "engine.zero_stage=2"]
 
 def commands(run: Path) -> dict[str, list[str]]:
     """The demo's commands, made small: few steps, few samples, two ranks under ZeRO-2, the adversarial loss on."""
-    data, tokenizer, store, generator, samples = (run / n for n in ("data", "tokenizer", "store", "generator", "samples"))
+    data, tokenizer, store, generator, samples = (
+        run / name for name in ("data", "tokenizer", "store", "generator", "samples")
+    )
     return {
         "prepare": ["digits", f"out={data}"],
         "train-tokenizer": [

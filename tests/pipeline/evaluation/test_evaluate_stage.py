@@ -83,11 +83,11 @@ def run(tmp_path_factory):
     model = Tokenizer(shape).eval()
     facts = {"classes": list(CLASSES)}
     card = save_export(f"{root}/tokenizer", "tokenizer", shape, model.state_dict(), facts, {}, 5)
-    identity = {"tokenizer_digest": card.weights_digest, "tokenizer_config": card.config, "classes": list(CLASSES)}
+    identity = {"tokenizer_digest": card.digest, "tokenizer_config": card.config, "classes": list(CLASSES)}
     plan = Plan("tokens", 2, 2, 2, token_arrays(10, (4, 4, 4), False, False), identity)
     columns = {"codes": np.ones((2, 10, 4, 4), np.uint16), "noise_seed": np.ones(2, np.uint64)}
     store_id = _write(f"{root}/store", plan, columns | {"label": np.ones(2, np.int32)})
-    made_from = {"stores": [store_id], "tokenizer_digest": card.weights_digest, **facts}
+    made_from = {"stores": [store_id], "tokenizer_digest": card.digest, **facts}
     generator = save_export(
         f"{root}/generator", "generator", space, Generator(space).state_dict(), made_from, {"note": "<i>"}, 9
     )
@@ -97,9 +97,7 @@ def run(tmp_path_factory):
         records.begin(f"train_{name}", f"{root}/{name}", {}).finish({})
     _folder(root / "train", *_pixels(0, TRAIN))
     _folder(root / "val", *_pixels(TRAIN, TRAIN + HELD_OUT))
-    made = SimpleNamespace(
-        root=root, model=model, tokenizer_digest=card.weights_digest, generator_digest=generator.weights_digest
-    )
+    made = SimpleNamespace(root=root, model=model, tokenizer_digest=card.digest, generator_digest=generator.digest)
     _samples(made, "samples", *_pixels(50, 50 + DRAWN))
     return made
 

@@ -200,7 +200,7 @@ def test_two_processes_that_start_one_store_leave_the_same_bytes(tmp_path, store
     plan = stores.plan(rows=4)
     put_facts(tmp_path / "facts", plan, stores)
     expected = stores.build(str(tmp_path / "clean"), plan)
-    urls = [str(tmp_path / f"shared{turn}") for turn in range(12)]
+    urls = [str(tmp_path / f"shared{turn}") for turn in range(6)]
     assert run_together(tmp_path / "facts", urls, python, repository) == []
     for url in urls:
         assert publish(url, plan).store_id == expected.id

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from tests.pipeline.training.ranks import run_ranks
 
 
