@@ -215,6 +215,11 @@ class Engine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         weights = self.weights()
+        if self.config.zero_stage in (1, 2):
+            # DeepSpeed links states to parameters once, after the first step of the first parameter group, when the
+            # other groups have none yet; and loading a checkpoint leaves the links behind.
+            self._engine.optimizer._hp_optimizer_states_linked = False
+            self._engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.module.named_parameters():
             if self.config.zero_stage == 0:
                 weights[name] = self._engine.optimizer.state[parameter]["ema"].detach().clone()

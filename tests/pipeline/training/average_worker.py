@@ -1,0 +1,92 @@
+"""On every rank: generator steps under each ZeRO stage, with a save and a load half way, beside plain torch.
+
+Prints, from rank 0, one JSON object: the largest difference of any weight and of any averaged weight, by stage.
+"""
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+
+from models.generator import GeneratorConfig
+from pipeline.training import engine as ds
+from pipeline.training.generator import GeneratorLoss
+
+STEPS, MICRO, CLIP, RATE = 6, 4, 1.0, 1e-3
+SPACE = GeneratorConfig(depth=2, num_classes=3, num_steps=4, codebook_size=16, code_dim=4, grid=2)
+OPTIMIZER = ds.OptimizerConfig(lr=RATE, ema_decay=0.7)
+
+
+def batch(step: int, rank: int) -> tuple[torch.Tensor, ...]:
+    """One rank's micro-batch of a step."""
+    data = torch.Generator().manual_seed(100 * step + rank)
+    shape = (MICRO, SPACE.code_dim, SPACE.grid, SPACE.grid)
+    noise, accumulated = torch.randn(shape, generator=data), torch.randn(shape, generator=data)
+    labels = torch.randint(0, SPACE.num_classes, (MICRO,), generator=data)
+    steps = torch.randint(1, SPACE.num_steps + 1, (MICRO,), generator=data)
+    codes = torch.randint(0, SPACE.codebook_size, (MICRO, SPACE.grid, SPACE.grid), generator=data)
+    return noise, labels, steps, accumulated, codes
+
+
+def model() -> GeneratorLoss:
+    """The same weights every time; the zero-initialized ones are moved so that every gradient flows."""
+    torch.manual_seed(0)
+    made = GeneratorLoss(SPACE)
+    for parameter in made.parameters():
+        parameter.data.add_(0.02 * torch.randn_like(parameter))
+    return made
+
+
+def reference(ranks: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Weights and their average after the steps, by torch.optim.AdamW and a loop of our own on all ranks' batches."""
+    made = model()
+    groups = [
+        {k: v for k, v in g.items() if k in ("params", "weight_decay")} for g in ds.adamw(made, OPTIMIZER).param_groups
+    ]
+    adam = torch.optim.AdamW(groups, lr=RATE, betas=OPTIMIZER.betas)
+    average = {name: p.detach().clone() for name, p in made.named_parameters()}
+    for step in range(STEPS):
+        adam.zero_grad()
+        for rank in range(ranks):
+            (made(*batch(step, rank)).mean() / ranks).backward()
+        torch.nn.utils.clip_grad_norm_(made.parameters(), CLIP)
+        adam.step()
+        for name, p in made.named_parameters():
+            average[name] = OPTIMIZER.ema_decay * average[name] + (1 - OPTIMIZER.ema_decay) * p.detach()
+    return dict(made.named_parameters()), average
+
+
+def engine(stage: int) -> ds.Engine:
+    made = model()
+    return ds.Engine(made, ds.adamw(made, OPTIMIZER), ds.EngineConfig(stage, "fp32", CLIP), MICRO, 1)
+
+
+def main() -> None:
+    folder = sys.argv[1]
+    ranks = ds.join_ranks(1)
+    weights, average = reference(ranks.count)
+    result = {}
+    for stage in (0, 1, 2, 3):
+        ours = engine(stage)
+        for step in range(STEPS):
+            if step == STEPS // 2:
+                ours.save(folder, f"stage-{stage}", {})
+                ours = engine(stage)
+                ours.load(folder, f"stage-{stage}")
+            ours.backward(ours(*batch(step, ranks.rank)).mean())
+            ours.step(RATE)
+        for kind, found, expected in (
+            ("weights", ours.weights(), weights),
+            ("average", ours.averaged_weights(), average),
+        ):
+            result[f"{stage} {kind}"] = max((found[n] - e.detach()).abs().max().item() for n, e in expected.items())
+    if ranks.first:
+        apart = max((weights[n] - average[n]).abs().max().item() for n in weights)
+        print("RESULT " + json.dumps({**result, "apart": apart}))
+    dist.barrier()
+    ds.leave_ranks()
+
+
+if __name__ == "__main__":
+    main()
