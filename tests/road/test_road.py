@@ -47,7 +47,7 @@ def commands(run: Path) -> dict[str, list[str]]:
         "report": [
             f"{CONFIGS}/report.yaml", f"images={data}/val", f"train_images={data}/train", f"tokenizer={tokenizer}",
             f"generator={generator}", f"store={store}", f"samples={samples}", f"metrics={run}/metrics.json",
-            f"out={run}/report.html", "also_png=",
+            f"out={run}/report.html",
         ],
     }  # fmt: skip
 

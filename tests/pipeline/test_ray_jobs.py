@@ -1,0 +1,90 @@
+"""The two Ray Data jobs: what they leave depends on the plan alone, not on actors, shards or order."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.sampler import SamplerConfig
+from pipeline.cluster import Resources
+from pipeline.encoding import EncodeConfig, encode
+from pipeline.sampling import SampleConfig, sample_set
+from pipeline.tokens.reader import Store, open_store
+
+
+def few(actors: int) -> Resources:
+    """A small Ray on this machine."""
+    return Resources(cpus=4, object_store_mb=128, actors=actors, actor_cpus=0.5)
+
+
+@pytest.fixture
+def models(tmp_path: Path, exports) -> tuple[str, str]:
+    """Folders of a small tokenizer and a generator of its codes."""
+    tokenizer, generator = str(tmp_path / "tokenizer"), str(tmp_path / "generator")
+    exports.generator(generator, exports.tokenizer(tokenizer))
+    return tokenizer, generator
+
+
+@pytest.fixture
+def folder(tmp_path: Path, digits) -> str:
+    """200 real digits as PNGs in two class folders, one of them no image."""
+    from PIL import Image
+
+    for number, (pixels, label) in enumerate(zip(digits[0][:200], digits[1][:200], strict=True)):
+        path = tmp_path / "images" / ("even" if label % 2 == 0 else "odd") / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    path.write_bytes(b"<html>not found</html>")
+    return str(tmp_path / "images")
+
+
+@pytest.mark.slow
+def test_one_and_three_encoders_leave_the_same_store_with_the_bad_image_in_its_place(
+    tmp_path: Path, models, folder, tree
+) -> None:
+    for actors in (1, 3):
+        encode(
+            EncodeConfig(
+                folder, models[0], str(tmp_path / f"store-{actors}"), views=("center", "flip"), latents=True,
+                shard_rows=64, chunk_rows=16, batch=16, max_rejects=0.01, resources=few(actors),
+            )
+        )  # fmt: skip
+    assert tree(tmp_path / "store-1") == tree(tmp_path / "store-3")
+    store = open_store(str(tmp_path / "store-1"), "tokens")
+    index = store.index().to_pylist()
+    assert len(index) == len(store) == 400
+    assert [row["key"] for row in index[::2]] == sorted(row["key"] for row in index[::2])
+    rejected = [number for number, row in enumerate(index) if row["status"] != "ok"]
+    assert tuple(rejected) == store.manifest.rejected
+    assert [index[number]["view"] for number in rejected] == ["center", "flip"]
+    assert all("image" in index[number]["reason"] for number in rejected)
+
+
+@pytest.mark.slow
+def test_too_many_bad_images_end_the_job_before_the_manifest_and_are_named(tmp_path: Path, models, folder) -> None:
+    settings = EncodeConfig(folder, models[0], str(tmp_path / "store"), chunk_rows=16, shard_rows=64, resources=few(1))
+    with pytest.raises(ValueError, match=r"1 of 200 images are unusable.*\.png \(cannot identify"):
+        encode(settings)
+    assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_samples_are_the_same_from_one_and_three_actors_and_any_shard_size(tmp_path: Path, models) -> None:
+    tokenizer, generator = models
+    sets: list[Store] = []
+    for actors, shard_rows in ((1, 20), (3, 8)):
+        out = str(tmp_path / f"samples-{actors}")
+        sampler = SamplerConfig(guidance=1.5)
+        sample_set(
+            SampleConfig(
+                generator, tokenizer, out, sampler, per_class=17, shard_rows=shard_rows, batch=4, resources=few(actors)
+            )
+        )
+        sets.append(open_store(out, "samples"))
+    for name in ("images", "codes", "label", "seed"):
+        assert np.array_equal(sets[0].read_all(name), sets[1].read_all(name)), name
+    archives = [np.load(tmp_path / f"samples-{actors}" / "samples.npz") for actors in (1, 3)]
+    assert np.array_equal(archives[0]["arr_0"], sets[0].read_all("images"))
+    assert np.array_equal(archives[1]["arr_1"], sets[1].read_all("label"))
+    assert np.bincount(archives[0]["arr_1"]).tolist() == [17, 17]
+    assert len(np.unique(sets[0].read_all("seed"))) == 34

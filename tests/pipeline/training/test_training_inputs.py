@@ -1,0 +1,126 @@
+"""What the generator is trained on is what the tokenizer saw: tokenizer, store, stream, trainer and sampler agree."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.noise import Stream, child_seeds
+from models.sampler import SamplerConfig, sample
+from models.tokenizer import from_pixels
+from pipeline.encoding import encode_pixels
+from pipeline.exports import load_generator, load_tokenizer
+from pipeline.order import rows_at
+from pipeline.tokens.reader import Store
+from pipeline.tokens.stream import TokenStream
+from pipeline.tokens.writer import publish, start_store, write_shard
+from pipeline.training.generator import TrainGeneratorConfig, training_inputs
+from storage_schemas.manifest import Plan
+from storage_schemas.tokens import noise_seed, token_arrays
+
+ROWS, BATCH = 24, 8
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def road(tmp_path: Path, exports, digits):
+    """Digits through a tokenizer into a store of two shards: (tokenizer, generator, store, pixels, seeds)."""
+    card = exports.tokenizer(str(tmp_path / "tokenizer"))
+    exports.generator(str(tmp_path / "generator"), card)
+    tokenizer = load_tokenizer(str(tmp_path / "tokenizer"))[0]
+    pixels = digits[0][:ROWS, :, :, None]
+    seeds = np.array([noise_seed(7, f"k{row}", "center") for row in range(ROWS)], np.uint64)
+    arrays = token_arrays(3, (4, 4, 4), with_accumulated=True, with_latents=True)
+    identity = {**exports.identity(card), "classes": ["zero", "one"], "seed": 7}
+    plan = Plan("tokens", ROWS, 16, 8, arrays, identity)
+    start_store(str(tmp_path / "store"), plan)
+    for shard in range(plan.num_shards):
+        rows = plan.shard_range(shard)
+        part = slice(rows.start, rows.stop)
+        columns = encode_pixels(tokenizer, pixels[part], seeds[part], BATCH, "cpu")
+        columns |= {"noise_seed": seeds[part], "label": (np.arange(ROWS) % 2).astype(np.int32)[part]}
+        write_shard(str(tmp_path / "store"), plan, shard, columns, {"key": [f"k{row}" for row in rows]})
+    store = Store(str(tmp_path / "store"), publish(str(tmp_path / "store"), plan))
+    return tokenizer, load_generator(str(tmp_path / "generator"))[0], store, pixels, seeds
+
+
+def config(exports, **settings) -> TrainGeneratorConfig:
+    """A training of the small generator; nothing of it is run here."""
+    model = exports.generator_config
+    return TrainGeneratorConfig(("s",), "t", "o", model=model, batch=BATCH, micro_batch=BATCH, steps=1, **settings)
+
+
+def test_stored_codes_and_seeds_give_back_what_the_tokenizer_saw(road, exports) -> None:
+    tokenizer, _, store, pixels, seeds = road
+    stream = TokenStream([store], seed=3, latents=False)
+    settings = config(exports, label_dropout=0.0)
+    for start in range(0, 4 * ROWS, BATCH):
+        positions = np.arange(start, start + BATCH)
+        rows = rows_at(positions, ROWS, 3)
+        images = from_pixels(torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2))
+        seen = tokenizer.encode(images, torch.from_numpy(seeds[rows].view(np.int64)))
+        noise, labels, steps, before, codes = training_inputs(
+            tokenizer.quantizer, stream.batch(positions), settings, CPU
+        )
+        place = torch.arange(BATCH), steps - 1
+        assert torch.equal(codes, seen.codes[place])
+        assert torch.equal(noise, seen.noise[place])
+        assert torch.equal(before, seen.before[place])
+        assert labels.tolist() == (rows % 2).tolist()
+
+
+def test_store_and_teacher_forced_sampler_reach_the_same_accumulated_latent(road) -> None:
+    tokenizer, generator, store, _, _ = road
+    codes = torch.from_numpy(store.read_all("codes").astype(np.int64))[:BATCH]
+    seeds = torch.from_numpy(store.read_all("noise_seed").view(np.int64))[:BATCH]
+    labels = torch.from_numpy(store.read_all("label").astype(np.int64))[:BATCH]
+    book = tokenizer.quantizer.codebook
+    forced = sample(generator, book, labels, seeds, SamplerConfig(), forced=codes, noise_stream=Stream.TOKENIZER)
+    assert torch.equal(forced.accumulated[:, -1], book.accumulated(codes, codes.shape[1]))
+    assert torch.equal(forced.accumulated[:, -1].half(), torch.from_numpy(store.read_all("accumulated")[:BATCH]))
+
+
+def test_fresh_noise_is_the_quantizer_run_again_on_the_stored_latents(road, exports) -> None:
+    tokenizer, _, store, _, _ = road
+    stream = TokenStream([store], seed=3, latents=True)
+    settings = config(exports, noise="fresh", label_dropout=0.0, seed=5)
+    positions = np.arange(ROWS, ROWS + BATCH)
+    noise, _, steps, before, codes = training_inputs(tokenizer.quantizer, stream.batch(positions), settings, CPU)
+    latents = torch.from_numpy(store.read_all("latents")[rows_at(positions, ROWS, 3)]).float()
+    again = tokenizer.quantize(latents, child_seeds(5, torch.from_numpy(positions)))
+    place = torch.arange(BATCH), steps - 1
+    assert torch.equal(noise, again.noise[place])
+    assert torch.equal(before, again.before[place])
+    assert torch.equal(codes, again.codes[place])
+    stored = training_inputs(tokenizer.quantizer, stream_without_latents(store).batch(positions), settings, CPU)
+    assert not torch.equal(stored[0], noise)
+
+
+def stream_without_latents(store: Store) -> TokenStream:
+    """The same order, with the store's own noise."""
+    return TokenStream([store], seed=3, latents=False)
+
+
+def test_every_draw_belongs_to_its_position_whatever_the_batch(road, exports) -> None:
+    tokenizer, _, store, _, _ = road
+    settings = config(exports, label_dropout=0.5)
+    stream = stream_without_latents(store)
+    whole = training_inputs(tokenizer.quantizer, stream.batch(np.arange(16)), settings, CPU)
+    parts = [
+        training_inputs(tokenizer.quantizer, stream.batch(np.arange(k, k + 4)), settings, CPU) for k in range(0, 16, 4)
+    ]
+    for number in (0, 1, 2, 4):  # noise, labels, steps, codes: exact; accumulated rounds with the batch's shape
+        assert torch.equal(whole[number], torch.cat([part[number] for part in parts]))
+    assert torch.allclose(whole[3], torch.cat([part[3] for part in parts]), atol=1e-5)
+
+
+def test_labels_are_dropped_and_steps_are_drawn_at_their_rates(road, exports) -> None:
+    tokenizer, _, store, _, _ = road
+    settings = config(exports, label_dropout=0.1)
+    stream = stream_without_latents(store)
+    _, labels, steps, _, _ = training_inputs(tokenizer.quantizer, stream.batch(np.arange(9000)), settings, CPU)
+    dropped = (labels == exports.generator_config.num_classes).float().mean().item()
+    assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / 9000) ** 0.5
+    shares = torch.bincount(steps, minlength=4)[1:] / 9000
+    assert (shares - 1 / 3).abs().max() < 5 * (2 / 9 / 9000) ** 0.5
