@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.attention import Backend, check_backend
-from models.quantizer import check_codebook_size
+from models.codebook import check_codebook_size
 from models.transformer import Transformer
 
 

@@ -11,33 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from models.codebook import Codebook, QuantizerConfig
 from models.schedule import Schedule
 
 NoiseAt = Callable[[int], Float[Tensor, "b d h w"]]
-_MAX_DISTANCES = 1 << 24  # entries of a distance tensor held at once (64 MiB in float32)
-MAX_CODEBOOK_SIZE = 1 << 16  # stores keep codes as uint16
-
-
-def check_codebook_size(size: int) -> None:
-    """Raise ValueError unless stores can keep codes of this many as uint16."""
-    if not 2 <= size <= MAX_CODEBOOK_SIZE:
-        raise ValueError(f"codebook_size is {size}; use 2 to {MAX_CODEBOOK_SIZE}, since stores keep codes as uint16")
-
-
-@dataclass(frozen=True)
-class QuantizerConfig:
-    """K x d codebook; `bias` adds the shared convolution on quantized vectors (Table 2, "bias")."""
-
-    codebook_size: int = 4096
-    code_dim: int = 32
-    bias: bool = True
-
-    def __post_init__(self) -> None:
-        check_codebook_size(self.codebook_size)
 
 
 @dataclass(frozen=True)
@@ -50,59 +30,6 @@ class Quantization:
     before: Float[Tensor, "b T d h w"]
     """z'_{t-1} for each t."""
     noise: Float[Tensor, "b T d h w"]
-
-
-class Codebook(nn.Module):
-    """K code vectors and the shared bias convolution (Section 4.2)."""
-
-    def __init__(self, config: QuantizerConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.vectors = nn.Parameter(torch.randn(config.codebook_size, config.code_dim) * 0.5)
-        self.bias = nn.Conv2d(config.code_dim, config.code_dim, 3, padding=1, bias=False) if config.bias else None
-        if self.bias is not None:
-            nn.init.zeros_(self.bias.weight)
-
-    def nearest(self, noisy: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w"]:
-        """Index of the Euclidean-nearest code of each vector, in float32 whatever the autocast."""
-        b, d, h, w = noisy.shape
-        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
-            points = noisy.float().permute(0, 2, 3, 1).reshape(-1, d)
-            vectors = self.vectors.float()
-            # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), and |x|^2 is the same for every code.
-            half_norms = vectors.square().sum(1) / 2
-            rows = max(1, _MAX_DISTANCES // len(vectors))
-            codes = [(part @ vectors.T).sub_(half_norms).argmax(1) for part in points.split(rows)]
-        return torch.cat(codes).view(b, h, w)
-
-    def look_up(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        """Code vectors c, before the bias convolution."""
-        return F.embedding(codes, self.vectors).permute(0, 3, 1, 2)
-
-    def phi(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """phi(x) = x + conv(x): quantized vectors with their bias. Linear."""
-        if self.bias is None:
-            return vectors
-        with torch.autocast(vectors.device.type, enabled=False):
-            vectors = vectors.float().contiguous()  # one memory format: one kernel, one rounding
-            return vectors + F.conv2d(vectors, self.bias.weight.float(), padding=1)
-
-    def accumulate_step(self, total: Float[Tensor, "b d h w"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        """Alg. 1, line 6, before phi: the sum of code vectors one step further."""
-        return total + self.look_up(codes)
-
-    def accumulated(self, codes: Int[Tensor, "b T h w"], steps: Int[Tensor, " b"] | int) -> Float[Tensor, "b d h w"]:
-        """z'_s rebuilt from codes, s = `steps` for each image (0 gives zeros)."""
-        steps = torch.as_tensor(steps, device=codes.device).expand(len(codes))
-        total = self.start(codes[:, 0])
-        for t in range(1, codes.shape[1] + 1):
-            total = torch.where((steps >= t).view(-1, 1, 1, 1), self.accumulate_step(total, codes[:, t - 1]), total)
-        return self.phi(total)
-
-    def start(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        """The empty sum (z'_0 = 0) for a map of codes of this shape."""
-        b, h, w = codes.shape
-        return self.vectors.new_zeros(b, self.config.code_dim, h, w)
 
 
 def mix(
@@ -142,6 +69,8 @@ class Quantizer(nn.Module):
         brings sharded weights together for a module's forward and sees only plain containers.
         """
         result = self.quantize(latents, noise_at)
+        if self.training and self.codebook.config.update == "ema":
+            self._observe(latents, result)
         return result.accumulated, *self.loss(latents, result), result.codes
 
     @torch.no_grad()
@@ -163,6 +92,19 @@ class Quantizer(nn.Module):
             accumulated = codebook.phi(total)
         return Quantization(torch.stack(codes, 1), accumulated, torch.stack(before, 1), torch.stack(noises, 1))
 
+    def _noisy(self, latents: Float[Tensor, "b d h w"], result: Quantization) -> Float[Tensor, "b T d h w"]:
+        """v_t of all steps, with gradient to the latents."""
+        shape = (1, -1, 1, 1, 1)
+        latents = latents.float().unsqueeze(1).expand_as(result.before)
+        return mix(latents, result.before, result.noise, self.alpha.view(shape), self.beta.view(shape))
+
+    @torch.no_grad()
+    def _observe(self, latents: Float[Tensor, "b d h w"], result: Quantization) -> None:
+        """Show the codebook every v_t of this micro-batch, the code it chose, and gamma_t."""
+        noisy = self._noisy(latents, result).movedim(2, -1).flatten(0, -2)
+        weights = self.gamma.view(1, -1, 1, 1).expand(result.codes.shape).flatten()
+        self.codebook.observe(noisy, result.codes.flatten(), weights)
+
     def loss(
         self, latents: Float[Tensor, "b d h w"], result: Quantization
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
@@ -170,11 +112,9 @@ class Quantizer(nn.Module):
 
         The commitment term moves the encoder (v'_t held), the codebook term the codes and the bias (v_t held).
         """
-        latents = latents.float()
         b, T = result.codes.shape[:2]
         weights = self.gamma.view(1, T, 1, 1, 1)
-        alpha, beta = self.alpha.view(1, T, 1, 1, 1), self.beta.view(1, T, 1, 1, 1)
-        noisy = mix(latents.unsqueeze(1).expand_as(result.before), result.before, result.noise, alpha, beta)
+        noisy = self._noisy(latents, result)
         quantized = self.codebook.phi(self.codebook.look_up(result.codes.flatten(0, 1))).unflatten(0, (b, T))
         commitment = (weights * (noisy - quantized.detach()).square()).sum(1).mean()
         codebook = (weights * (noisy.detach() - quantized).square()).sum(1).mean()

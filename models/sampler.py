@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from models.codebook import Codebook
 from models.generator import Generator
 from models.noise import Stream, gumbel, normal
-from models.quantizer import Codebook
 
 
 @dataclass(frozen=True)

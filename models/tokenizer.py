@@ -7,8 +7,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from models.autoencoder import AutoencoderConfig, Decoder, Encoder
+from models.codebook import QuantizerConfig
 from models.noise import Stream, normal
-from models.quantizer import NoiseAt, Quantization, Quantizer, QuantizerConfig, straight_through
+from models.quantizer import NoiseAt, Quantization, Quantizer, straight_through
 from models.schedule import Schedule
 
 

@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from models.autoencoder import AutoencoderConfig
+from models.codebook import QuantizerConfig
 from models.generator import Generator, GeneratorConfig
 from models.noise import NOISE_VERSION
-from models.quantizer import QuantizerConfig
 from models.schedule import Schedule
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline.config import to_dict

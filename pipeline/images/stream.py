@@ -1,6 +1,7 @@
 """Images for the tokenizer's training: global batch k is a pure function of k, whoever reads it."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,9 +15,24 @@ from pipeline.images.decode import Reject, random_view
 from pipeline.images.sources import Source
 from pipeline.order import batch_positions, rows_at
 
+_MOST_NEIGHBOURS = 100
+
+
+@dataclass(frozen=True)
+class ImageBatch:
+    """images: (b, C, S, S) in [-1, 1]. seeds: of their noise, (b,) int64. position: of the first in the stream.
+
+    rejects: reason by key of the images that could not be used; the next usable one of the source took each place.
+    """
+
+    images: Tensor
+    seeds: Tensor
+    position: int
+    rejects: dict[str, str]
+
 
 class ImageStream(Dataset):
-    """Item k is this rank's slice of micro-batch k: images (b, C, S, S) in [-1, 1] and noise seeds (b,) int64."""
+    """Item k is this rank's slice of micro-batch k."""
 
     def __init__(
         self,
@@ -33,24 +49,36 @@ class ImageStream(Dataset):
         self.source, self.image_size, self.channels, self.flips = source, image_size, channels, flips
         self.batch, self.seed, self.rank, self.ranks = batch, seed, rank, ranks
 
-    def __getitem__(self, batch_number: int) -> tuple[Tensor, Tensor] | Reject:
+    def __getitem__(self, batch_number: int) -> ImageBatch | Reject:
         positions = batch_positions(batch_number, self.batch, self.rank, self.ranks)
         rows = rows_at(positions, len(self.source), self.seed)
         seeds = child_seeds(self.seed, torch.from_numpy(positions))
         draws = uniform(seeds, 0, (3,), Stream.AUGMENTATION).numpy()
-        views = []
-        for row, draw in zip(rows, draws, strict=True):
-            url = self.source.url(row)
-            try:
-                views.append(random_view(files.read_bytes(url), self.image_size, self.channels, draw, self.flips))
-            except Reject as reason:
-                return Reject(f"image {url} cannot be used: {reason}; mend or remove it")
+        rejects: dict[str, str] = {}
+        try:
+            views = [self._view(int(row), draw, rejects) for row, draw in zip(rows, draws, strict=True)]
+        except Reject as nothing_usable:
+            return nothing_usable  # raised by `batches`, since a worker would wrap it in its traceback
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
-        return from_pixels(pixels), seeds
+        return ImageBatch(from_pixels(pixels), seeds, int(positions[0]), rejects)
 
-    def batches(self, start: int, stop: int, workers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def _view(self, row: int, draw: np.ndarray, rejects: dict[str, str]) -> np.ndarray:
+        """The drawn view of a row, or of the next usable one; notes in `rejects` what could not be used."""
+        for turn in range(_MOST_NEIGHBOURS):
+            place = (row + turn) % len(self.source)
+            try:
+                data = files.read_bytes(self.source.url(place))
+                return random_view(data, self.image_size, self.channels, draw, self.flips)
+            except (Reject, FileNotFoundError) as reason:
+                rejects[self.source.keys[place]] = str(reason)
+        raise Reject(
+            f"{_MOST_NEIGHBOURS} images in a row of {self.source.root!r} cannot be used, the last one because: "
+            f"{rejects[self.source.keys[place]]}; mend or remove them"
+        )
+
+    def batches(self, start: int, stop: int, workers: int) -> Iterator[ImageBatch]:
         """Micro-batches start ... stop - 1, decoded ahead by `workers` processes (0: in this one)."""
         for item in DataLoader(self, batch_size=None, sampler=range(start, stop), num_workers=workers):
             if isinstance(item, Reject):
-                raise item  # here, since a worker would wrap it in its traceback
+                raise item
             yield item

@@ -111,6 +111,20 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
+def gather(value: Any) -> list[Any]:
+    """Every rank's value (anything that can be pickled), on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def from_first_rank(values: Tensor) -> Tensor:
+    """The first rank's tensor, on every rank."""
+    values = values.detach().clone()
+    dist.broadcast(values, 0)
+    return values
+
+
 def _deepspeed():
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says there is no CUDA on a CPU machine
     import deepspeed
@@ -170,12 +184,17 @@ class Engine:
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
 
-    def backward(self, loss: Tensor) -> None:
-        """Gradients of a loss, summed over the micro-batches of a step; call once a micro-batch."""
-        self._engine.backward(loss)
+    def step(self, loss: Tensor, rate: float, where: str) -> None:
+        """One micro-batch: its gradients, and after the last of a step the clipped update with this learning rate.
 
-    def step(self, rate: float) -> None:
-        """After every micro-batch; the last one of a step clips and updates with this learning rate."""
+        Raises ValueError, before anything is updated, when the loss is not finite; `where` names the batch.
+        """
+        self._engine.backward(loss)
+        if not torch.isfinite(loss).item():
+            raise ValueError(
+                f"the loss is {loss.item()} at {where}; the last checkpoint is whole: "
+                "look at these images, or train into another out with a lower learning rate"
+            )
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         self._engine.step()

@@ -182,8 +182,8 @@ def _train_step(
     for part in positions.reshape(-1, config.micro_batch):
         noise, labels, steps, accumulated, codes = training_inputs(quantizer, stream.batch(part), config, ranks.device)
         losses = engine(noise, labels, steps, accumulated, codes)
-        engine.backward(losses.mean())
-        engine.step(config.optimizer.rate(step, config.steps))
+        where = f"step {step + 1}, positions {part[0]} to {part[-1]} of the stream"
+        engine.step(losses.mean(), config.optimizer.rate(step, config.steps), where)
         meter.add(steps, losses)
 
 

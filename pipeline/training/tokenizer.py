@@ -94,8 +94,8 @@ class TokenizerStep:
         optimizer = ds.adam(model, self.config.optimizer)
         return ds.Engine(model, optimizer, self.config.engine, self.config.micro_batch, accumulation, whole)
 
-    def __call__(self, images: Tensor, seeds: Tensor, step: int) -> dict[str, Tensor]:
-        """Backward and step of both engines; returns the loss terms and the codes, detached."""
+    def __call__(self, images: Tensor, seeds: Tensor, step: int, where: str) -> dict[str, Tensor]:
+        """One step of both engines; returns the loss terms and the codes, detached. `where` names the batch."""
         loss = self.config.loss
         rate = self.config.optimizer.rate(step, self.config.steps)
         adversarial = "discriminator" in self.engines and step >= loss.discriminator_start
@@ -108,11 +108,18 @@ class TokenizerStep:
             grad = grad + self._adversarial_gradient(picture, out["features"], grad, terms)
         quantization = out["commitment"] + loss.codebook * out["codebook"]
         surrogate = (out["reconstruction"].float() * grad).sum() + loss.quantization * quantization
-        engine.backward(surrogate)
-        engine.step(rate)
+        engine.step(surrogate, rate, where)
         if adversarial:
-            self._step_discriminator(images, picture.detach(), rate, terms)
+            self._step_discriminator(images, picture.detach(), rate, where, terms)
         return terms
+
+    def end_iteration(self) -> None:
+        """After the last micro-batch of a step: a codebook of moving averages follows what all ranks saw."""
+        quantizer = self.engines["tokenizer"].module.get_submodule("quantizer")
+        assert isinstance(quantizer, Quantizer)
+        codebook = quantizer.codebook
+        if codebook.config.update == "ema":
+            codebook.follow(ds.sum_over_ranks(codebook.seen), ds.from_first_rank(codebook.recent))
 
     def _nll_gradient(self, images: Tensor, picture: Tensor, terms: dict[str, Tensor]) -> Tensor:
         """Gradient of reconstruction and perceptual loss at the reconstruction."""
@@ -138,12 +145,13 @@ class TokenizerStep:
             return weight * terms["adaptive_weight"] * grad
         return weight * grad
 
-    def _step_discriminator(self, images: Tensor, picture: Tensor, rate: float, terms: dict[str, Tensor]) -> None:
+    def _step_discriminator(
+        self, images: Tensor, picture: Tensor, rate: float, where: str, terms: dict[str, Tensor]
+    ) -> None:
         engine = self.engines["discriminator"]
         real, fake = engine(images, picture)
         terms["discriminator"] = discriminator_hinge(real.float(), fake.float())
-        engine.backward(self.config.loss.adversarial * terms["discriminator"])
-        engine.step(rate)
+        engine.step(self.config.loss.adversarial * terms["discriminator"], rate, f"{where} (discriminator)")
 
 
 class TermMeter:
@@ -188,27 +196,43 @@ def train_tokenizer(config: TrainTokenizerConfig) -> ModelCard | None:
     start = checkpoints.load(train_step.engines, identity)
     log = TrainingLog(config.out, ranks.first, start)
     meter = TermMeter(config.model, ranks.device)
+    rejects: dict[str, str] = {}
+    named: set[str] = set()
     batches = _stream(config, source, ranks).batches(start * accumulation, config.steps * accumulation, config.workers)
     if ranks.first and start:
         say(f"train-tokenizer: going on from step {start}")
     with ProgressLine("train-tokenizer", config.steps, "steps", start, quiet=not ranks.first) as progress:
         clock = time.monotonic()
         for step in range(start, config.steps):
-            for _ in range(accumulation):
-                images, seeds = next(batches)
-                meter.add(train_step(images.to(ranks.device), seeds.to(ranks.device), step))
             done = step + 1
+            for _ in range(accumulation):
+                batch = next(batches)
+                where = f"step {done}, the {len(batch.images)} images from position {batch.position} of the stream"
+                meter.add(train_step(batch.images.to(ranks.device), batch.seeds.to(ranks.device), step, where))
+                rejects.update(batch.rejects)
+            train_step.end_iteration()
             if done % config.log_every == 0 or done == config.steps:
                 figures = meter.take()
                 rate = config.batch * config.log_every / (time.monotonic() - clock)
                 clock = time.monotonic()
                 lr = config.optimizer.rate(step, config.steps)
                 log.write(done, **figures, learning_rate=lr, images_per_second=rate)
+                _name_rejects(rejects, named, ranks)
                 progress.update(done, {"reconstruction": figures["reconstruction"], "images/s": rate})
             if done % config.checkpoint_every == 0 or done == config.steps:
                 checkpoints.save(done, train_step.engines, identity)
     log.close()
     return _export(config, train_step.engines["tokenizer"], ranks, source)
+
+
+def _name_rejects(rejects: dict[str, str], named: set[str], ranks: ds.Ranks) -> None:
+    """Say once, for all ranks, which images could not be used. Every rank calls it."""
+    for part in ds.gather(rejects):
+        for key, reason in sorted(part.items()):
+            if key not in named and ranks.first:
+                say(f"train-tokenizer: image {key} cannot be used ({reason}); another takes its place")
+            named.add(key)
+    rejects.clear()
 
 
 def _stream(config: TrainTokenizerConfig, source: Source, ranks: ds.Ranks) -> ImageStream:

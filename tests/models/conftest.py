@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from models.autoencoder import AutoencoderConfig
+from models.codebook import QuantizerConfig
 from models.generator import Generator, GeneratorConfig
-from models.quantizer import QuantizerConfig
 from models.schedule import Schedule
 from models.tokenizer import Tokenizer, TokenizerConfig
 

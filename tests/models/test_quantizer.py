@@ -4,9 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import models.quantizer as quantizer_module
+import models.codebook as codebook_module
+from models.codebook import Codebook, QuantizerConfig
 from models.noise import Stream, normal
-from models.quantizer import Codebook, Quantizer, QuantizerConfig, mix, straight_through
+from models.quantizer import Quantizer, mix, straight_through
 from models.schedule import Schedule
 
 bias_on_and_off = pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
@@ -52,7 +53,7 @@ def test_nearest_does_not_depend_on_its_chunks(monkeypatch, limit):
     codebook = Codebook(QuantizerConfig(64, 8))
     points = torch.randn(3, 8, 4, 6)
     whole = codebook.nearest(points)
-    monkeypatch.setattr(quantizer_module, "_MAX_DISTANCES", limit)
+    monkeypatch.setattr(codebook_module, "_MAX_DISTANCES", limit)
     assert torch.equal(codebook.nearest(points), whole)
 
 

@@ -9,9 +9,9 @@ import pytest
 
 from jobs.cli import COMMANDS
 from models.autoencoder import AutoencoderConfig
+from models.codebook import QuantizerConfig
 from models.discriminator import DiscriminatorConfig
 from models.generator import GeneratorConfig
-from models.quantizer import QuantizerConfig
 from models.sampler import SamplerConfig
 from models.schedule import Schedule
 from models.tokenizer import TokenizerConfig

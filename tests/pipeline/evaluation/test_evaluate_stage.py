@@ -15,8 +15,8 @@ from sklearn.datasets import load_digits
 import jobs.evaluate
 import jobs.report
 from models.autoencoder import AutoencoderConfig
+from models.codebook import QuantizerConfig
 from models.generator import Generator, GeneratorConfig
-from models.quantizer import QuantizerConfig
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline import files, records
 from pipeline.evaluation import evaluate as stage

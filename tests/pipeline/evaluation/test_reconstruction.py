@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from models.autoencoder import AutoencoderConfig
+from models.codebook import QuantizerConfig
 from models.noise import child_seeds
-from models.quantizer import QuantizerConfig
 from models.tokenizer import Tokenizer, TokenizerConfig, from_pixels, to_pixels
 from pipeline.evaluation.reconstruction import code_counts, decode_codes, encode_images, perplexity, psnr, ssim
 

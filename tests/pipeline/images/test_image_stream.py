@@ -16,7 +16,7 @@ def stream_of(folder: str, *, rank: int = 0, ranks: int = 1, seed: int = 5, flip
 
 
 def read(stream: ImageStream, start: int = 0, stop: int = BATCHES, workers: int = 0):
-    return list(stream.batches(start, stop, workers))
+    return [(batch.images, batch.seeds) for batch in stream.batches(start, stop, workers)]
 
 
 def same(one, other) -> bool:
@@ -89,12 +89,34 @@ def test_another_seed_is_another_stream(digit_folder, uninterrupted):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_damaged_image_stops_the_stream_with_one_error_that_names_it(tmp_path, workers):
+def test_a_source_without_a_usable_image_stops_with_one_sentence(tmp_path, workers):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "page.jpg").write_bytes(b"<html>")
     stream = ImageStream(
         open_folder(str(tmp_path)), image_size=4, channels=1, flips=False, batch=2, seed=0, rank=0, ranks=1
     )
-    with pytest.raises(ValueError, match=r"a/page\.jpg") as stopped:
+    with pytest.raises(ValueError, match="cannot be used") as stopped:
         read(stream, stop=1, workers=workers)
     assert "\n" not in str(stopped.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_truncated_image_is_named_and_its_neighbour_takes_its_place(tmp_path, digits, workers, ranks):
+    for number, pixels in enumerate(digits[0][:12]):
+        path = tmp_path / "a" / f"{number:02d}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    (tmp_path / "a" / "07.png").write_bytes((tmp_path / "a" / "07.png").read_bytes()[:60])
+    streams = [stream_of(str(tmp_path), rank=rank, ranks=ranks, flips=False, size=8) for rank in range(ranks)]
+    batches = [list(stream.batches(0, 3, workers)) for stream in streams]
+    named = [set(batch.rejects) for part in batches for batch in part]
+    assert set.union(*named) == {"a/07.png"}
+    images = torch.cat([torch.cat([part[k].images for part in batches]) for k in range(3)])
+    counts = [int((images.flatten(1) == image.flatten()).all(1).sum()) for image in images]
+    assert sorted(counts) == [2] * 20 + [4] * 4  # the twelve places twice each, the neighbour's picture in two of them
+
+
+def test_batches_know_their_place_in_the_stream(digit_folder):
+    batches = list(stream_of(digit_folder, rank=1, ranks=2).batches(2, 5, 0))
+    assert [batch.position for batch in batches] == [20, 28, 36]

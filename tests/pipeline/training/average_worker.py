@@ -74,8 +74,7 @@ def main() -> None:
                 ours.save(folder, f"stage-{stage}", {})
                 ours = engine(stage)
                 ours.load(folder, f"stage-{stage}")
-            ours.backward(ours(*batch(step, ranks.rank)).mean())
-            ours.step(RATE)
+            ours.step(ours(*batch(step, ranks.rank)).mean(), RATE, "a test")
         for kind, found, expected in (
             ("weights", ours.weights(), weights),
             ("average", ours.averaged_weights(), average),

@@ -10,9 +10,9 @@ import torch
 import torch.distributed as dist
 
 from models.autoencoder import AutoencoderConfig
+from models.codebook import QuantizerConfig
 from models.discriminator import DiscriminatorConfig, DiscriminatorLoss
 from models.losses import discriminator_hinge, generator_hinge, reconstruction_loss
-from models.quantizer import QuantizerConfig
 from models.schedule import Schedule
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline.training import engine as ds
@@ -85,7 +85,7 @@ def main() -> None:
                 for model, gradients in ((tokenizer, tokenizer_gradients), (critic, critic_gradients)):
                     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-                step(images, seeds, number)
+                step(images, seeds, number, "a test")
             for model, adam in ((tokenizer, adams[0]), (critic, adams[1])):
                 average_gradients(model)
                 adam.step()

@@ -1,0 +1,130 @@
+"""The codebook: K code vectors, the shared bias convolution on them, and how the vectors follow the data."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+_MAX_DISTANCES = 1 << 24  # entries of a distance tensor held at once (64 MiB in float32)
+MAX_CODEBOOK_SIZE = 1 << 16  # stores keep codes as uint16
+
+
+def check_codebook_size(size: int) -> None:
+    """Raise ValueError unless stores can keep codes of this many as uint16."""
+    if not 2 <= size <= MAX_CODEBOOK_SIZE:
+        raise ValueError(f"codebook_size is {size}; use 2 to {MAX_CODEBOOK_SIZE}, since stores keep codes as uint16")
+
+
+@dataclass(frozen=True)
+class QuantizerConfig:
+    """K x d codebook; `bias` adds the shared convolution on quantized vectors (Table 2, "bias").
+
+    update: "gradient" moves the vectors by the codebook term of Eq. 4; "ema" makes each the moving average, with
+    `decay`, of the vectors that chose it (van den Oord et al. 2017, appendix A.1), and restarts a vector from the data
+    when fewer than `dead_below` chose it lately.
+    """
+
+    codebook_size: int = 4096
+    code_dim: int = 32
+    bias: bool = True
+    update: Literal["gradient", "ema"] = "gradient"
+    decay: float = 0.99
+    dead_below: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_codebook_size(self.codebook_size)
+        if not 0 < self.decay < 1:
+            raise ValueError(f"decay is {self.decay}; use a number between 0 and 1")
+
+
+class Codebook(nn.Module):
+    """K code vectors and the shared bias convolution (Section 4.2)."""
+
+    vectors: Tensor
+    ema_counts: Tensor
+    ema_sums: Tensor
+    seen: Tensor
+    recent: Tensor
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        vectors = torch.randn(config.codebook_size, config.code_dim) * 0.5
+        if config.update == "gradient":
+            self.vectors = nn.Parameter(vectors)
+        else:
+            self.register_buffer("vectors", vectors)
+            self.register_buffer("ema_counts", torch.ones(config.codebook_size))
+            self.register_buffer("ema_sums", vectors.clone())
+            self.register_buffer("seen", torch.zeros(config.codebook_size, config.code_dim + 1), persistent=False)
+            self.register_buffer("recent", vectors.clone(), persistent=False)
+        self.bias = nn.Conv2d(config.code_dim, config.code_dim, 3, padding=1, bias=False) if config.bias else None
+        if self.bias is not None:
+            nn.init.zeros_(self.bias.weight)
+
+    def nearest(self, noisy: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w"]:
+        """Index of the Euclidean-nearest code of each vector, in float32 whatever the autocast."""
+        b, d, h, w = noisy.shape
+        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
+            points = noisy.float().permute(0, 2, 3, 1).reshape(-1, d)
+            vectors = self.vectors.float()
+            # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), and |x|^2 is the same for every code.
+            half_norms = vectors.square().sum(1) / 2
+            rows = max(1, _MAX_DISTANCES // len(vectors))
+            codes = [(part @ vectors.T).sub_(half_norms).argmax(1) for part in points.split(rows)]
+        return torch.cat(codes).view(b, h, w)
+
+    def look_up(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        """Code vectors c, before the bias convolution."""
+        return F.embedding(codes, self.vectors).permute(0, 3, 1, 2)
+
+    def phi(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
+        """phi(x) = x + conv(x): quantized vectors with their bias. Linear."""
+        if self.bias is None:
+            return vectors
+        with torch.autocast(vectors.device.type, enabled=False):
+            vectors = vectors.float().contiguous()  # one memory format: one kernel, one rounding
+            return vectors + F.conv2d(vectors, self.bias.weight.float(), padding=1)
+
+    def accumulate_step(self, total: Float[Tensor, "b d h w"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        """Alg. 1, line 6, before phi: the sum of code vectors one step further."""
+        return total + self.look_up(codes)
+
+    def accumulated(self, codes: Int[Tensor, "b T h w"], steps: Int[Tensor, " b"] | int) -> Float[Tensor, "b d h w"]:
+        """z'_s rebuilt from codes, s = `steps` for each image (0 gives zeros)."""
+        steps = torch.as_tensor(steps, device=codes.device).expand(len(codes))
+        total = self.start(codes[:, 0])
+        for t in range(1, codes.shape[1] + 1):
+            total = torch.where((steps >= t).view(-1, 1, 1, 1), self.accumulate_step(total, codes[:, t - 1]), total)
+        return self.phi(total)
+
+    def start(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
+        """The empty sum (z'_0 = 0) for a map of codes of this shape."""
+        b, h, w = codes.shape
+        return self.vectors.new_zeros(b, self.config.code_dim, h, w)
+
+    @torch.no_grad()
+    def observe(self, noisy: Float[Tensor, "n d"], codes: Int[Tensor, " n"], weights: Float[Tensor, " n"]) -> None:
+        """Add one micro-batch to what the next `follow` goes by. weights: gamma_t of each vector's step."""
+        weighted = torch.cat([noisy * weights.unsqueeze(1), weights.unsqueeze(1)], dim=1)
+        self.seen.index_add_(0, codes, weighted)
+        places = torch.arange(len(self.recent), device=codes.device) * len(noisy) // len(self.recent)
+        self.recent.copy_(noisy[places])
+
+    @torch.no_grad()
+    def follow(self, seen: Float[Tensor, "K d1"], recent: Float[Tensor, "K d"]) -> None:
+        """Once an iteration: one step of the moving averages, from sums over all micro-batches and ranks.
+
+        seen: `self.seen` summed over ranks. recent: vectors of the data, the same on every rank, for dead codes.
+        """
+        decay = self.config.decay
+        self.ema_sums.mul_(decay).add_(seen[:, :-1], alpha=1 - decay)
+        self.ema_counts.mul_(decay).add_(seen[:, -1], alpha=1 - decay)
+        dead = self.ema_counts < self.config.dead_below
+        self.ema_sums[dead] = recent[dead] * self.config.dead_below
+        self.ema_counts[dead] = self.config.dead_below
+        self.vectors.copy_(self.ema_sums / self.ema_counts.unsqueeze(1))
+        self.seen.zero_()
