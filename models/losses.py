@@ -47,8 +47,8 @@ def adaptive_weight(
 class PerceptualLoss(nn.Module):
     """LPIPS with VGG16 (Zhang et al. 2018) through the lpips package, frozen.
 
-    weights: "torchvision" takes torchvision's own copy or download of VGG16; any other value is a path to
-    vgg16-397923af.pth. Raises ValueError when the file is not that file.
+    weights: "torchvision" takes torchvision's own copy of VGG16, downloaded when it is not there; any other value is a
+    path to vgg16-397923af.pth. Raises ValueError when there is no such file or it is another.
     """
 
     def __init__(self, weights: str) -> None:
@@ -57,9 +57,8 @@ class PerceptualLoss(nn.Module):
 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            self.metric = lpips.LPIPS(net="vgg", verbose=False, pnet_rand=weights != "torchvision")
-        if weights != "torchvision":
-            load_vgg16(self.metric.net, weights, VGG16_SHA256_PREFIX)
+            self.metric = lpips.LPIPS(net="vgg", verbose=False, pnet_rand=True)
+        load_vgg16(self.metric.net, vgg16_file() if weights == "torchvision" else weights, VGG16_SHA256_PREFIX)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
@@ -70,6 +69,24 @@ class PerceptualLoss(nn.Module):
         """Mean distance of images in [-1, 1]; a single channel is repeated to three."""
         real, fake = (x.expand(-1, 3, -1, -1) for x in (images, reconstruction))
         return self.metric(real, fake).mean()
+
+
+def vgg16_file() -> str:
+    """torchvision's VGG16 in torch's own cache, downloaded by torch when it is not there. Raises ValueError."""
+    from torchvision.models import VGG16_Weights
+
+    url = VGG16_Weights.IMAGENET1K_V1.url
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=VGG16_SHA256_PREFIX, progress=False)
+        except (OSError, RuntimeError) as error:
+            raise ValueError(
+                f"LPIPS needs VGG16, and {path.name} could not be downloaded ({error}); give its path as "
+                "loss.perceptual, or say loss.perceptual=none to train without"
+            ) from None
+    return str(path)
 
 
 def load_vgg16(trunk: nn.Module, path: str, digest_prefix: str) -> None:

@@ -60,6 +60,9 @@ def begin(job: str, out: str, settings: dict[str, Any]) -> JobRecord:
     if files.create_bytes(out + _SUFFIX, canonical_json(record.to_json())):
         return record
     found = files.read_json(out + _SUFFIX)
+    if found["identity"] != record.identity and not files.exists(out):  # begun otherwise, but nothing came of it
+        files.write_json(out + _SUFFIX, record.to_json())
+        return record
     if found["identity"] != record.identity:
         change = _first_change(found["settings"], settings) or f"job {found['job']} -> {job}"
         raise ValueError(

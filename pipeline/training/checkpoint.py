@@ -9,6 +9,12 @@ from pipeline.training.engine import Engine, Ranks, barrier
 _POINTER = "checkpoint.json"
 
 
+def check_intervals(log_every: int, checkpoint_every: int) -> None:
+    """Raise ValueError unless checkpoints fall on lines of the log, so that a resumed run leaves no seam in it."""
+    if log_every < 1 or checkpoint_every < 1 or checkpoint_every % log_every:
+        raise ValueError(f"checkpoint_every is {checkpoint_every}; use a multiple of log_every {log_every}")
+
+
 class Checkpoints:
     """The checkpoints of one run, under OUT/checkpoints; OUT/checkpoints/checkpoint.json names the last whole one."""
 
@@ -18,7 +24,7 @@ class Checkpoints:
     def load(self, engines: Mapping[str, Engine], identity: Mapping[str, Any]) -> int:
         """Restore the engines; returns the step to go on from, 0 when there is nothing yet.
 
-        Raises ValueError when the checkpoint belongs to other data or another number of ranks.
+        Raises ValueError when the checkpoint belongs to other data, or is sharded over another number of ranks.
         """
         pointer = files.join(self.folder, _POINTER)
         if not files.exists(pointer):
@@ -28,9 +34,11 @@ class Checkpoints:
             raise ValueError(
                 f"the checkpoint in {self.folder} continues other data ({found['identity']}); choose another out"
             )
-        if found["ranks"] != self.ranks.count:
+        sharded = any(engine.config.zero_stage for engine in engines.values())
+        if sharded and found["ranks"] != self.ranks.count:
             raise ValueError(
-                f"the checkpoint in {self.folder} was written by {found['ranks']} ranks; resume with as many"
+                f"the checkpoint in {self.folder} was sharded over {found['ranks']} ranks; resume with as many, or "
+                "train with engine.zero_stage=0, which continues on any number"
             )
         for name, engine in engines.items():
             engine.load(files.join(self.folder, found["tag"]), name)

@@ -17,7 +17,7 @@ from pipeline.progress import ProgressLine, say
 from pipeline.tokens.reader import Store, open_store
 from pipeline.tokens.stream import TokenBatch, TokenStream
 from pipeline.training import engine as ds
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoint import Checkpoints, check_intervals
 from storage_schemas.cards import ModelCard
 from storage_schemas.tokens import KIND
 
@@ -56,6 +56,7 @@ class TrainGeneratorConfig:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
         ds.accumulation(self.batch, self.micro_batch, self.ranks)
+        check_intervals(self.log_every, self.checkpoint_every)
 
 
 class GeneratorLoss(nn.Module):

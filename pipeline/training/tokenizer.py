@@ -23,7 +23,7 @@ from pipeline.log import TrainingLog
 from pipeline.order import ORDER_VERSION
 from pipeline.progress import ProgressLine, say
 from pipeline.training import engine as ds
-from pipeline.training.checkpoint import Checkpoints
+from pipeline.training.checkpoint import Checkpoints, check_intervals
 from storage_schemas.cards import ModelCard
 
 
@@ -73,6 +73,7 @@ class TrainTokenizerConfig:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
         ds.accumulation(self.batch, self.micro_batch, self.ranks)
+        check_intervals(self.log_every, self.checkpoint_every)
 
 
 class TokenizerStep:

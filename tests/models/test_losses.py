@@ -232,3 +232,21 @@ def test_the_perceptual_loss_is_lpips_formula(perceptual):
         head = perceptual.metric.lins[level - 1].model[-1].weight
         total = total + F.conv2d((one - other) ** 2, head).mean()
     torch.testing.assert_close(perceptual(x, y), total, atol=1e-6, rtol=1e-4)
+
+
+def test_without_vgg16_the_loss_says_so_and_names_the_mend(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(
+        "torchvision.models.VGG16_Weights.IMAGENET1K_V1.value.url", "file:///nowhere/vgg16-397923af.pth"
+    )
+    with pytest.raises(ValueError, match=r"vgg16-397923af\.pth could not be downloaded.*loss\.perceptual=none"):
+        PerceptualLoss("torchvision")
+
+
+def test_torchs_own_copy_of_vgg16_is_checked_too(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    copy = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(b"not those weights")
+    with pytest.raises(ValueError, match="sha256"):
+        PerceptualLoss("torchvision")
