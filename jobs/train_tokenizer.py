@@ -1,6 +1,7 @@
 """rdpm train-tokenizer: a folder of images to a trained tokenizer."""
 
 from jobs.arguments import parse, settings_of
+from pipeline.evaluation.validation import Validator
 from pipeline.images.sources import open_folder
 from pipeline.progress import say
 from pipeline.records import begin
@@ -10,7 +11,8 @@ from pipeline.training.tokenizer import TrainTokenizerConfig, train_tokenizer
 
 JOB = "train-tokenizer"
 Config = TrainTokenizerConfig
-_HOW = ("out", "images", "ranks", "threads", "workers", "log_every", "checkpoint_every")
+_SEEING = ("validation", "validation_images", "validate_every", "log_every")
+_HOW = ("out", "images", "ranks", "threads", "workers", "checkpoint_every", *_SEEING)
 
 
 def main(arguments: list[str]) -> None:
@@ -23,8 +25,15 @@ def main(arguments: list[str]) -> None:
     if config.ranks > 1 and not under_launcher():
         launch(config.ranks, [JOB, *arguments])
         return
-    card = train_tokenizer(config)
+    card = train_tokenizer(config, _validator(config))
     leave_ranks()
     if card is not None:
         record.finish({"digest": card.digest, "steps": card.steps})
         say(f"train-tokenizer: {config.out} is tokenizer {card.digest[:12]}")
+
+
+def _validator(config: TrainTokenizerConfig) -> Validator | None:
+    """What looks at the held-out images that the config names, if any."""
+    if not config.validation:
+        return None
+    return Validator(config.validation, config.model, config.validation_images, config.loss.perceptual)

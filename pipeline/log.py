@@ -4,6 +4,8 @@ import json
 import os
 from typing import Any
 
+import numpy as np
+
 from pipeline import files
 
 LOG = "log.jsonl"
@@ -37,6 +39,11 @@ class TrainingLog:
             for part, number in parts.items():
                 if number is not None:
                     self._board.add_scalar(part, number, step)
+
+    def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
+        """Show a picture, (H, W, C) uint8, in TensorBoard."""
+        if self._file:
+            self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flush and close the file."""

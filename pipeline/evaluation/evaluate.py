@@ -55,6 +55,7 @@ SPLIT_IMAGES = 5000  # images in a part of the inception score, as in ADM's eval
 CONVENTIONS = {
     "psnr": PSNR_CONVENTION,
     "ssim": SSIM_CONVENTION,
+    "rfid": "Fréchet distance of the held-out images' reconstructions against those images, in the features",
     "codebook": "codes of the held-out and the training images together",
     "frechet_distance": "squared, between Gaussians of the features, unbiased covariances, float64, against the "
     "training images; samples: mean over the draws; _real: the held-out images; _all: every sample",
@@ -125,7 +126,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     say(f"evaluate: {counts}")
     extractor = make_extractor(config, train)
     say(f"evaluate: features of the {extractor.name} {extractor.digest[:12]}")
-    tokenizer_part = tokenizer_metrics(tokenizer, train, held_out, config.seed, config.batch)
+    tokenizer_part = tokenizer_metrics(tokenizer, extractor, train, held_out, config)
     say(_line("tokenizer", tokenizer_part))
     train_features, real, fake = (
         extractor.extract(pixels) for pixels in (train.pixels, held_out.pixels, samples.pixels)
@@ -155,8 +156,11 @@ def make_extractor(config: EvaluateConfig, train: Split) -> Extractor:
     return ClassifierExtractor(classifier, config.batch)
 
 
-def tokenizer_metrics(tokenizer: Tokenizer, train: Split, held_out: Split, seed: int, batch: int) -> Metrics:
-    """PSNR (dB) and SSIM of held-out reconstructions; usage and perplexity of the codebook over both splits."""
+def tokenizer_metrics(
+    tokenizer: Tokenizer, extractor: Extractor, train: Split, held_out: Split, config: EvaluateConfig
+) -> Metrics:
+    """PSNR (dB), SSIM and rFID of held-out reconstructions; usage and perplexity of the codebook over both splits."""
+    seed, batch = config.seed, config.batch
     codes = encode_images(tokenizer, held_out.pixels, seed, 0, batch)
     reconstruction = decode_codes(tokenizer, codes, codes.shape[1], batch)
     train_codes = encode_images(tokenizer, train.pixels, seed, len(codes), batch)
@@ -164,6 +168,7 @@ def tokenizer_metrics(tokenizer: Tokenizer, train: Split, held_out: Split, seed:
     return {
         "psnr": psnr(held_out.pixels, reconstruction),
         "ssim": ssim(held_out.pixels, reconstruction),
+        "rfid": frechet_of(extractor.extract(held_out.pixels).features, extractor.extract(reconstruction).features),
         "codebook_usage": float((counts.sum(axis=0) > 0).mean()),
         "perplexity_by_step": perplexity(counts).tolist(),
     }

@@ -27,23 +27,24 @@ class Split:
     rejected: int
 
 
-def load_split(root: str, config: TokenizerConfig) -> Split:
-    """The center views of a folder's images at the tokenizer's size and channels.
+def load_split(root: str, config: TokenizerConfig, limit: int | None = None) -> Split:
+    """The center views of a folder's images at the tokenizer's size and channels; of `limit` spread evenly, if given.
 
     Raises ValueError when the folder holds no image that can be used.
     """
     source = open_folder(root)
     size, channels = config.image_size, config.autoencoder.in_channels
     pixels, labels = [], []
-    for index, label in enumerate(source.labels):
+    count = len(source) if limit is None else min(limit, len(source))
+    for index in (turn * len(source) // count for turn in range(count)):
         try:
             pixels.append(center_view(files.read_bytes(source.url(index)), size, channels, "center").pixels)
         except Reject:
             continue
-        labels.append(label)
+        labels.append(source.labels[index])
     if not pixels:
         raise ValueError(f"image folder {root!r} holds no image that can be decoded; give another folder")
-    return Split(source.digest, source.classes, np.stack(pixels), np.array(labels), len(source) - len(pixels))
+    return Split(source.digest, source.classes, np.stack(pixels), np.array(labels), count - len(pixels))
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ gradients there, weighted, are what the one backward pass starts from.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,6 +27,8 @@ from pipeline.progress import ProgressLine, say
 from pipeline.training import engine as ds
 from pipeline.training.checkpoint import Checkpoints, check_intervals
 from storage_schemas.cards import ModelCard
+
+Validate = Callable[[dict[str, Tensor]], tuple[dict[str, float], np.ndarray]]
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,10 @@ class LossConfig:
 
 @dataclass(frozen=True)
 class TrainTokenizerConfig:
-    """One tokenizer from a folder of class folders. batch and micro_batch count images; `steps` are updates."""
+    """One tokenizer from a folder of class folders. batch and micro_batch count images; `steps` are updates.
+
+    validation: a folder of held-out images, of which some are reconstructed every `validate_every` steps; "" for none.
+    """
 
     images: str
     out: str
@@ -66,6 +73,9 @@ class TrainTokenizerConfig:
     ranks: int = 1
     threads: int = 1
     workers: int = 4
+    validation: str = ""
+    validation_images: int = 1000
+    validate_every: int = 1000
     log_every: int = 50
     checkpoint_every: int = 1000
 
@@ -74,6 +84,8 @@ class TrainTokenizerConfig:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
         ds.accumulation(self.batch, self.micro_batch, self.ranks)
         check_intervals(self.log_every, self.checkpoint_every)
+        if self.validation and self.validate_every % self.log_every:
+            raise ValueError(f"validate_every is {self.validate_every}; use a multiple of log_every {self.log_every}")
 
 
 class TokenizerStep:
@@ -185,8 +197,11 @@ class TermMeter:
         return {**means, "usage_by_step": usage.tolist(), "perplexity_by_step": perplexity.tolist()}
 
 
-def train_tokenizer(config: TrainTokenizerConfig) -> ModelCard | None:
-    """Train to the end, or on from the last checkpoint, and export. Returns the card, on the first rank."""
+def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = None) -> ModelCard | None:
+    """Train to the end, or on from the last checkpoint, and export. Returns the card, on the first rank.
+
+    validate: from full weights to figures by name and a picture (H, W, C) uint8.
+    """
     source = open_folder(config.images)
     ranks = ds.join_ranks(config.threads)
     accumulation = ds.accumulation(config.batch, config.micro_batch, ranks.count)
@@ -217,6 +232,8 @@ def train_tokenizer(config: TrainTokenizerConfig) -> ModelCard | None:
                 rate = config.batch * config.log_every / (time.monotonic() - clock)
                 clock = time.monotonic()
                 lr = config.optimizer.rate(step, config.steps)
+                if validate and done % config.validate_every == 0:
+                    figures |= _validate(validate, train_step.engines["tokenizer"], ranks, log, done)
                 log.write(done, **figures, learning_rate=lr, images_per_second=rate)
                 _name_rejects(rejects, named, ranks)
                 progress.update(done, {"reconstruction": figures["reconstruction"], "images/s": rate})
@@ -224,6 +241,16 @@ def train_tokenizer(config: TrainTokenizerConfig) -> ModelCard | None:
                 checkpoints.save(done, train_step.engines, identity)
     log.close()
     return _export(config, train_step.engines["tokenizer"], ranks, source)
+
+
+def _validate(validate: Validate, engine: ds.Engine, ranks: ds.Ranks, log: TrainingLog, step: int) -> dict[str, float]:
+    """Figures of the held-out images, on the first rank; the others bring their share of the weights."""
+    weights = engine.weights()
+    if not ranks.first:
+        return {}
+    figures, picture = validate(weights)
+    log.picture(step, "validation", picture)
+    return figures
 
 
 def _name_rejects(rejects: dict[str, str], named: set[str], ranks: ds.Ranks) -> None:

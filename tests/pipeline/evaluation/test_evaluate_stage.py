@@ -126,7 +126,7 @@ def _config(run, **changes):
 
 def test_every_metric_is_there_and_finite(run):
     metrics = evaluate(_config(run, timed=(f"{run.root}/tokenizer", f"{run.root}/generator")))
-    assert set(metrics["tokenizer"]) == {"psnr", "ssim", "codebook_usage", "perplexity_by_step"}
+    assert set(metrics["tokenizer"]) == {"psnr", "rfid", "ssim", "codebook_usage", "perplexity_by_step"}
     assert {
         *("class_accuracy", "classifier_accuracy_on_real", "inception_score", "copies"),
         *("frechet_distance", "frechet_distance_real", "frechet_ratio", "frechet_distance_all"),

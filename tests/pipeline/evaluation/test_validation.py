@@ -1,0 +1,42 @@
+"""What training shows of held-out images is what the tokenizer does to them."""
+
+import numpy as np
+import torch
+
+from pipeline.evaluation.reconstruction import psnr, ssim
+from pipeline.evaluation.splits import load_split
+from pipeline.evaluation.validation import Validator
+from pipeline.exports import load_tokenizer
+
+
+def test_figures_and_picture_are_those_of_the_weights(tmp_path, exports, digit_folder) -> None:
+    exports.tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))[0]
+    validator = Validator(digit_folder, tokenizer.config, 10, "none")
+    figures, picture = validator(dict(tokenizer.state_dict()))
+    assert validator(dict(tokenizer.state_dict()))[0] == figures
+    pixels = load_split(digit_folder, tokenizer.config, 10).pixels
+    assert len(pixels) == 10
+    back = picture[8:].reshape(8, 8, 8).swapaxes(0, 1)[..., None]
+    assert np.array_equal(picture[:8].reshape(8, 8, 8).swapaxes(0, 1)[..., None], pixels[:8])
+    assert set(figures) == {"validation_psnr", "validation_ssim"}
+    few = Validator(digit_folder, tokenizer.config, 8, "none")
+    few.pixels = pixels[:8]
+    assert few(dict(tokenizer.state_dict()))[0] == {
+        "validation_psnr": psnr(pixels[:8], back),
+        "validation_ssim": ssim(pixels[:8], back),
+    }
+
+
+def test_other_weights_give_other_figures(tmp_path, exports, digit_folder) -> None:
+    exports.tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))[0]
+    validator = Validator(digit_folder, tokenizer.config, 10, "none")
+    first, _ = validator(dict(tokenizer.state_dict()))
+    with torch.no_grad():
+        tokenizer.decoder.last.bias.fill_(0.5)
+    assert validator(dict(tokenizer.state_dict()))[0] != first
+
+
+def test_a_limit_takes_images_of_every_class(digit_folder, exports) -> None:
+    assert set(load_split(digit_folder, exports.tokenizer_config, 12).labels.tolist()) == set(range(10))
