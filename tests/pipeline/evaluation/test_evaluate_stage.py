@@ -140,7 +140,7 @@ def test_every_metric_is_there_and_finite(run):
         metrics["tokenizer"]["psnr"],
     ]
     assert np.isfinite(numbers).all()
-    assert set(metrics["seconds"]) == {"train_tokenizer", "train_generator"}
+    assert set(metrics["seconds"]) == {"train_tokenizer", "train_generator", "evaluate"}
     assert metrics["protocol"]["count"] == len(CLASSES) * HELD_OUT
     assert metrics["protocol"]["extractor"]["name"] == "classifier"
     json.dumps(metrics, allow_nan=False)
