@@ -11,6 +11,7 @@ COMMANDS = {
     "sample": ("jobs.sample", "draw and decode a set of samples"),
     "evaluate": ("jobs.evaluate", "measure reconstructions and samples"),
     "report": ("jobs.report", "write one HTML page about a run"),
+    "ablate-tokenizer": ("jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any source"),
     "describe": ("jobs.describe", "parameters, FLOPs and memory of a config"),
     "verify": ("jobs.verify", "check every byte of a store against its digests"),
 }
