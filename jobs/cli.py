@@ -29,6 +29,7 @@ def usage() -> str:
 def main(arguments: list[str] | None = None) -> int:
     """Run one subcommand; returns the exit code. A ValueError is the user's: one sentence on stderr and exit code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    arguments = [a for a in arguments if not a.startswith("--local_rank=")]  # the deepspeed launcher adds it
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         print(usage())
         return 0
@@ -43,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         importlib.import_module(COMMANDS[name][0]).main(rest)
     except ValueError as error:
         print(f"rdpm {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"rdpm {name}: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"rdpm {name}: interrupted; run it again to go on", file=sys.stderr)

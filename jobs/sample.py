@@ -4,6 +4,7 @@ from jobs.arguments import parse, settings_of
 from pipeline.progress import say
 from pipeline.records import begin
 from pipeline.sampling import SampleConfig, open_cards, sample_set
+from storage_schemas.manifest import MANIFEST
 
 JOB = "sample"
 Config = SampleConfig
@@ -15,7 +16,9 @@ def main(arguments: list[str]) -> None:
     config = parse(Config, JOB, arguments)
     generator, tokenizer = open_cards(config)
     digests = {"generator_digest": generator.digest, "tokenizer_digest": tokenizer.digest}
-    record = begin(JOB, config.out, settings_of(config, *_HOW, **digests))
+    record = begin(
+        JOB, config.out, settings_of(config, *_HOW, **digests), (MANIFEST, *(("samples.npz",) if config.npz else ()))
+    )
     if record.finished:
         say(f"sample: {config.out} is already there")
         return

@@ -6,10 +6,11 @@ from pipeline.exports import read_card
 from pipeline.images.sources import open_folder
 from pipeline.progress import say
 from pipeline.records import begin
+from storage_schemas.manifest import MANIFEST
 
 JOB = "tokenize"
 Config = EncodeConfig
-_HOW = ("out", "images", "tokenizer", "threads", "resources")
+_HOW = ("out", "images", "tokenizer", "threads", "resources", "max_rejects")
 
 
 def main(arguments: list[str]) -> None:
@@ -19,7 +20,7 @@ def main(arguments: list[str]) -> None:
         "tokenizer_digest": read_card(config.tokenizer, "tokenizer").digest,
         "source": open_folder(config.images).digest,
     }
-    record = begin(JOB, config.out, settings_of(config, *_HOW, **digests))
+    record = begin(JOB, config.out, settings_of(config, *_HOW, **digests), (MANIFEST,))
     if record.finished:
         say(f"tokenize: {config.out} is already there")
         return

@@ -6,6 +6,7 @@ from pipeline.records import begin
 from pipeline.training.engine import leave_ranks
 from pipeline.training.generator import TrainGeneratorConfig, open_inputs, train_generator
 from pipeline.training.launch import launch, under_launcher
+from storage_schemas.cards import CARD, WEIGHTS
 
 JOB = "train-generator"
 Config = TrainGeneratorConfig
@@ -16,7 +17,9 @@ def main(arguments: list[str]) -> None:
     """Entry of the subcommand, on the command line and on every rank."""
     config = parse(Config, JOB, arguments)
     stores, _ = open_inputs(config)
-    record = begin(JOB, config.out, settings_of(config, *_HOW, store_ids=[store.id for store in stores]))
+    record = begin(
+        JOB, config.out, settings_of(config, *_HOW, store_ids=[store.id for store in stores]), (WEIGHTS, CARD)
+    )
     if record.finished:
         say(f"train-generator: {config.out} is already trained")
         return

@@ -8,6 +8,7 @@ from pipeline.records import begin
 from pipeline.training.engine import leave_ranks
 from pipeline.training.launch import launch, under_launcher
 from pipeline.training.tokenizer import TrainTokenizerConfig, train_tokenizer
+from storage_schemas.cards import CARD, WEIGHTS
 
 JOB = "train-tokenizer"
 Config = TrainTokenizerConfig
@@ -18,7 +19,9 @@ _HOW = ("out", "images", "ranks", "threads", "workers", "checkpoint_every", *_SE
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand, on the command line and on every rank."""
     config = parse(Config, JOB, arguments)
-    record = begin(JOB, config.out, settings_of(config, *_HOW, source=open_folder(config.images).digest))
+    record = begin(
+        JOB, config.out, settings_of(config, *_HOW, source=open_folder(config.images).digest), (WEIGHTS, CARD)
+    )
     if record.finished:
         say(f"train-tokenizer: {config.out} is already trained")
         return

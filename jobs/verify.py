@@ -3,7 +3,8 @@
 from pipeline import files
 from pipeline.progress import say
 from pipeline.tokens.reader import open_store, verify
-from storage_schemas.manifest import PLAN
+from storage_schemas.manifest import MANIFEST
+from storage_schemas.tokens import KIND
 
 JOB = "verify"
 
@@ -13,8 +14,9 @@ def main(arguments: list[str]) -> None:
     if len(arguments) != 1:
         raise ValueError(f"arguments {' '.join(arguments)!r} are not one STORE")
     (url,) = arguments
-    plan = files.join(url, PLAN)
-    store = open_store(url, files.read_json(plan)["kind"] if files.exists(plan) else "tokens")
+    path = files.join(url, MANIFEST)
+    kind = files.read_json(path).get("plan", {}).get("kind", KIND) if files.exists(path) else KIND
+    store = open_store(url, kind)
     problems = verify(store)
     if problems:
         raise ValueError(f"{len(problems)} problems in {url}: {'; '.join(problems[:5])}")

@@ -33,7 +33,9 @@ class AutoencoderConfig:
         for name in ("channels", "groups", "num_res_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
-        if not self.multipliers or self.channels % self.groups:
+        if not self.multipliers:
+            raise ValueError("multipliers is empty; give one a resolution")
+        if self.channels % self.groups:
             raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
 
     @property

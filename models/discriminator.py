@@ -13,6 +13,10 @@ class DiscriminatorConfig:
     channels: int = 64
     num_layers: int = 2
 
+    def __post_init__(self) -> None:
+        if self.channels < 1 or self.num_layers < 1:
+            raise ValueError(f"discriminator channels {self.channels} and num_layers {self.num_layers} need 1 or more")
+
 
 class Discriminator(nn.Module):
     """A hinge logit for every patch of an image."""

@@ -233,5 +233,5 @@ def _check_rejects(config: EncodeConfig, plan: Plan) -> None:
         listed = "; ".join(f"{key} ({reason})" for key, reason in rejects[:5])
         raise ValueError(
             f"{len(rejects)} of {plan.rows} images are unusable, more than max_rejects {config.max_rejects}: {listed}; "
-            f"mend or remove them and delete {config.out}, or raise max_rejects"
+            f"raise max_rejects, or mend them and delete {config.out} and its record"
         )

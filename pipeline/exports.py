@@ -33,6 +33,8 @@ def read_card(folder: str, kind: str) -> ModelCard:
     if not files.exists(path):
         raise ValueError(f"{folder!r} has no {CARD}, so it is no trained {kind}; train one, or give its folder")
     data = files.read_json(path)
+    if not isinstance(data, dict) or "weights_digest" not in data:
+        raise ValueError(f"{path} is no model card; restore it or export the model again")
     if data.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(f"{folder!r} has a card of schema version {data.get('schema_version')}, not {SCHEMA_VERSION}")
     card = ModelCard(**data)

@@ -50,6 +50,12 @@ def exists(url: str) -> bool:
     return fs.exists(path)
 
 
+def is_file(url: str) -> bool:
+    """Whether this is a file."""
+    fs, path = _fs(url)
+    return fs.isfile(path)
+
+
 def read_bytes(url: str) -> bytes:
     """A whole object. Raises FileNotFoundError."""
     fs, path = _fs(url)
@@ -119,7 +125,8 @@ def create_bytes(url: str, data: bytes) -> bool:
     except FileExistsError:
         return False
     finally:
-        os.unlink(temporary)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
     return True
 
 

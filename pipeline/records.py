@@ -12,6 +12,7 @@ from pipeline import files
 from storage_schemas.manifest import canonical_json, digest_of
 
 _SUFFIX = ".record.json"
+_KEYS = {"job", "identity", "settings", "finished", "seconds", "result"}
 
 
 @dataclass
@@ -49,28 +50,39 @@ class JobRecord:
         files.write_json(self.out + _SUFFIX, self.to_json())
 
 
-def begin(job: str, out: str, settings: dict[str, Any]) -> JobRecord:
+def begin(job: str, out: str, settings: dict[str, Any], makes: tuple[str, ...] = ()) -> JobRecord:
     """Start or continue the job that makes `out`.
 
-    settings: JSON data that fixes the result (not where or how fast it runs). Returns the record, whose `finished` says
-    whether there is anything left to do. Raises ValueError when `out` was made, or begun, with other settings.
+    settings: JSON data that fixes the result (not where or how fast it runs). makes: files under `out` without which it
+    is not finished, whatever the record says. Returns the record, whose `finished` says whether anything is left to do.
+    Raises ValueError when `out` was made, or begun, with other settings, or holds something that no job of ours made.
     """
     out = out.rstrip("/")
     record = JobRecord(job, out, settings)
-    if files.create_bytes(out + _SUFFIX, canonical_json(record.to_json())):
+    path = out + _SUFFIX
+    if not files.exists(path) and _occupied(out):
+        raise ValueError(f"{out} already holds something that is not of this job; choose another out, or delete it")
+    if files.create_bytes(path, canonical_json(record.to_json())):
         return record
-    found = files.read_json(out + _SUFFIX)
+    found = files.read_json(path)
+    if not isinstance(found, dict) or not found.keys() >= _KEYS:
+        raise ValueError(f"{path} is no job record; delete it and {out} to start anew")
     if found["identity"] != record.identity and not files.exists(out):  # begun otherwise, but nothing came of it
-        files.write_json(out + _SUFFIX, record.to_json())
+        files.write_json(path, record.to_json())
         return record
     if found["identity"] != record.identity:
         change = _first_change(found["settings"], settings) or f"job {found['job']} -> {job}"
-        raise ValueError(
-            f"{out} was made with other settings ({change}); choose another out, or delete it and its record"
-        )
-    record.finished = found["finished"] and files.exists(out)
+        raise ValueError(f"{out} was made with other settings ({change}); choose another out, or delete it and {path}")
+    record.finished = (
+        found["finished"] and all(files.exists(files.join(out, name)) for name in makes) and files.exists(out)
+    )
     record.seconds, record.result = found["seconds"], found["result"]
     return record
+
+
+def _occupied(out: str) -> bool:
+    """Whether there is a file, or a folder with anything in it."""
+    return files.exists(out) and (bool(files.list_names(out) or files.list_folders(out)) or files.is_file(out))
 
 
 def read_record(out: str) -> dict[str, Any] | None:

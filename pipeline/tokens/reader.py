@@ -16,6 +16,7 @@ from storage_schemas.manifest import (
     COMMITS,
     INDEX,
     MANIFEST,
+    PLAN,
     STORE_ID,
     Commit,
     Manifest,
@@ -23,6 +24,7 @@ from storage_schemas.manifest import (
     digest_of,
     manifest_from_json,
     shard_name,
+    to_json,
 )
 
 
@@ -110,6 +112,9 @@ def open_store(url: str, kind: str) -> Store:
 def verify(store: Store) -> list[str]:
     """Check every object of a store against its digest. Returns one sentence for each that is damaged."""
     problems = []
+    plan = files.join(store.url, PLAN)
+    if not files.exists(plan) or files.read_json(plan) != to_json(store.manifest.plan):
+        problems.append(f"store {store.url}: {PLAN} is not the manifest's plan")
     for name, sha256 in store.manifest.metadata.items():
         try:
             store._fetch(name, sha256)

@@ -11,7 +11,9 @@ _POINTER = "checkpoint.json"
 
 def check_intervals(log_every: int, checkpoint_every: int) -> None:
     """Raise ValueError unless checkpoints fall on lines of the log, so that a resumed run leaves no seam in it."""
-    if log_every < 1 or checkpoint_every < 1 or checkpoint_every % log_every:
+    if log_every < 1:
+        raise ValueError(f"log_every is {log_every}; use 1 or more")
+    if checkpoint_every < 1 or checkpoint_every % log_every:
         raise ValueError(f"checkpoint_every is {checkpoint_every}; use a multiple of log_every {log_every}")
 
 
@@ -30,6 +32,8 @@ class Checkpoints:
         if not files.exists(pointer):
             return 0
         found = files.read_json(pointer)
+        if not isinstance(found, dict) or not {"tag", "step", "ranks", "identity"} <= found.keys():
+            raise ValueError(f"{pointer} is no checkpoint pointer; delete {self.folder} to start anew")
         if found["identity"] != dict(identity):
             raise ValueError(
                 f"the checkpoint in {self.folder} continues other data ({found['identity']}); choose another out"

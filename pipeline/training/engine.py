@@ -37,7 +37,6 @@ class OptimizerConfig:
     warmup_steps: int = 1000
     decay: Literal["constant", "cosine"] = "constant"
     final_share: float = 0.0
-    ema_decay: float = 0.9999
 
     def rate(self, step: int, steps: int) -> float:
         """Learning rate of 0-based `step` out of `steps`."""
@@ -136,6 +135,8 @@ def _deepspeed():
 
 def accumulation(batch: int, micro_batch: int, ranks: int) -> int:
     """Micro-batches a rank runs before an update. Raises ValueError when the batch does not divide."""
+    if min(batch, micro_batch, ranks) < 1:
+        raise ValueError(f"batch is {batch}, micro_batch {micro_batch}, ranks {ranks}; each needs 1 or more")
     if batch % (micro_batch * ranks):
         raise ValueError(
             f"batch {batch} is not a multiple of micro_batch {micro_batch} x {ranks} ranks; change one of them"
@@ -212,7 +213,8 @@ class Engine:
     def load(self, folder: str, tag: str) -> dict[str, Any]:
         """Inverse of save; returns the state."""
         path, state = self._engine.load_checkpoint(folder, tag=tag)
-        assert path is not None, (folder, tag)
+        if path is None:
+            raise ValueError(f"checkpoint {folder}/{tag} is gone or damaged; delete {folder}'s parent to start anew")
         return state
 
     def weights(self) -> dict[str, Tensor]:
@@ -247,13 +249,13 @@ class Engine:
         return weights
 
 
-def adamw(model: nn.Module, config: OptimizerConfig) -> AdamWithEMA:
+def adamw(model: nn.Module, config: OptimizerConfig, ema_decay: float) -> AdamWithEMA:
     """The generator's optimizer: no weight decay on norms, biases and embeddings."""
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
     decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
     plain = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return AdamWithEMA(groups, lr=config.lr, betas=config.betas, ema_decay=config.ema_decay)
+    return AdamWithEMA(groups, lr=config.lr, betas=config.betas, ema_decay=ema_decay)
 
 
 def adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:

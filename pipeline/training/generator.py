@@ -39,6 +39,7 @@ class TrainGeneratorConfig:
     engine: ds.EngineConfig = field(default_factory=ds.EngineConfig)
     noise: Literal["stored", "fresh"] = "stored"
     label_dropout: float = 0.1
+    ema_decay: float = 0.9999
     batch: int = 1024
     micro_batch: int = 64
     steps: int = 312_500
@@ -55,6 +56,10 @@ class TrainGeneratorConfig:
             raise ValueError(f"label_dropout is {self.label_dropout}; use a probability from 0 to below 1")
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; use a share from 0 to below 1")
+        if self.threads < 1:
+            raise ValueError(f"threads is {self.threads}; use 1 or more")
         ds.accumulation(self.batch, self.micro_batch, self.ranks)
         check_intervals(self.log_every, self.checkpoint_every)
 
@@ -84,6 +89,9 @@ def open_inputs(config: TrainGeneratorConfig) -> tuple[list[Store], ModelCard]:
         if config.noise == "fresh" and "latents" not in store.specs:
             raise ValueError(f"store {store.url} holds no latents; tokenize with latents=true or use noise=stored")
         _check_space(config.model, store)
+        first, classes = stores[0], store.manifest.plan.identity["classes"]
+        if classes != first.manifest.plan.identity["classes"]:
+            raise ValueError(f"store {store.url} has other classes than {first.url}; use stores of the same classes")
     return stores, card
 
 
@@ -143,7 +151,9 @@ def train_generator(config: TrainGeneratorConfig) -> ModelCard | None:
     quantizer = load_tokenizer(config.tokenizer)[0].quantizer.to(ranks.device)
     model = GeneratorLoss(config.model).to(ranks.device)
     model.generator.align_head(quantizer.codebook.vectors)
-    engine = ds.Engine(model, ds.adamw(model, config.optimizer), config.engine, config.micro_batch, accumulation)
+    engine = ds.Engine(
+        model, ds.adamw(model, config.optimizer, config.ema_decay), config.engine, config.micro_batch, accumulation
+    )
     checkpoints = Checkpoints(config.out, ranks)
     start = checkpoints.load({"generator": engine}, stream.identity)
     log = TrainingLog(config.out, ranks.first, start)
@@ -157,7 +167,7 @@ def train_generator(config: TrainGeneratorConfig) -> ModelCard | None:
             done = step + 1
             if done % config.log_every == 0 or done == config.steps:
                 figures = meter.take()
-                rate = config.batch * config.log_every / (time.monotonic() - clock)
+                rate = config.batch * ((done - 1) % config.log_every + 1) / (time.monotonic() - clock)
                 clock = time.monotonic()
                 lr = config.optimizer.rate(step, config.steps)
                 norm = engine.gradient_norm

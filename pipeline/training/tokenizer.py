@@ -82,6 +82,8 @@ class TrainTokenizerConfig:
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
+        if self.threads < 1 or self.workers < 0:
+            raise ValueError(f"threads is {self.threads} (1 or more) and workers is {self.workers} (0 or more)")
         ds.accumulation(self.batch, self.micro_batch, self.ranks)
         check_intervals(self.log_every, self.checkpoint_every)
         if self.validation and self.validate_every % self.log_every:
@@ -229,7 +231,7 @@ def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = No
             train_step.end_iteration()
             if done % config.log_every == 0 or done == config.steps:
                 figures = meter.take()
-                rate = config.batch * config.log_every / (time.monotonic() - clock)
+                rate = config.batch * ((done - 1) % config.log_every + 1) / (time.monotonic() - clock)
                 clock = time.monotonic()
                 lr = config.optimizer.rate(step, config.steps)
                 if validate and done % config.validate_every == 0:

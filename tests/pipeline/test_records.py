@@ -107,3 +107,42 @@ def test_a_damaged_record_is_refused_by_name(out):
     files.write_bytes(f"{out}.record.json", files.read_bytes(f"{out}.record.json")[:40])
     with pytest.raises(ValueError, match=r"made\.record\.json"):
         begin("sample", out, SETTINGS)
+
+
+def test_what_no_job_of_ours_made_is_not_written_over(tmp_path):
+    (tmp_path / "out").mkdir()
+    begin("sample", str(tmp_path / "out"), SETTINGS)  # an empty folder is free to take
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "notes.txt").write_text("mine")
+    (tmp_path / "file").write_text("mine")
+    for name in ("full", "file"):
+        with pytest.raises(ValueError, match="already holds"):
+            begin("sample", str(tmp_path / name), SETTINGS)
+        assert not (tmp_path / f"{name}.record.json").exists()
+
+
+def test_finished_work_that_lost_a_file_is_not_finished(tmp_path):
+    out = str(tmp_path / "out")
+    record = begin("sample", out, SETTINGS, ("manifest.json",))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "manifest.json").write_text("{}")
+    record.finish({})
+    assert begin("sample", out, SETTINGS, ("manifest.json",)).finished
+    (tmp_path / "out" / "manifest.json").unlink()
+    assert not begin("sample", out, SETTINGS, ("manifest.json",)).finished
+
+
+def test_other_settings_may_follow_a_start_of_which_nothing_came(tmp_path):
+    out = str(tmp_path / "out")
+    begin("sample", out, SETTINGS)
+    begin("sample", out, {**SETTINGS, "more": 1})
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ValueError, match="other settings"):
+        begin("sample", out, SETTINGS)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"identity": 1}'])
+def test_a_damaged_record_is_named(tmp_path, content):
+    (tmp_path / "out.record.json").write_text(content)
+    with pytest.raises(ValueError, match=r"out\.record\.json is no job record"):
+        begin("sample", str(tmp_path / "out"), SETTINGS)

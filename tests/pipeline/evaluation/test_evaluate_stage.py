@@ -77,6 +77,7 @@ def _samples(run, name, pixels, labels, **identity):
 def run(tmp_path_factory):
     """Folders, exports and stores of one run, as the jobs would leave them."""
     root = tmp_path_factory.mktemp("run")
+    started = [records.begin(f"train_{name}", f"{root}/{name}", {}) for name in ("tokenizer", "generator")]
     torch.manual_seed(0)
     shape = TokenizerConfig(8, AutoencoderConfig(1, 8, (1, 1), 1, (), 4), QuantizerConfig(16, 4))
     space = GeneratorConfig(depth=1, num_classes=3, codebook_size=16, code_dim=4, grid=4)
@@ -94,7 +95,8 @@ def run(tmp_path_factory):
     lines = [{"step": s, "loss": 1 / s, "loss_by_step": [None, *[0.5] * 9], "gradient_norm": 1.0} for s in (1, 2, 3)]
     for name in ("tokenizer", "generator"):
         files.write_bytes(f"{root}/{name}/log.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
-        records.begin(f"train_{name}", f"{root}/{name}", {}).finish({})
+    for record in started:
+        record.finish({})
     _folder(root / "train", *_pixels(0, TRAIN))
     _folder(root / "val", *_pixels(TRAIN, TRAIN + HELD_OUT))
     made = SimpleNamespace(root=root, model=model, tokenizer_digest=card.digest, generator_digest=generator.digest)

@@ -1,3 +1,4 @@
+import json
 import os
 import random
 import shutil
@@ -269,3 +270,9 @@ def test_a_start_killed_at_any_file_goes_on(tmp_path, stores, tree):
         assert {key: data for key, data in tree(url).items() if not key.endswith(".partial")} == tree(
             tmp_path / "clean"
         )
+
+
+def test_a_plan_that_is_not_the_manifests_is_found(store):
+    plan = json.loads((store / "plan.json").read_text())
+    (store / "plan.json").write_text(json.dumps({**plan, "rows": plan["rows"] + 1}))
+    assert any("plan.json" in problem for problem in verify(open_store(str(store), "tokens")))

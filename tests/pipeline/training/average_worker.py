@@ -15,7 +15,7 @@ from pipeline.training.generator import GeneratorLoss
 
 STEPS, MICRO, CLIP, RATE = 6, 4, 1.0, 1e-3
 SPACE = GeneratorConfig(depth=2, num_classes=3, num_steps=4, codebook_size=16, code_dim=4, grid=2)
-OPTIMIZER = ds.OptimizerConfig(lr=RATE, ema_decay=0.7)
+OPTIMIZER, DECAY = ds.OptimizerConfig(lr=RATE), 0.7
 
 
 def batch(step: int, rank: int) -> tuple[torch.Tensor, ...]:
@@ -41,9 +41,8 @@ def model() -> GeneratorLoss:
 def reference(ranks: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights and their average after the steps, by torch.optim.AdamW and a loop of our own on all ranks' batches."""
     made = model()
-    groups = [
-        {k: v for k, v in g.items() if k in ("params", "weight_decay")} for g in ds.adamw(made, OPTIMIZER).param_groups
-    ]
+    ours = ds.adamw(made, OPTIMIZER, DECAY).param_groups
+    groups = [{k: v for k, v in group.items() if k in ("params", "weight_decay")} for group in ours]
     adam = torch.optim.AdamW(groups, lr=RATE, betas=OPTIMIZER.betas)
     average = {name: p.detach().clone() for name, p in made.named_parameters()}
     for step in range(STEPS):
@@ -53,13 +52,13 @@ def reference(ranks: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
         torch.nn.utils.clip_grad_norm_(made.parameters(), CLIP)
         adam.step()
         for name, p in made.named_parameters():
-            average[name] = OPTIMIZER.ema_decay * average[name] + (1 - OPTIMIZER.ema_decay) * p.detach()
+            average[name] = DECAY * average[name] + (1 - DECAY) * p.detach()
     return dict(made.named_parameters()), average
 
 
 def engine(stage: int) -> ds.Engine:
     made = model()
-    return ds.Engine(made, ds.adamw(made, OPTIMIZER), ds.EngineConfig(stage, "fp32", CLIP), MICRO, 1)
+    return ds.Engine(made, ds.adamw(made, OPTIMIZER, DECAY), ds.EngineConfig(stage, "fp32", CLIP), MICRO, 1)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from pipeline.order import rows_at
 from pipeline.tokens.reader import Store
 from pipeline.tokens.stream import TokenStream
 from pipeline.tokens.writer import publish, start_store, write_shard
-from pipeline.training.generator import TrainGeneratorConfig, training_inputs
+from pipeline.training.generator import TrainGeneratorConfig, open_inputs, training_inputs
 from storage_schemas.manifest import Plan
 from storage_schemas.tokens import noise_seed, token_arrays
 
@@ -124,3 +124,17 @@ def test_labels_are_dropped_and_steps_are_drawn_at_their_rates(road, exports) ->
     assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / 9000) ** 0.5
     shares = torch.bincount(steps, minlength=4)[1:] / 9000
     assert (shares - 1 / 3).abs().max() < 5 * (2 / 9 / 9000) ** 0.5
+
+
+def test_stores_of_other_classes_are_refused(tmp_path: Path, exports, stores) -> None:
+    card = exports.tokenizer(str(tmp_path / "tokenizer"))
+    urls = []
+    for classes in (["zero", "one"], ["seven", "nine"]):
+        url = str(tmp_path / classes[0])
+        stores.build(url, stores.plan(**{**exports.identity(card), "classes": classes}))
+        urls.append(url)
+    settings = TrainGeneratorConfig(
+        tuple(urls), str(tmp_path / "tokenizer"), "o", model=exports.generator_config, batch=8, micro_batch=8, steps=1
+    )
+    with pytest.raises(ValueError, match="seven has other classes"):
+        open_inputs(settings)
