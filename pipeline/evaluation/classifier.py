@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from models.noise import Stream, child_seeds, normal, uniform
 from models.tokenizer import from_pixels
 from pipeline.order import rows_at
+from pipeline.progress import ProgressLine
 
 CLASSIFIER_VERSION = 1
 
@@ -117,14 +118,16 @@ def _train(config: ClassifierConfig, images: Tensor, labels: Tensor, seed: int) 
         classifier.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
     rise = max(1, config.steps // 10)
-    for step in range(config.steps):
-        rate = min((step + 1) / rise, (1 + math.cos(math.pi * step / config.steps)) / 2)
-        optimizer.param_groups[0]["lr"] = config.learning_rate * rate
-        positions = np.arange(step * config.batch, (step + 1) * config.batch)
-        rows = torch.from_numpy(rows_at(positions, len(images), seed))
-        views = shifted(images[rows], child_seeds(seed, torch.from_numpy(positions)), config.shift)
-        loss = F.cross_entropy(classifier(views)[1], labels[rows].long(), label_smoothing=config.label_smoothing)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    with ProgressLine("evaluate: classifier", config.steps, "steps") as progress:
+        for step in range(config.steps):
+            rate = min((step + 1) / rise, (1 + math.cos(math.pi * step / config.steps)) / 2)
+            optimizer.param_groups[0]["lr"] = config.learning_rate * rate
+            positions = np.arange(step * config.batch, (step + 1) * config.batch)
+            rows = torch.from_numpy(rows_at(positions, len(images), seed))
+            views = shifted(images[rows], child_seeds(seed, torch.from_numpy(positions)), config.shift)
+            loss = F.cross_entropy(classifier(views)[1], labels[rows].long(), label_smoothing=config.label_smoothing)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            progress.update(step + 1, {"loss": loss.item()})
     return classifier.eval()

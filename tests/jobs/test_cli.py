@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import COMMANDS
+from jobs.cli import COMMANDS, main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -337,3 +337,16 @@ def test_the_generators_have_the_parameters_of_the_papers_table_1(loaded_rdpm, n
 )
 def test_describe_refuses_what_is_no_models_config_by_name(loaded_rdpm, arguments, named):
     assert_refused(loaded_rdpm("describe", *arguments), "describe", named)
+
+
+def test_the_deepspeed_launchers_own_argument_is_passed_over(capsys) -> None:
+    assert main(["--local_rank=1", "help"]) == 0
+    assert "train-generator" in capsys.readouterr().out
+
+
+def test_a_path_that_cannot_be_used_is_one_sentence(tmp_path, capsys) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["prepare", "digits", f"out={tmp_path}/file/x"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("rdpm prepare: ")
+    assert said.count("\n") == 1
