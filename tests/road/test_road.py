@@ -134,18 +134,26 @@ def test_finished_work_is_not_done_again(clean_run: Path) -> None:
 @pytest.mark.slow
 def test_a_run_killed_in_every_stage_leaves_the_same_store_and_samples(clean_run: Path, tmp_path: Path) -> None:
     stages = commands(tmp_path)
-    finish("prepare", stages["prepare"])
     half_done = {
+        "prepare": lambda: len(list((tmp_path / "data").rglob("*.png"))) >= 300,
         "train-tokenizer": checkpointed(tmp_path / "tokenizer", 8),
         "tokenize": committed(tmp_path / "store", 3),
         "train-generator": checkpointed(tmp_path / "generator", 8),
         "sample": committed(tmp_path / "samples", 2),
+        "evaluate": lambda: bool(list(tmp_path.glob("classifier-*.safetensors"))),
+        "report": lambda: (tmp_path / "report.html.record.json").exists(),
     }
     for job, ready in half_done.items():
         kill_when(job, stages[job], ready)
         finish(job, stages[job])
+    assert files_of(tmp_path / "data") == files_of(clean_run / "data")
     assert files_of(tmp_path / "store") == files_of(clean_run / "store")
     assert files_of(tmp_path / "samples") == files_of(clean_run / "samples")
     for model in ("tokenizer", "generator"):
         weights = [(run / model / "model.safetensors").read_bytes() for run in (tmp_path, clean_run)]
         assert weights[0] == weights[1]
+    metrics = [json.loads((run / "metrics.json").read_text()) for run in (tmp_path, clean_run)]
+    assert {**metrics[0], "seconds": 0} == {**metrics[1], "seconds": 0}
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == (
+        clean_run / "report.html"
+    ).read_text().count("data:image/png")
