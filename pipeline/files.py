@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import fsspec
@@ -82,16 +82,9 @@ def atomic_file(url: str) -> Iterator[Any]:
             file.flush()
             fs.put_file(file.name, path)
         return
-    temporary = _temporary(path)
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
+    with _nameless(path) as (file, publish):
+        yield file
+        publish(replace=True)
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -115,19 +108,46 @@ def create_bytes(url: str, data: bytes) -> bool:
             return False
         return True
     fs.makedirs(fs._parent(path), exist_ok=True)
+    with _nameless(path) as (file, publish):
+        file.write(data)
+        try:
+            publish(replace=False)
+        except FileExistsError:
+            return False
+    return True
+
+
+@contextlib.contextmanager
+def _nameless(path: str) -> Iterator[tuple[Any, Callable[..., None]]]:
+    """A file in the folder of `path` and a function that gives it that name once it is on disk.
+
+    On Linux the file has no name until then, so that a process killed while it writes leaves nothing behind.
+    """
     temporary = _temporary(path)
     try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(temporary, path)
-    except FileExistsError:
-        return False
+        file = os.fdopen(os.open(os.path.dirname(path) or ".", os.O_TMPFILE | os.O_WRONLY, 0o666), "wb")
+        named = False
+    except (AttributeError, OSError):  # not Linux, or a file system that cannot
+        file, named = open(temporary, "wb"), True  # noqa: SIM115, closed below
+
+    def publish(replace: bool) -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        source = temporary if named else f"/proc/self/fd/{file.fileno()}"
+        if not named and replace:
+            os.link(source, temporary, src_dir_fd=file.fileno())  # src_dir_fd: the call that follows /proc's link
+            source = temporary
+        if replace:
+            os.replace(source, path)
+        else:
+            os.link(source, path, src_dir_fd=file.fileno())
+
+    try:
+        with file:
+            yield file, publish
     finally:
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             os.unlink(temporary)
-    return True
 
 
 def _temporary(path: str) -> str:
