@@ -2,6 +2,7 @@ import hashlib
 import os
 import signal
 import subprocess
+import sys
 import threading
 import uuid
 from concurrent.futures import ThreadPoolExecutor
