@@ -56,7 +56,7 @@ class Checkpoints:
             files.remove(folder)  # left by a run that was killed before it could point here
         barrier()
         for name, engine in engines.items():
-            engine.save(folder, name, {})
+            engine.save(folder, name)
         barrier()
         if self.ranks.first:
             pointer = {"tag": tag, "step": step, "ranks": self.ranks.count, "identity": dict(identity)}

@@ -206,16 +206,14 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def save(self, folder: str, tag: str, state: dict[str, Any]) -> None:
-        """Write weights, optimizer and `state` under folder/tag; every rank calls it."""
-        self._engine.save_checkpoint(folder, tag=tag, client_state=state, save_latest=False)
+    def save(self, folder: str, tag: str) -> None:
+        """Write weights and optimizer under folder/tag; every rank calls it."""
+        self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
 
-    def load(self, folder: str, tag: str) -> dict[str, Any]:
-        """Inverse of save; returns the state."""
-        path, state = self._engine.load_checkpoint(folder, tag=tag)
-        if path is None:
+    def load(self, folder: str, tag: str) -> None:
+        """Inverse of save. Raises ValueError when it is not there."""
+        if self._engine.load_checkpoint(folder, tag=tag)[0] is None:
             raise ValueError(f"checkpoint {folder}/{tag} is gone or damaged; delete {folder}'s parent to start anew")
-        return state
 
     def weights(self) -> dict[str, Tensor]:
         """Full float32 weights and buffers; every rank calls it."""

@@ -55,6 +55,8 @@ def test_kernels_give_the_same_gradients():
 @pytest.mark.parametrize("backend", ["sdpa", "math"])
 def test_torchs_own_kernels_are_always_there(backend):
     check_backend(backend)
+    x = torch.randn(1, 1, 4, 8)
+    assert attend(x, x, x, backend).shape == x.shape
 
 
 @pytest.mark.skipif(HAS_FLASH, reason="flash-attn is installed")

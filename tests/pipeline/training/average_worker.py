@@ -70,7 +70,7 @@ def main() -> None:
         ours = engine(stage)
         for step in range(STEPS):
             if step == STEPS // 2:
-                ours.save(folder, f"stage-{stage}", {})
+                ours.save(folder, f"stage-{stage}")
                 ours = engine(stage)
                 ours.load(folder, f"stage-{stage}")
             ours.step(ours(*batch(step, ranks.rank)).mean(), RATE, "a test")
