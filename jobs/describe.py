@@ -36,5 +36,8 @@ def main(arguments: list[str]) -> None:
             for stage, bytes_ in value.items():
                 table.add_row(f"{name.replace('_', ' ')}, {stage}", f"{bytes_ / 2**30:.2f} GiB")
         else:
-            table.add_row(name.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+            shown = (
+                f"{value / 2**20:,.1f} MiB" if "bytes" in name else f"{value:,}" if isinstance(value, int) else value
+            )
+            table.add_row(name.replace("_", " "), shown)
     Console().print(table)

@@ -3,14 +3,14 @@
 from jobs.arguments import parse, settings_of
 from pipeline.progress import say
 from pipeline.records import begin
-from pipeline.training.engine import leave_ranks
 from pipeline.training.generator import TrainGeneratorConfig, open_inputs, train_generator
 from pipeline.training.launch import launch, under_launcher
+from pipeline.training.ranks import leave_ranks
 from storage_schemas.cards import CARD, WEIGHTS
 
 JOB = "train-generator"
 Config = TrainGeneratorConfig
-_HOW = ("out", "stores", "tokenizer", "ranks", "threads", "log_every", "checkpoint_every")
+_HOW = ("out", "stores", "tokenizer", "ranks", "threads", "log_every", "checkpoint_every", "keep_checkpoints")
 
 
 def main(arguments: list[str]) -> None:

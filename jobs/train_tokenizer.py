@@ -5,15 +5,15 @@ from pipeline.evaluation.validation import Validator
 from pipeline.images.sources import open_folder
 from pipeline.progress import say
 from pipeline.records import begin
-from pipeline.training.engine import leave_ranks
 from pipeline.training.launch import launch, under_launcher
+from pipeline.training.ranks import leave_ranks
 from pipeline.training.tokenizer import TrainTokenizerConfig, train_tokenizer
 from storage_schemas.cards import CARD, WEIGHTS
 
 JOB = "train-tokenizer"
 Config = TrainTokenizerConfig
 _SEEING = ("validation", "validation_images", "validate_every", "log_every")
-_HOW = ("out", "images", "ranks", "threads", "workers", "checkpoint_every", *_SEEING)
+_HOW = ("out", "images", "ranks", "threads", "workers", "checkpoint_every", "keep_checkpoints", *_SEEING)
 
 
 def main(arguments: list[str]) -> None:

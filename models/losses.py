@@ -44,6 +44,15 @@ def adaptive_weight(
     return (nll / (gan + 1e-4)).clamp(0, 1e4)
 
 
+def untrained_lpips() -> nn.Module:
+    """LPIPS with its own trained heads on a VGG16 that still lacks its weights."""
+    import lpips
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return lpips.LPIPS(net="vgg", verbose=False, pnet_rand=True)
+
+
 class PerceptualLoss(nn.Module):
     """LPIPS with VGG16 (Zhang et al. 2018) through the lpips package, frozen.
 
@@ -53,12 +62,10 @@ class PerceptualLoss(nn.Module):
 
     def __init__(self, weights: str) -> None:
         super().__init__()
-        import lpips
-
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)
-            self.metric = lpips.LPIPS(net="vgg", verbose=False, pnet_rand=True)
-        load_vgg16(self.metric.net, vgg16_file() if weights == "torchvision" else weights, VGG16_SHA256_PREFIX)
+        self.metric = untrained_lpips()
+        load_vgg16(
+            self.metric.get_submodule("net"), vgg16_file() if weights == "torchvision" else weights, VGG16_SHA256_PREFIX
+        )
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "PerceptualLoss":

@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.generator import Generator
 from models.tokenizer import Tokenizer
+from pipeline.memory import generator_bytes_per_sample, tokenizer_bytes_per_sample
 from pipeline.training.generator import TrainGeneratorConfig
 from pipeline.training.tokenizer import TrainTokenizerConfig
 
@@ -37,7 +38,7 @@ def memory_by_stage(parameters: int, ranks: int, moments: int) -> dict[str, int]
 
 
 def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
-    """Parameters, FLOPs of one forward of one image at one step, of its T forwards, and memory a rank."""
+    """Parameters, FLOPs of one forward of one image at one step, of its T forwards, and memory."""
     space = config.model
     with torch.device("meta"):
         model = Generator(space)
@@ -56,12 +57,13 @@ def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
         "positions": space.grid**2,
         "steps": space.num_steps,
         "ranks": config.ranks,
+        "peak_bytes_per_sample": generator_bytes_per_sample(config),
         "memory_bytes_per_rank": memory_by_stage(parameters, config.ranks, moments=3),  # Adam's two, and the average
     }
 
 
 def describe_tokenizer(config: TrainTokenizerConfig) -> dict[str, Any]:
-    """Parameters, FLOPs of encoding (with its T-step quantizer) and decoding one image, and memory a rank."""
+    """Parameters, FLOPs of encoding (with its T-step quantizer) and decoding one image, and memory."""
     model_config = config.model
     size, channels = model_config.image_size, model_config.autoencoder.in_channels
     K, d, h, w = model_config.quantizer.codebook_size, *model_config.latent_shape
@@ -85,5 +87,6 @@ def describe_tokenizer(config: TrainTokenizerConfig) -> dict[str, Any]:
         "flops_per_image_decoded": decoder.get_total_flops(),
         "codes_per_image": model_config.schedule.num_steps * h * w,
         "ranks": config.ranks,
+        "peak_bytes_per_sample": tokenizer_bytes_per_sample(config),
         "memory_bytes_per_rank": memory_by_stage(parameters, config.ranks, moments=2),
     }

@@ -1,67 +1,220 @@
-"""Checkpoints that are either whole or not there: engines first, the pointer last."""
+"""Checkpoints that continue on any number of ranks under any ZeRO stage.
 
-from collections.abc import Mapping
+OUT/checkpoints/step-00001000/ holds full tensors in safetensors files of about 1 GiB, each rank writing its share:
+
+    part-00000-00000.safetensors   of rank 0, its first; tensors are named ENGINE/KIND/PARAMETER
+    part-00000.json                sizes and digests of rank 0's files, once they are on disk
+    checkpoint.json                Saved, written last by the first rank; without it there is no checkpoint
+
+Tensors are copied while the training waits and written while it goes on.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
 from pipeline import files
-from pipeline.training.engine import Engine, Ranks, barrier
+from pipeline.training.engine import Engine
+from pipeline.training.ranks import Ranks, barrier, gather
+from storage_schemas.manifest import ObjectDigest, canonical_json
 
-_POINTER = "checkpoint.json"
+_WHOLE = "checkpoint.json"
+_PART_BYTES = 1 << 30
 
 
-def check_intervals(log_every: int, checkpoint_every: int) -> None:
+def check_intervals(log_every: int, checkpoint_every: int, keep: int) -> None:
     """Raise ValueError unless checkpoints fall on lines of the log, so that a resumed run leaves no seam in it."""
+    if keep < 1:
+        raise ValueError(f"keep_checkpoints is {keep}; use 1 or more")
     if log_every < 1:
         raise ValueError(f"log_every is {log_every}; use 1 or more")
     if checkpoint_every < 1 or checkpoint_every % log_every:
         raise ValueError(f"checkpoint_every is {checkpoint_every}; use a multiple of log_every {log_every}")
 
 
+@dataclass(frozen=True)
+class Saved:
+    """step: updates done. identity: what the training continues. score: lower is better, None where nothing says.
+
+    parts: digest of each file by its name.
+    """
+
+    step: int
+    identity: dict[str, Any]
+    score: float | None
+    parts: dict[str, ObjectDigest]
+
+
+class SavedState(Mapping[str, Tensor]):
+    """The tensors of one engine in a checkpoint, each read when it is asked for."""
+
+    def __init__(self, paths: list[str], engine: str) -> None:
+        prefix = f"{engine}/"
+        self._files = [safe_open(path, framework="pt") for path in paths]
+        self._where = {
+            name.removeprefix(prefix): (file, name)
+            for file in self._files
+            for name in file.keys()  # noqa: SIM118, no mapping
+            if name.startswith(prefix)
+        }
+
+    def __getitem__(self, name: str) -> Tensor:
+        file, full = self._where[name]
+        return file.get_tensor(full)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._where)
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+
 class Checkpoints:
-    """The checkpoints of one run, under OUT/checkpoints; OUT/checkpoints/checkpoint.json names the last whole one."""
+    """The checkpoints of one run: the newest `keep`, and the one of the best score."""
 
-    def __init__(self, out: str, ranks: Ranks) -> None:
+    def __init__(self, out: str, ranks: Ranks, identity: Mapping[str, Any], keep: int = 1) -> None:
         self.folder, self.ranks = files.local_path(files.join(out, "checkpoints")), ranks
+        self.identity, self.keep = json.loads(canonical_json(dict(identity))), keep
+        self._writer = ThreadPoolExecutor(1)
+        self._writing: Future | None = None
+        if ranks.first:
+            for tag in files.list_folders(self.folder):  # left by a run that was killed while it wrote
+                if not files.exists(files.join(self.folder, tag, _WHOLE)):
+                    files.remove(files.join(self.folder, tag))
+        barrier()
+        self.newest = self._read_newest()
 
-    def load(self, engines: Mapping[str, Engine], identity: Mapping[str, Any]) -> int:
-        """Restore the engines; returns the step to go on from, 0 when there is nothing yet.
+    @property
+    def step(self) -> int:
+        """The step to go on from; 0 when there is nothing yet."""
+        return self.newest.step if self.newest else 0
 
-        Raises ValueError when the checkpoint belongs to other data, or is sharded over another number of ranks.
+    def state(self, engine: str) -> SavedState | None:
+        """What the newest checkpoint holds of an engine, or None when there is none."""
+        if self.newest is None:
+            return None
+        folder = self._path(self.newest.step)
+        return SavedState([files.join(folder, name) for name in sorted(self.newest.parts)], engine)
+
+    def _path(self, step: int) -> str:
+        return files.join(self.folder, f"step-{step:08d}")
+
+    def _whole(self) -> list[Saved]:
+        """The records of all whole checkpoints, oldest first."""
+        records = []
+        for tag in files.list_folders(self.folder):
+            path = files.join(self.folder, tag, _WHOLE)
+            if files.exists(path):
+                data = files.read_json(path)
+                try:
+                    parts = {name: ObjectDigest(**digest) for name, digest in data.pop("parts").items()}
+                    records.append(Saved(**data, parts=parts))
+                except (TypeError, KeyError, AttributeError):
+                    raise ValueError(
+                        f"{path} is no checkpoint record; delete its folder to go on from an older one"
+                    ) from None
+        return records
+
+    def _read_newest(self) -> Saved | None:
+        """The newest checkpoint, with its bytes checked, each rank its share.
+
+        Raises ValueError when it belongs to another training or a file of it is damaged.
         """
-        pointer = files.join(self.folder, _POINTER)
-        if not files.exists(pointer):
-            return 0
-        found = files.read_json(pointer)
-        if not isinstance(found, dict) or not {"tag", "step", "ranks", "identity"} <= found.keys():
-            raise ValueError(f"{pointer} is no checkpoint pointer; delete {self.folder} to start anew")
-        if found["identity"] != dict(identity):
+        found = self._whole()
+        if not found:
+            return None
+        newest = found[-1]
+        folder = self._path(newest.step)
+        for name, value in self.identity.items():
+            if newest.identity.get(name) != value:
+                raise ValueError(
+                    f"the checkpoint in {folder} continues another training ({name} {newest.identity.get(name)!r}, "
+                    f"not {value!r}); choose another out"
+                )
+        share = sorted(newest.parts)[self.ranks.rank :: self.ranks.count]
+        bad = [name for name in share if _digest(files.join(folder, name)) != newest.parts[name]]
+        damaged = [name for names in gather(bad) for name in names]
+        if damaged:
             raise ValueError(
-                f"the checkpoint in {self.folder} continues other data ({found['identity']}); choose another out"
+                f"checkpoint {folder} is damaged ({', '.join(damaged)}); delete that folder to go on from an older "
+                "checkpoint, or from the start where there is none"
             )
-        sharded = any(engine.config.zero_stage for engine in engines.values())
-        if sharded and found["ranks"] != self.ranks.count:
-            raise ValueError(
-                f"the checkpoint in {self.folder} was sharded over {found['ranks']} ranks; resume with as many, or "
-                "train with engine.zero_stage=0, which continues on any number"
-            )
-        for name, engine in engines.items():
-            engine.load(files.join(self.folder, found["tag"]), name)
-        return found["step"]
+        return newest
 
-    def save(self, step: int, engines: Mapping[str, Engine], identity: Mapping[str, Any]) -> None:
-        """Write everything, then point to it, then drop what it replaces."""
-        tag = f"step-{step:08d}"
-        folder = files.join(self.folder, tag)
+    def save(self, step: int, engines: Mapping[str, Engine], score: float | None = None) -> None:
+        """Copy everything to memory, each rank a share, and have it written; a former writing is waited for first."""
+        self.finish()
+        mine: dict[str, Tensor] = {}
+        place = 0
+        for engine, owner in engines.items():
+            for name, value in owner.state():
+                if place % self.ranks.count == self.ranks.rank:
+                    mine[f"{engine}/{name}"] = value.cpu().clone()
+                place += 1
+        self._writing = self._writer.submit(self._write, step, mine, score)
+
+    def finish(self) -> None:
+        """Wait until what was saved is on disk. Raises what the writing raised."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+
+    def _write(self, step: int, mine: dict[str, Tensor], score: float | None) -> None:
+        folder, rank = self._path(step), self.ranks.rank
+        digests = {}
+        for number, part in enumerate(_parts(mine)):
+            name = f"part-{rank:05d}-{number:05d}.safetensors"
+            files.write_bytes(files.join(folder, name), save(part))
+            digests[name] = files.digest_file(files.join(folder, name))
+        files.write_json(files.join(folder, f"part-{rank:05d}.json"), {name: asdict(d) for name, d in digests.items()})
         if self.ranks.first:
-            files.remove(folder)  # left by a run that was killed before it could point here
-        barrier()
-        for name, engine in engines.items():
-            engine.save(folder, name)
-        barrier()
-        if self.ranks.first:
-            pointer = {"tag": tag, "step": step, "ranks": self.ranks.count, "identity": dict(identity)}
-            files.write_json(files.join(self.folder, _POINTER), pointer)
-            for old in files.list_folders(self.folder):
-                if old != tag:
-                    files.remove(files.join(self.folder, old))
-        barrier()
+            self._publish(Saved(step, self.identity, score, self._gather_parts(folder)))
+
+    def _gather_parts(self, folder: str) -> dict[str, ObjectDigest]:
+        """The digests of all ranks' files, as soon as each rank has left its own."""
+        parts: dict[str, ObjectDigest] = {}
+        for rank in range(self.ranks.count):
+            path = files.join(folder, f"part-{rank:05d}.json")
+            while not files.exists(path):
+                time.sleep(0.02)
+            parts |= {name: ObjectDigest(**digest) for name, digest in files.read_json(path).items()}
+        return parts
+
+    def _publish(self, saved: Saved) -> None:
+        """Make a checkpoint the newest, then drop those that nobody needs any more."""
+        files.write_json(files.join(self._path(saved.step), _WHOLE), asdict(saved))
+        whole = self._whole()
+        kept = [found.step for found in whole[-self.keep :]]
+        kept += [step for _, step in sorted((s.score, s.step) for s in whole if s.score is not None)[:1]]  # the best
+        for found in whole:
+            if found.step not in kept:
+                files.remove(files.join(self._path(found.step), _WHOLE))
+                files.remove(self._path(found.step))
+
+
+def _parts(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The tensors in groups of about `_PART_BYTES`; at least one group, be it empty."""
+    part: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors.items():
+        part[name] = tensor.contiguous()
+        size += tensor.nbytes
+        if size >= _PART_BYTES:
+            yield part
+            part, size = {}, 0
+    if part or not tensors:
+        yield part
+
+
+def _digest(path: str) -> ObjectDigest | None:
+    try:
+        return files.digest_file(path)
+    except FileNotFoundError:
+        return None

@@ -1,66 +1,38 @@
-"""The door to DeepSpeed: ranks, engines, their checkpoints and their averaged weights."""
+"""The door to DeepSpeed: joining the ranks, and engines whose state is plain tensors, whatever ZeRO shards."""
 
 import logging
 import os
 import socket
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.ema import AdamWithEMA
 from pipeline.training.launch import end_with_launcher
+from pipeline.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """zero_stage: 0 to 3. precision: "bf16" autocasts over float32 weights. clip: bound of the gradient norm or 0."""
+    """zero_stage: 0 to 3. precision: "bf16" autocasts over float32 weights. clip: bound of the gradient norm or 0.
+
+    offload: keep the optimizer's state, and its update, on the CPU (ZeRO 1 to 3).
+    """
 
     zero_stage: int = 0
     precision: Literal["fp32", "bf16"] = "bf16"
     clip: float = 1.0
+    offload: bool = False
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
             raise ValueError(f"zero_stage is {self.zero_stage}; use 0, 1, 2 or 3")
-
-
-@dataclass(frozen=True)
-class OptimizerConfig:
-    """AdamW with linear warmup, then a constant rate or a half cosine down to `final_share` of it."""
-
-    lr: float = 4e-4
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = 0.03
-    warmup_steps: int = 1000
-    decay: Literal["constant", "cosine"] = "constant"
-    final_share: float = 0.0
-
-    def rate(self, step: int, steps: int) -> float:
-        """Learning rate of 0-based `step` out of `steps`."""
-        if step < self.warmup_steps:
-            return self.lr * (step + 1) / self.warmup_steps
-        if self.decay == "constant":
-            return self.lr
-        progress = (step - self.warmup_steps) / max(1, steps - self.warmup_steps)
-        cosine = (1 + torch.cos(torch.tensor(progress * torch.pi)).item()) / 2
-        return self.lr * (self.final_share + (1 - self.final_share) * cosine)
-
-
-@dataclass(frozen=True)
-class Ranks:
-    """This process among the others."""
-
-    rank: int
-    count: int
-    device: torch.device
-
-    @property
-    def first(self) -> bool:
-        """Whether this rank speaks and writes for all."""
-        return self.rank == 0
+        if self.offload and self.zero_stage == 0:
+            raise ValueError("offload is true at zero_stage 0, which shards nothing; use zero_stage 1, 2 or 3")
 
 
 def join_ranks(threads: int) -> Ranks:
@@ -85,45 +57,6 @@ def join_ranks(threads: int) -> Ranks:
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def leave_ranks() -> None:
-    """Wait for the others and end the process group."""
-    dist.barrier()
-    dist.destroy_process_group()
-
-
-def barrier() -> None:
-    """Wait for the others."""
-    dist.barrier()
-
-
-def mean_over_ranks(values: Tensor) -> Tensor:
-    """The mean of a tensor over the ranks."""
-    values = values.detach().clone()
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
-
-
-def sum_over_ranks(values: Tensor) -> Tensor:
-    """The sum of a tensor over the ranks."""
-    values = values.detach().clone()
-    dist.all_reduce(values)
-    return values
-
-
-def gather(value: Any) -> list[Any]:
-    """Every rank's value (anything that can be pickled), on every rank."""
-    values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def from_first_rank(values: Tensor) -> Tensor:
-    """The first rank's tensor, on every rank."""
-    values = values.detach().clone()
-    dist.broadcast(values, 0)
-    return values
-
-
 def _deepspeed():
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says there is no CUDA on a CPU machine
     import deepspeed
@@ -133,21 +66,11 @@ def _deepspeed():
     return deepspeed
 
 
-def accumulation(batch: int, micro_batch: int, ranks: int) -> int:
-    """Micro-batches a rank runs before an update. Raises ValueError when the batch does not divide."""
-    if min(batch, micro_batch, ranks) < 1:
-        raise ValueError(f"batch is {batch}, micro_batch {micro_batch}, ranks {ranks}; each needs 1 or more")
-    if batch % (micro_batch * ranks):
-        raise ValueError(
-            f"batch {batch} is not a multiple of micro_batch {micro_batch} x {ranks} ranks; change one of them"
-        )
-    return batch // (micro_batch * ranks)
-
-
 class Engine:
-    """One model with its optimizer under DeepSpeed; calls, gradients and checkpoints go through it.
+    """One model with its optimizer under DeepSpeed: calls, updates, and the whole state as plain tensors.
 
     whole: classes of modules whose weights ZeRO-3 must bring together as one, for their forward uses those of children.
+    state: what another engine's `state` gave, under any ZeRO stage and on any number of ranks, to continue from.
     """
 
     def __init__(
@@ -158,10 +81,16 @@ class Engine:
         micro_batch: int,
         accumulation: int,
         whole: tuple[type[nn.Module], ...] = (),
+        state: Mapping[str, Tensor] | None = None,
     ) -> None:
         if config.zero_stage == 3 and whole:
             _deepspeed().utils.set_z3_leaf_modules(model, list(whole))
-        self.config = config
+        if state:
+            model.load_state_dict(_named(state, "weight", "buffer"))
+        self.config, self._optimizer = config, optimizer
+        zero: dict[str, Any] = {"stage": config.zero_stage}
+        if config.offload:
+            zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
         self._engine, *_ = _deepspeed().initialize(
             model=model,
             optimizer=optimizer,
@@ -171,11 +100,14 @@ class Engine:
                 "gradient_accumulation_steps": accumulation,
                 "gradient_clipping": config.clip,
                 "zero_allow_untested_optimizer": True,
-                "zero_optimization": {"stage": config.zero_stage},
+                "zero_force_ds_cpu_optimizer": False,  # the average of weights lives in our own
+                "zero_optimization": zero,
                 "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
                 "steps_per_print": 10**12,
             },
         )
+        if state:
+            self._restore_optimizer(state)
 
     @property
     def module(self) -> nn.Module:
@@ -206,56 +138,98 @@ class Engine:
         norm = self._engine.get_global_grad_norm()
         return float(norm) if norm is not None else float("nan")
 
-    def save(self, folder: str, tag: str) -> None:
-        """Write weights and optimizer under folder/tag; every rank calls it."""
-        self._engine.save_checkpoint(folder, tag=tag, save_latest=False)
+    def state(self, *kinds: str) -> Iterator[tuple[str, Tensor]]:
+        """Everything that training changes, or these kinds of it, as full tensors, one at a time.
 
-    def load(self, folder: str, tag: str) -> None:
-        """Inverse of save. Raises ValueError when it is not there."""
-        if self._engine.load_checkpoint(folder, tag=tag)[0] is None:
-            raise ValueError(f"checkpoint {folder}/{tag} is gone or damaged; delete {folder}'s parent to start anew")
+        Named KIND/PARAMETER, where KIND is "buffer", "weight", "step", or a key of the optimizer's state ("exp_avg",
+        "ema"). Each is brought together from all ranks, so every rank must go through it to the end.
+        """
+        parameters = dict(self.module.named_parameters())
+        for name, value in self.module.state_dict().items():
+            if name not in parameters and _wanted("buffer", kinds):
+                yield f"buffer/{name}", value.detach()
+        held = self._states()
+        for state in held[:1]:
+            if _wanted("step", kinds):
+                yield "step/", state["step"]
+        keys = sorted({key for state in held for key, value in state.items() if value.ndim})
+        self._link_states()
+        for name, parameter in parameters.items():
+            for kind in ("weight", *keys):
+                if _wanted(kind, kinds):
+                    value = self._full(parameter, kind)
+                    if value is not None:
+                        yield f"{kind}/{name}", value
 
-    def weights(self) -> dict[str, Tensor]:
-        """Full float32 weights and buffers; every rank calls it."""
-        from deepspeed import zero
-        from deepspeed.utils import safe_get_full_fp32_param
+    def weights(self, kind: str = "weight") -> dict[str, Tensor]:
+        """Full float32 weights, or with "ema" their averages, and buffers; every rank calls it, the first has them."""
+        first = dist.get_rank() == 0
+        found = {name: value.cpu().clone() for name, value in self.state("buffer", kind) if first}
+        return _named(found, "buffer", kind)
 
-        if self.config.zero_stage < 3:
-            return {name: value.detach().clone() for name, value in self.module.state_dict().items()}
-        named = dict(self.module.named_parameters())
-        with zero.GatheredParameters(list(named.values())):
-            shapes = {name: parameter.detach().clone() for name, parameter in named.items()}
-        full = {name: safe_get_full_fp32_param(parameter) for name, parameter in named.items()}
-        buffers = {name: value for name, value in self.module.state_dict().items() if name not in named}
-        return {**buffers, **{name: shapes[name] if full[name] is None else full[name] for name in named}}
+    def _states(self) -> list[dict[str, Tensor]]:
+        """The optimizer's state of each tensor that it updates; under ZeRO these are flat shards of many parameters."""
+        return [state for state in self._optimizer.state.values() if state]
 
-    def averaged_weights(self) -> dict[str, Tensor]:
-        """Full float32 averages kept by AdamWithEMA, and the buffers; every rank calls it."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def _updated(self) -> list[Tensor]:
+        """The tensors that the optimizer updates, on this rank."""
+        if self.config.zero_stage == 0:
+            return [p for group in self._optimizer.param_groups for p in group["params"]]
+        if self.config.zero_stage == 3:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return list(self._engine.optimizer.single_partition_of_fp32_groups)
 
-        weights = self.weights()
-        if self.config.zero_stage in (1, 2):
-            # DeepSpeed links states to parameters once, after the first step of the first parameter group, when the
-            # other groups have none yet; and loading a checkpoint leaves the links behind.
+    def _link_states(self) -> None:
+        """ZeRO-1 and 2 find a parameter's state through links made once, after the first step of the first group."""
+        if self.config.zero_stage in (1, 2) and self._states():
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
+
+    def _full(self, parameter: nn.Parameter, kind: str) -> Tensor | None:
+        """A parameter, or its state of this kind, whole; None where there is none."""
+        from deepspeed import zero
+        from deepspeed.utils import safe_get_full_optimizer_state
+
+        if kind == "weight":
+            with zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
+                return parameter.detach().clone()
+        if self.config.zero_stage == 0:
+            return self._optimizer.state.get(parameter, {}).get(kind)
+        return safe_get_full_optimizer_state(parameter, kind).view(getattr(parameter, "ds_shape", parameter.shape))
+
+    def _restore_optimizer(self, state: Mapping[str, Tensor]) -> None:
+        """Lay down the optimizer's state, where it has had a step; the weights are in the model already."""
+        kinds = sorted({name.split("/", 1)[0] for name in state} - {"weight", "buffer", "step"})
+        if "step/" not in state:
+            return
+        for tensor in self._updated():
+            zeros = {kind: torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False) for kind in kinds}
+            self._optimizer.state[tensor] = {"step": state["step/"].clone(), **zeros}
+        self._link_states()
         for name, parameter in self.module.named_parameters():
-            if self.config.zero_stage == 0:
-                weights[name] = self._engine.optimizer.state[parameter]["ema"].detach().clone()
-            else:
-                weights[name] = safe_get_full_optimizer_state(parameter, "ema").view_as(weights[name]).clone()
-        return weights
+            for kind in kinds:
+                if f"{kind}/{name}" in state:
+                    self._set(parameter, kind, state[f"{kind}/{name}"])
+
+    def _set(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
+        """Put this rank's share of a full tensor where the optimizer keeps it."""
+        from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+        if self.config.zero_stage == 0:
+            self._optimizer.state[parameter][kind].copy_(value)
+        elif self.config.zero_stage < 3:
+            safe_set_full_optimizer_state(parameter, value.to(parameter.device), kind)
+        else:
+            share = getattr(parameter, "ds_tensor").numel()  # noqa: B009, ZeRO-3's; the last rank's is padded
+            part = value.flatten()[dist.get_rank() * share :][:share]
+            safe_set_local_optimizer_state(parameter, F.pad(part, (0, share - len(part))), kind)
 
 
-def adamw(model: nn.Module, config: OptimizerConfig, ema_decay: float) -> AdamWithEMA:
-    """The generator's optimizer: no weight decay on norms, biases and embeddings."""
-    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
-    plain = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return AdamWithEMA(groups, lr=config.lr, betas=config.betas, ema_decay=ema_decay)
+def _wanted(kind: str, kinds: tuple[str, ...]) -> bool:
+    return not kinds or kind in kinds
 
 
-def adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    """The tokenizer's optimizer, and its discriminator's: plain Adam."""
-    return torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+def _named(state: Mapping[str, Tensor], *kinds: str) -> dict[str, Tensor]:
+    """The tensors of these kinds by the parameter's or buffer's own name."""
+    parts = ((name.split("/", 1), name) for name in state)
+    return {own: state[name] for (kind, own), name in parts if kind in kinds}

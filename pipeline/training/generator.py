@@ -13,11 +13,13 @@ from models.quantizer import Quantizer
 from pipeline.exports import load_tokenizer, read_card, save_export
 from pipeline.log import TrainingLog
 from pipeline.order import batch_positions
-from pipeline.progress import ProgressLine, say
 from pipeline.tokens.reader import Store, open_store
 from pipeline.tokens.stream import TokenBatch, TokenStream
-from pipeline.training import engine as ds
 from pipeline.training.checkpoint import Checkpoints, check_intervals
+from pipeline.training.engine import Engine, EngineConfig, join_ranks
+from pipeline.training.loop import run_steps
+from pipeline.training.optimizers import OptimizerConfig, adamw
+from pipeline.training.ranks import Ranks, accumulation_steps, sum_over_ranks
 from storage_schemas.cards import ModelCard
 from storage_schemas.tokens import KIND
 
@@ -35,8 +37,8 @@ class TrainGeneratorConfig:
     tokenizer: str
     out: str
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
-    optimizer: ds.OptimizerConfig = field(default_factory=ds.OptimizerConfig)
-    engine: ds.EngineConfig = field(default_factory=ds.EngineConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     noise: Literal["stored", "fresh"] = "stored"
     label_dropout: float = 0.1
     ema_decay: float = 0.9999
@@ -48,6 +50,7 @@ class TrainGeneratorConfig:
     threads: int = 1
     log_every: int = 50
     checkpoint_every: int = 1000
+    keep_checkpoints: int = 1
 
     def __post_init__(self) -> None:
         if not self.stores:
@@ -60,8 +63,8 @@ class TrainGeneratorConfig:
             raise ValueError(f"ema_decay is {self.ema_decay}; use a share from 0 to below 1")
         if self.threads < 1:
             raise ValueError(f"threads is {self.threads}; use 1 or more")
-        ds.accumulation(self.batch, self.micro_batch, self.ranks)
-        check_intervals(self.log_every, self.checkpoint_every)
+        accumulation_steps(self.batch, self.micro_batch, self.ranks)
+        check_intervals(self.log_every, self.checkpoint_every, self.keep_checkpoints)
 
 
 class GeneratorLoss(nn.Module):
@@ -144,58 +147,54 @@ def training_inputs(
 def train_generator(config: TrainGeneratorConfig) -> ModelCard | None:
     """Train to the end, or on from the last checkpoint; export the averaged weights. The card, on the first rank."""
     stores, tokenizer_card = open_inputs(config)
-    ranks = ds.join_ranks(config.threads)
-    accumulation = ds.accumulation(config.batch, config.micro_batch, ranks.count)
+    ranks = join_ranks(config.threads)
+    accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
     stream = TokenStream(stores, seed=config.seed, latents=config.noise == "fresh")
     quantizer = load_tokenizer(config.tokenizer)[0].quantizer.to(ranks.device)
     model = GeneratorLoss(config.model).to(ranks.device)
     model.generator.align_head(quantizer.codebook.vectors)
-    engine = ds.Engine(
-        model, ds.adamw(model, config.optimizer, config.ema_decay), config.engine, config.micro_batch, accumulation
-    )
-    checkpoints = Checkpoints(config.out, ranks)
-    start = checkpoints.load({"generator": engine}, stream.identity)
-    log = TrainingLog(config.out, ranks.first, start)
+    identity = {**stream.identity, "model": asdict(config.model)}
+    checkpoints = Checkpoints(config.out, ranks, identity, config.keep_checkpoints)
+    optimizer = adamw(model, config.optimizer, config.ema_decay)
+    state = checkpoints.state("generator")
+    engine = Engine(model, optimizer, config.engine, config.micro_batch, accumulation, state=state)
+    log = TrainingLog(config.out, ranks.first, checkpoints.step)
     meter = StepLossMeter(config.model.num_steps, ranks.device)
-    if ranks.first and start:
-        say(f"train-generator: going on from step {start}")
-    with ProgressLine("train-generator", config.steps, "steps", start, quiet=not ranks.first) as progress:
-        clock = time.monotonic()
-        for step in range(start, config.steps):
-            _train_step(config, engine, quantizer, stream, ranks, step, meter)
-            done = step + 1
-            if done % config.log_every == 0 or done == config.steps:
-                figures = meter.take()
-                rate = config.batch * ((done - 1) % config.log_every + 1) / (time.monotonic() - clock)
-                clock = time.monotonic()
-                lr = config.optimizer.rate(step, config.steps)
-                norm = engine.gradient_norm
-                log.write(done, **figures, gradient_norm=norm, learning_rate=lr, images_per_second=rate)
-                progress.update(done, {"loss": figures["loss"], "images/s": rate})
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                checkpoints.save(done, {"generator": engine}, stream.identity)
-    log.close()
+
+    def figures(done: int) -> dict[str, Any]:
+        lr = config.optimizer.rate(done - 1, config.steps)
+        return {**meter.take(), "gradient_norm": engine.gradient_norm, "learning_rate": lr}
+
+    def step(number: int) -> float:
+        return _train_step(config, engine, quantizer, stream, ranks, number, meter)
+
+    run_steps("train-generator", config, ranks, checkpoints, {"generator": engine}, log, step, figures)
     return _export(config, engine, ranks, stores, tokenizer_card)
 
 
 def _train_step(
     config: TrainGeneratorConfig,
-    engine: ds.Engine,
+    engine: Engine,
     quantizer: Quantizer,
     stream: TokenStream,
-    ranks: ds.Ranks,
+    ranks: Ranks,
     step: int,
     meter: "StepLossMeter",
-) -> None:
-    """One global batch: forward and backward on each micro-batch, one update."""
+) -> float:
+    """One global batch: forward and backward on each micro-batch, one update. Returns seconds waited for data."""
+    waited = 0.0
     positions = batch_positions(step, config.batch, ranks.rank, ranks.count)
     for part in positions.reshape(-1, config.micro_batch):
-        noise, labels, steps, accumulated, codes = training_inputs(quantizer, stream.batch(part), config, ranks.device)
+        clock = time.monotonic()
+        batch = stream.batch(part)
+        waited += time.monotonic() - clock
+        noise, labels, steps, accumulated, codes = training_inputs(quantizer, batch, config, ranks.device)
         losses = engine(noise, labels, steps, accumulated, codes)
         where = f"step {step + 1}, positions {part[0]} to {part[-1]} of the stream"
         engine.step(losses.mean(), config.optimizer.rate(step, config.steps), where)
         meter.add(steps, losses)
+    return waited
 
 
 class StepLossMeter:
@@ -211,16 +210,16 @@ class StepLossMeter:
 
     def take(self) -> dict[str, Any]:
         """loss, and loss_by_step with None where no image had that step; then start anew. Every rank calls it."""
-        sums, counts = ds.sum_over_ranks(self._sums).tolist()
+        sums, counts = sum_over_ranks(self._sums).tolist()
         self._sums.zero_()
         by_step = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
         return {"loss": sum(sums) / sum(counts), "loss_by_step": by_step}
 
 
 def _export(
-    config: TrainGeneratorConfig, engine: ds.Engine, ranks: ds.Ranks, stores: list[Store], tokenizer: ModelCard
+    config: TrainGeneratorConfig, engine: Engine, ranks: Ranks, stores: list[Store], tokenizer: ModelCard
 ) -> ModelCard | None:
-    weights = engine.averaged_weights()
+    weights = engine.weights("ema")
     if not ranks.first:
         return None
     prefix = "generator."

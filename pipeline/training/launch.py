@@ -19,14 +19,22 @@ def launch(ranks: int, arguments: list[str]) -> None:
     """Run `rdpm` with these arguments once a rank under torchrun, and wait. Raises ValueError when a rank fails."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
     settings = {_STARTED_HERE: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    done = subprocess.run(
-        [*command, "-m", "jobs.cli", *arguments],
-        env={**os.environ, **settings},
-        preexec_fn=_die_with_parent,
-        check=False,
+    started = subprocess.Popen(
+        [*command, "-m", "jobs.cli", *arguments], env={**os.environ, **settings}, preexec_fn=_die_with_parent
     )
-    if done.returncode:
-        raise ValueError(f"training stopped: a rank of {ranks} failed with exit code {done.returncode}; see above")
+    stopping: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        stopping.append(number)
+        started.send_signal(number)  # torchrun hands it to its ranks, which save and end
+
+    former = signal.signal(signal.SIGTERM, pass_on)
+    code = started.wait()
+    signal.signal(signal.SIGTERM, former)
+    if stopping:
+        sys.exit(128 + stopping[0])
+    if code:
+        raise ValueError(f"training stopped: a rank of {ranks} failed with exit code {code}; see above")
 
 
 def end_with_launcher() -> None:

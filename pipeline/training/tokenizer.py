@@ -23,9 +23,12 @@ from pipeline.images.sources import Source, open_folder
 from pipeline.images.stream import ImageStream
 from pipeline.log import TrainingLog
 from pipeline.order import ORDER_VERSION
-from pipeline.progress import ProgressLine, say
-from pipeline.training import engine as ds
+from pipeline.progress import say
 from pipeline.training.checkpoint import Checkpoints, check_intervals
+from pipeline.training.engine import Engine, EngineConfig, join_ranks
+from pipeline.training.loop import run_steps
+from pipeline.training.optimizers import OptimizerConfig, adam
+from pipeline.training.ranks import Ranks, accumulation_steps, from_first_rank, gather, mean_over_ranks, sum_over_ranks
 from storage_schemas.cards import ModelCard
 
 Validate = Callable[[dict[str, Tensor]], tuple[dict[str, float], np.ndarray]]
@@ -61,10 +64,10 @@ class TrainTokenizerConfig:
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     loss: LossConfig = field(default_factory=LossConfig)
-    optimizer: ds.OptimizerConfig = field(
-        default_factory=lambda: ds.OptimizerConfig(lr=4e-5, betas=(0.5, 0.9), weight_decay=0.0, warmup_steps=5005)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=4e-5, betas=(0.5, 0.9), weight_decay=0.0, warmup_steps=5005)
     )
-    engine: ds.EngineConfig = field(default_factory=ds.EngineConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
     flips: bool = True
     batch: int = 128
     micro_batch: int = 16
@@ -78,14 +81,15 @@ class TrainTokenizerConfig:
     validate_every: int = 1000
     log_every: int = 50
     checkpoint_every: int = 1000
+    keep_checkpoints: int = 1
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
         if self.threads < 1 or self.workers < 0:
             raise ValueError(f"threads is {self.threads} (1 or more) and workers is {self.workers} (0 or more)")
-        ds.accumulation(self.batch, self.micro_batch, self.ranks)
-        check_intervals(self.log_every, self.checkpoint_every)
+        accumulation_steps(self.batch, self.micro_batch, self.ranks)
+        check_intervals(self.log_every, self.checkpoint_every, self.keep_checkpoints)
         if self.validation and self.validate_every % self.log_every:
             raise ValueError(f"validate_every is {self.validate_every}; use a multiple of log_every {self.log_every}")
 
@@ -93,21 +97,26 @@ class TrainTokenizerConfig:
 class TokenizerStep:
     """One micro-batch through both engines."""
 
-    def __init__(self, config: TrainTokenizerConfig, ranks: ds.Ranks, accumulation: int) -> None:
+    def __init__(
+        self, config: TrainTokenizerConfig, ranks: Ranks, accumulation: int, saved: Checkpoints | None = None
+    ) -> None:
         self.config, self.ranks = config, ranks
+        self._accumulation, self._saved = accumulation, saved
         channels = config.model.autoencoder.in_channels
         tokenizer = Tokenizer(config.model).to(ranks.device)
-        self.engines = {"tokenizer": self._engine(tokenizer, accumulation, whole=(Quantizer,))}
+        self.engines = {"tokenizer": self._engine("tokenizer", tokenizer, whole=(Quantizer,))}
         if config.loss.adversarial:
             critic = DiscriminatorLoss(config.discriminator, channels).to(ranks.device)
-            self.engines["discriminator"] = self._engine(critic, accumulation)
+            self.engines["discriminator"] = self._engine("discriminator", critic)
         self.perceptual = None
         if config.loss.perceptual != "none":
             self.perceptual = PerceptualLoss(config.loss.perceptual).to(ranks.device)
 
-    def _engine(self, model: nn.Module, accumulation: int, whole: tuple[type[nn.Module], ...] = ()) -> ds.Engine:
-        optimizer = ds.adam(model, self.config.optimizer)
-        return ds.Engine(model, optimizer, self.config.engine, self.config.micro_batch, accumulation, whole)
+    def _engine(self, name: str, model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> Engine:
+        config = self.config
+        state = self._saved.state(name) if self._saved else None
+        optimizer = adam(model, config.optimizer)
+        return Engine(model, optimizer, config.engine, config.micro_batch, self._accumulation, whole, state)
 
     def __call__(self, images: Tensor, seeds: Tensor, step: int, where: str) -> dict[str, Tensor]:
         """One step of both engines; returns the loss terms and the codes, detached. `where` names the batch."""
@@ -134,7 +143,7 @@ class TokenizerStep:
         assert isinstance(quantizer, Quantizer)
         codebook = quantizer.codebook
         if codebook.config.update == "ema":
-            codebook.follow(ds.sum_over_ranks(codebook.seen), ds.from_first_rank(codebook.recent))
+            codebook.follow(sum_over_ranks(codebook.seen), from_first_rank(codebook.recent))
 
     def _nll_gradient(self, images: Tensor, picture: Tensor, terms: dict[str, Tensor]) -> Tensor:
         """Gradient of reconstruction and perceptual loss at the reconstruction."""
@@ -189,8 +198,8 @@ class TermMeter:
 
     def take(self) -> dict[str, Any]:
         """Means over calls and ranks, `usage_by_step`, `perplexity_by_step`; then start anew. Every rank calls it."""
-        means = {name: ds.mean_over_ranks(value / self._calls).item() for name, value in sorted(self._sums.items())}
-        counts = ds.sum_over_ranks(self._counts)
+        means = {name: mean_over_ranks(value / self._calls).item() for name, value in sorted(self._sums.items())}
+        counts = sum_over_ranks(self._counts)
         share = counts / counts.sum(1, keepdim=True)
         perplexity = torch.exp(-(share * share.clamp_min(1e-30).log()).sum(1))
         usage = (counts > 0).float().mean(1)
@@ -205,59 +214,57 @@ def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = No
     validate: from full weights to figures by name and a picture (H, W, C) uint8.
     """
     source = open_folder(config.images)
-    ranks = ds.join_ranks(config.threads)
-    accumulation = ds.accumulation(config.batch, config.micro_batch, ranks.count)
+    ranks = join_ranks(config.threads)
+    accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
-    train_step = TokenizerStep(config, ranks, accumulation)
-    identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION}
-    checkpoints = Checkpoints(config.out, ranks)
-    start = checkpoints.load(train_step.engines, identity)
-    log = TrainingLog(config.out, ranks.first, start)
+    identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION, "model": asdict(config.model)}
+    checkpoints = Checkpoints(config.out, ranks, identity, config.keep_checkpoints)
+    train_step = TokenizerStep(config, ranks, accumulation, checkpoints)
+    log = TrainingLog(config.out, ranks.first, checkpoints.step)
     meter = TermMeter(config.model, ranks.device)
     rejects: dict[str, str] = {}
     named: set[str] = set()
-    batches = _stream(config, source, ranks).batches(start * accumulation, config.steps * accumulation, config.workers)
-    if ranks.first and start:
-        say(f"train-tokenizer: going on from step {start}")
-    with ProgressLine("train-tokenizer", config.steps, "steps", start, quiet=not ranks.first) as progress:
-        clock = time.monotonic()
-        for step in range(start, config.steps):
-            done = step + 1
-            for _ in range(accumulation):
-                batch = next(batches)
-                where = f"step {done}, the {len(batch.images)} images from position {batch.position} of the stream"
-                meter.add(train_step(batch.images.to(ranks.device), batch.seeds.to(ranks.device), step, where))
-                rejects.update(batch.rejects)
-            train_step.end_iteration()
-            if done % config.log_every == 0 or done == config.steps:
-                figures = meter.take()
-                rate = config.batch * ((done - 1) % config.log_every + 1) / (time.monotonic() - clock)
-                clock = time.monotonic()
-                lr = config.optimizer.rate(step, config.steps)
-                if validate and done % config.validate_every == 0:
-                    figures |= _validate(validate, train_step.engines["tokenizer"], ranks, log, done)
-                log.write(done, **figures, learning_rate=lr, images_per_second=rate)
-                _name_rejects(rejects, named, ranks)
-                progress.update(done, {"reconstruction": figures["reconstruction"], "images/s": rate})
-            if done % config.checkpoint_every == 0 or done == config.steps:
-                checkpoints.save(done, train_step.engines, identity)
-    log.close()
+    first, last = checkpoints.step * accumulation, config.steps * accumulation
+    batches = _stream(config, source, ranks).batches(first, last, config.workers)
+
+    def step(number: int) -> float:
+        waited = 0.0
+        for _ in range(accumulation):
+            clock = time.monotonic()
+            batch = next(batches)
+            waited += time.monotonic() - clock
+            where = f"step {number + 1}, the {len(batch.images)} images from position {batch.position} of the stream"
+            meter.add(train_step(batch.images.to(ranks.device), batch.seeds.to(ranks.device), number, where))
+            rejects.update(batch.rejects)
+        train_step.end_iteration()
+        return waited
+
+    def figures(done: int) -> dict[str, Any]:
+        terms = meter.take()
+        lr = config.optimizer.rate(done - 1, config.steps)
+        found = {"reconstruction": terms["reconstruction"], **terms, "learning_rate": lr}
+        if validate and done % config.validate_every == 0:
+            found |= _validate(validate, train_step.engines["tokenizer"], ranks, log, done)
+        _name_rejects(rejects, named, ranks)
+        return found
+
+    run_steps("train-tokenizer", config, ranks, checkpoints, train_step.engines, log, step, figures)
     return _export(config, train_step.engines["tokenizer"], ranks, source)
 
 
-def _validate(validate: Validate, engine: ds.Engine, ranks: ds.Ranks, log: TrainingLog, step: int) -> dict[str, float]:
+def _validate(validate: Validate, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> dict[str, float]:
     """Figures of the held-out images, on the first rank; the others bring their share of the weights."""
     weights = engine.weights()
     if not ranks.first:
         return {}
     figures, picture = validate(weights)
     log.picture(step, "validation", picture)
-    return figures
+    return {**figures, "score": -figures["validation_psnr"]}
 
 
-def _name_rejects(rejects: dict[str, str], named: set[str], ranks: ds.Ranks) -> None:
+def _name_rejects(rejects: dict[str, str], named: set[str], ranks: Ranks) -> None:
     """Say once, for all ranks, which images could not be used. Every rank calls it."""
-    for part in ds.gather(rejects):
+    for part in gather(rejects):
         for key, reason in sorted(part.items()):
             if key not in named and ranks.first:
                 say(f"train-tokenizer: image {key} cannot be used ({reason}); another takes its place")
@@ -265,7 +272,7 @@ def _name_rejects(rejects: dict[str, str], named: set[str], ranks: ds.Ranks) -> 
     rejects.clear()
 
 
-def _stream(config: TrainTokenizerConfig, source: Source, ranks: ds.Ranks) -> ImageStream:
+def _stream(config: TrainTokenizerConfig, source: Source, ranks: Ranks) -> ImageStream:
     """Micro-batches: item k of a rank is its slice of the k-th group of micro_batch x ranks images."""
     return ImageStream(
         source,
@@ -279,7 +286,7 @@ def _stream(config: TrainTokenizerConfig, source: Source, ranks: ds.Ranks) -> Im
     )
 
 
-def _export(config: TrainTokenizerConfig, engine: ds.Engine, ranks: ds.Ranks, source: Source) -> ModelCard | None:
+def _export(config: TrainTokenizerConfig, engine: Engine, ranks: Ranks, source: Source) -> ModelCard | None:
     weights = engine.weights()
     if not ranks.first:
         return None

@@ -83,8 +83,7 @@ def kill_when(job: str, arguments: list[str], ready: Callable[[], bool]) -> None
 
 def checkpointed(out: Path, step: int) -> Callable[[], bool]:
     """Whether a training run has a whole checkpoint at `step` or later."""
-    pointer = out / "checkpoints" / "checkpoint.json"
-    return lambda: pointer.exists() and json.loads(pointer.read_text())["step"] >= step
+    return lambda: any(int(p.parent.name[5:]) >= step for p in out.glob("checkpoints/step-*/checkpoint.json"))
 
 
 def committed(out: Path, shards: int) -> Callable[[], bool]:

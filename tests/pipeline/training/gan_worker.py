@@ -15,7 +15,9 @@ from models.discriminator import DiscriminatorConfig, DiscriminatorLoss
 from models.losses import discriminator_hinge, generator_hinge, reconstruction_loss
 from models.schedule import Schedule
 from models.tokenizer import Tokenizer, TokenizerConfig
-from pipeline.training import engine as ds
+from pipeline.training.engine import EngineConfig, join_ranks
+from pipeline.training.optimizers import OptimizerConfig, adam
+from pipeline.training.ranks import leave_ranks
 from pipeline.training.tokenizer import LossConfig, TokenizerStep, TrainTokenizerConfig
 
 STEPS, MICRO, ACCUMULATION, CLIP = 4, 4, 2, 0.1
@@ -32,8 +34,8 @@ def config(stage: int) -> TrainTokenizerConfig:
         model=model,
         discriminator=DiscriminatorConfig(8, 1),
         loss=LossConfig(perceptual="none"),
-        optimizer=ds.OptimizerConfig(lr=4e-5, betas=(0.5, 0.9), weight_decay=0.0, warmup_steps=1),
-        engine=ds.EngineConfig(stage, "fp32", CLIP),
+        optimizer=OptimizerConfig(lr=4e-5, betas=(0.5, 0.9), weight_decay=0.0, warmup_steps=1),
+        engine=EngineConfig(stage, "fp32", CLIP),
         batch=MICRO * ACCUMULATION * dist.get_world_size(),
         micro_batch=MICRO,
         steps=STEPS,
@@ -63,7 +65,7 @@ def plain_losses(tokenizer: Tokenizer, critic: DiscriminatorLoss, images, seeds,
 
 
 def main() -> None:
-    ranks = ds.join_ranks(1)
+    ranks = join_ranks(1)
     differences = {}
     for stage in (0, 1, 2, 3):
         torch.manual_seed(0)
@@ -72,7 +74,7 @@ def main() -> None:
         torch.manual_seed(0)
         tokenizer = Tokenizer(settings.model)
         critic = DiscriminatorLoss(settings.discriminator, 1)
-        adams = [ds.adam(model, settings.optimizer) for model in (tokenizer, critic)]
+        adams = [adam(model, settings.optimizer) for model in (tokenizer, critic)]
         data = torch.Generator().manual_seed(ranks.rank)
         start = copy.deepcopy(tokenizer.state_dict())
         for number in range(STEPS):
@@ -86,19 +88,20 @@ def main() -> None:
                     for parameter, gradient in zip(model.parameters(), gradients, strict=True):
                         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
                 step(images, seeds, number, "a test")
-            for model, adam in ((tokenizer, adams[0]), (critic, adams[1])):
+            for model, optimizer in ((tokenizer, adams[0]), (critic, adams[1])):
                 average_gradients(model)
-                adam.step()
-                adam.zero_grad()
+                optimizer.step()
+                optimizer.zero_grad()
         for name, model in (("tokenizer", tokenizer), ("discriminator", critic)):
             ours = step.engines[name].weights()
-            worst = max((ours[key] - value).abs().max().item() for key, value in model.named_parameters())
-            differences[f"{stage} {name}"] = worst
+            if ranks.first:
+                worst = max((ours[key] - value).abs().max().item() for key, value in model.named_parameters())
+                differences[f"{stage} {name}"] = worst
         moved = max((tokenizer.state_dict()[key] - value).abs().max().item() for key, value in start.items())
         differences[f"{stage} moved"] = moved
     if ranks.first:
         print("RESULT " + json.dumps(differences))
-    ds.leave_ranks()
+    leave_ranks()
 
 
 if __name__ == "__main__":

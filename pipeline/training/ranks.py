@@ -1,0 +1,87 @@
+"""The ranks of a training: which one this is, and what they tell each other."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among the others."""
+
+    rank: int
+    count: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this rank speaks and writes for all."""
+        return self.rank == 0
+
+
+def leave_ranks() -> None:
+    """Wait for the others and end the process group."""
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for the others."""
+    dist.barrier()
+
+
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """The mean of a tensor over the ranks."""
+    values = values.detach().clone()
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+def sum_over_ranks(values: Tensor) -> Tensor:
+    """The sum of a tensor over the ranks."""
+    values = values.detach().clone()
+    dist.all_reduce(values)
+    return values
+
+
+def gather(value: Any) -> list[Any]:
+    """Every rank's value (anything that can be pickled), on every rank."""
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def any_rank(here: bool) -> bool:
+    """Whether it is so on any rank; asked over the CPU, so that no device has to be waited for."""
+    if dist.get_world_size() == 1:
+        return here
+    flag = torch.tensor(int(here))
+    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_cpu_group())
+    return bool(flag.item())
+
+
+@functools.cache
+def _cpu_group() -> Any:
+    return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def from_first_rank(values: Tensor) -> Tensor:
+    """The first rank's tensor, on every rank."""
+    values = values.detach().clone()
+    dist.broadcast(values, 0)
+    return values
+
+
+def accumulation_steps(batch: int, micro_batch: int, ranks: int) -> int:
+    """Micro-batches a rank runs before an update. Raises ValueError when the batch does not divide."""
+    if min(batch, micro_batch, ranks) < 1:
+        raise ValueError(f"batch is {batch}, micro_batch {micro_batch}, ranks {ranks}; each needs 1 or more")
+    if batch % (micro_batch * ranks):
+        raise ValueError(
+            f"batch {batch} is not a multiple of micro_batch {micro_batch} x {ranks} ranks; change one of them"
+        )
+    return batch // (micro_batch * ranks)
