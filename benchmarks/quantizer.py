@@ -1,6 +1,6 @@
 """Our T-step quantizer against the residual quantizer of vector-quantize-pytorch, at the same K, d, T and input.
 
-    python -m benchmarks.quantizer [--batch 4] [--repeats 5] [--no-step]
+    python -m benchmarks.quantizer [--batch 16] [--repeats 5] [--no-step]
 
 Prints throughput_ratio and peak_memory_ratio (ours over the peer's, forward and forward with backward) and
 share_of_training_step: the quantizer's part of one generator-side step of the ImageNet tokenizer (plain torch, no
