@@ -1,6 +1,6 @@
 """Our token stream against MosaicML Streaming, litData and WebDataset, and against a bare memory-mapped gather.
 
-    python -m benchmarks.stream [--rows 131072] [--epochs 3] [--folder PATH] [--peer-python PATH]
+    python -m benchmarks.stream [--rows 80128] [--epochs 3] [--folder PATH] [--peer-python PATH]
 
 The same codes (10 x 16 x 16, uniform in 4,096), seeds and labels, shuffled, in batches of 256, with 0, 1 and 2 workers
 (threads for ours, processes for the peers), one process after the other. Prints one JSON line: for every side and
@@ -99,7 +99,7 @@ def _installed(module: str) -> str:
 def main() -> None:
     """Entry."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=131_072, help=f"a multiple of {BATCH}")
+    parser.add_argument("--rows", type=int, default=80_128, help=f"a multiple of {BATCH}")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--folder", help="where the data is written for the time of the run; default: temporary")
     parser.add_argument("--peer-python", default=sys.executable)

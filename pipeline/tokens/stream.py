@@ -16,7 +16,7 @@ from pipeline.tokens.cache import Cache, default_folder
 from pipeline.tokens.reader import Store
 
 _AHEAD = 8  # micro-batches that are gathered before they are asked for
-_RUN = 32_768  # positions whose rows are computed at once
+_RUN = 65_536  # positions whose rows are computed at once
 
 
 @dataclass(frozen=True)
@@ -180,16 +180,21 @@ class TokenStream:
     def _gather(self, positions: np.ndarray, blocks: np.ndarray, rows: np.ndarray, pinned: bool) -> TokenBatch:
         layout = self._sets[0].shards.layout
         out = {name: _empty((len(positions), *shape), dtype, pinned) for name, (dtype, shape) in layout.items()}
-        for number in np.unique(blocks).tolist():
-            block, part = divmod(number, len(self._sets))
-            columns = self._sets[part].rows(block)
-            mine = blocks == number
+        if (blocks == blocks[0]).all():
+            columns = self._block(int(blocks[0]))
             for name, values in out.items():
-                if mine.all():
-                    np.take(columns[name], rows, axis=0, out=values, mode="clip")  # "raise" would copy once more
-                else:
+                np.take(columns[name], rows, axis=0, out=values, mode="clip")  # "raise" would copy once more
+        else:
+            for number in np.unique(blocks).tolist():
+                columns, mine = self._block(number), blocks == number
+                for name, values in out.items():
                     values[mine] = columns[name][rows[mine]]
         return TokenBatch(positions, **{_FIELDS[name]: values for name, values in out.items()})
+
+    def _block(self, number: int) -> dict[str, np.ndarray]:
+        """The columns of a block of any set."""
+        block, part = divmod(number, len(self._sets))
+        return self._sets[part].rows(block)
 
 
 def _bound(config: StreamConfig) -> int:

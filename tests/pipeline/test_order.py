@@ -60,8 +60,20 @@ def test_huge_sizes_cost_nothing(size):
     assert len(np.unique(found)) == len(places)
     assert found.min() >= 0
     assert found.max() < size
-    assert peak < 2**20
+    assert peak < 2**21
     assert seconds < 0.5
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000, 4097, 2**31 + 1])
+def test_the_order_is_the_same_by_table_and_by_formula(size):
+    """One or two epochs go by tables, more by the formula; beyond 2^32 rows all do."""
+    places = np.arange(2000) % size
+    epochs = np.arange(2000) // 400
+    mixed = permute(places, size, 9, epochs)
+    for first in range(5):
+        for last in range(first, min(first + 2, 5)):
+            some = (epochs == first) | (epochs == last)
+            assert np.array_equal(permute(places[some], size, 9, epochs[some]), mixed[some])
 
 
 def test_a_place_does_not_depend_on_which_others_are_asked_for():
