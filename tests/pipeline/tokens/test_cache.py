@@ -109,9 +109,9 @@ def test_processes_that_fill_at_once_fill_once(tmp_path):
     processes = [fork.Process(target=_open_and_report, args=(str(tmp_path / "c"), log, answer)) for _ in range(4)]
     for process in processes:
         process.start()
-    found = [answer.get(timeout=30) for _ in processes]
+    found = [answer.get(timeout=60) for _ in processes]
     for process in processes:
-        process.join(10)
+        process.join(60)
     assert found == [expected("a")] * 4
     assert sorted(log.read_text().split()) == ["0", "1", "2"]
     assert sorted(os.listdir(tmp_path / "c")) == ["a.codes.rows", "a.label.rows"]
@@ -137,13 +137,13 @@ def test_a_process_killed_while_it_fills_leaves_nothing_and_holds_up_nobody(tmp_
         time.sleep(0.3)
         assert answer.empty()
     os.kill(process.pid, signal.SIGKILL)
-    process.join(10)
+    process.join(60)
     if other is None:
         assert not [name for name in os.listdir(folder) if name.endswith((".rows", ".tmp"))]
         assert opened(Cache(str(folder), 10**6), "a") == expected("a")
     else:
-        assert answer.get(timeout=10) == expected("a")
-        other.join(10)
+        assert answer.get(timeout=60) == expected("a")
+        other.join(60)
     assert sorted(os.listdir(folder)) == ["a.codes.rows", "a.label.rows"]
 
 
@@ -173,8 +173,8 @@ def test_a_disk_without_room_is_named_before_anything_is_read(tmp_path):
     answer = fork.Queue()
     process = fork.Process(target=_fill_a_full_disk, args=(str(tmp_path), answer))
     process.start()
-    refusal, asked, left = answer.get(timeout=30)
-    process.join(10)
+    refusal, asked, left = answer.get(timeout=60)
+    process.join(60)
     assert str(tmp_path) in refusal
     assert "cannot take 16484 bytes more" in refusal
     assert "make room there" in refusal
