@@ -2,14 +2,21 @@
 
 Rows are permuted by a Feistel network on the smallest even number of bits that holds them; values that fall outside are
 walked on until they fall inside (Black and Rogaway 2002, "cycle walking"). No table is kept, so 10^9 rows cost nothing.
+
+Rows that lie in shards are addressed by (block, row in the block): a block is some shards side by side. `WholeOrder`
+shuffles everything with everything; `WindowOrder` shuffles the shards, and then the rows of some shards at a time.
 """
 
+import functools
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 ORDER_VERSION = 1
 _ROUNDS = 8
+_TABLE_BITS = 16
+_GOLDEN = 0x9E3779B97F4A7C15
 
 
 def _mix(x: Any) -> Any:
@@ -19,22 +26,62 @@ def _mix(x: Any) -> Any:
     return x ^ (x >> np.uint64(31))
 
 
+def _scramble(right: np.ndarray, turn: int, half: int, seed: int, epoch: np.ndarray) -> np.ndarray:
+    """The network's function of round `turn`: uint64 values of `half` bits to as many."""
+    with np.errstate(over="ignore"):
+        key = _mix(_mix(np.uint64(seed % 2**64) + np.uint64(_GOLDEN)) + epoch.astype(np.uint64))
+        return _mix(right + key + np.uint64(turn * _GOLDEN % 2**64)) & np.uint64((1 << half) - 1)
+
+
+@functools.lru_cache(maxsize=16)
+def _tables(half: int, seed: int, epoch: int) -> list[np.ndarray]:
+    """`_scramble` of every value in one epoch, for each round; uint16, so `half` is at most 16."""
+    values = np.arange(1 << half, dtype=np.uint64)
+    return [_scramble(values, turn, half, seed, np.array([epoch])).astype(np.uint16) for turn in range(_ROUNDS)]
+
+
+def _encipher(value: np.ndarray, half: int, seed: int, epoch: np.ndarray) -> np.ndarray:
+    """The Feistel network on 2 `half` bits, a permutation for every (seed, epoch). uint64 in and out."""
+    left, right = value >> np.uint64(half), value & np.uint64((1 << half) - 1)
+    for turn in range(_ROUNDS):
+        left, right = right, left ^ _scramble(right, turn, half, seed, epoch)
+    return (left << np.uint64(half)) | right
+
+
+def _encipher_by_table(value: np.ndarray, half: int, seed: int, epoch: int) -> np.ndarray:
+    """The same where all are of one epoch, several times as fast."""
+    left, right = (value >> np.uint64(half)).astype(np.uint16), (value & np.uint64((1 << half) - 1)).astype(np.uint16)
+    for table in _tables(half, seed, epoch):
+        left, right = right, left ^ table.take(right)  # indexing takes twice as long
+    return (left.astype(np.uint64) << np.uint64(half)) | right
+
+
 def permute(index: np.ndarray, size: int, seed: int, epoch: np.ndarray) -> np.ndarray:
     """Place `index` (0 ... size - 1) in the permutation of `size` rows of each (seed, epoch). int64 in and out."""
     half = max(1, (max(size - 1, 1).bit_length() + 1) // 2)
-    bits, mask = np.uint64(half), np.uint64((1 << half) - 1)
+    first, last = (int(epoch.min()), int(epoch.max())) if len(epoch) else (0, 0)
+    if half <= _TABLE_BITS and last == first + 1:  # a run of positions over an epoch's edge
+        places = np.empty_like(index)
+        for mine in (epoch == first, epoch == last):
+            places[mine] = permute(index[mine], size, seed, epoch[mine])
+        return places
+    by_table = half <= _TABLE_BITS and last == first
+    places, walking, value = np.empty_like(index), np.arange(len(index)), index.astype(np.uint64)
+    while len(walking):
+        if by_table:
+            value = _encipher_by_table(value, half, seed, first)
+        else:
+            value = _encipher(value, half, seed, epoch[walking])
+        places[walking] = value
+        outside = np.flatnonzero(value >= np.uint64(size))
+        walking, value = walking[outside], value[outside]
+    return places
+
+
+def child_seed(seed: int, number: int) -> int:
+    """Seed number `number` of those that follow from `seed`, for orders that must not resemble each other."""
     with np.errstate(over="ignore"):
-        key = _mix(_mix(np.uint64(seed % 2**64) + np.uint64(0x9E3779B97F4A7C15)) + epoch.astype(np.uint64))
-        value = index.astype(np.uint64)
-        outside = np.ones(len(value), dtype=bool)
-        while outside.any():
-            left, right = value[outside] >> bits, value[outside] & mask
-            for turn in range(_ROUNDS):
-                scramble = _mix(right + key[outside] + np.uint64(turn) * np.uint64(0x9E3779B97F4A7C15)) & mask
-                left, right = right, left ^ scramble
-            value[outside] = (left << bits) | right
-            outside = value >= np.uint64(size)
-    return value.astype(np.int64)
+        return int(_mix(_mix(np.uint64(seed % 2**64)) + np.uint64((number + 1) * _GOLDEN % 2**64)))
 
 
 def rows_at(positions: np.ndarray, size: int, seed: int) -> np.ndarray:
@@ -48,3 +95,100 @@ def batch_positions(batch: int, global_batch: int, rank: int, ranks: int) -> np.
     assert share * ranks == global_batch
     start = batch * global_batch + rank * share
     return np.arange(start, start + share, dtype=np.int64)
+
+
+def mix_at(positions: np.ndarray, weights: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of several streams each position takes from, and the position within that stream.
+
+    Of every sum(weights) positions in a row, starting at a multiple of it, stream i has exactly weights[i].
+    """
+    block = sum(weights)
+    slots = permute(positions % block, block, seed, positions // block)
+    ends = np.cumsum(weights)
+    which = np.searchsorted(ends, slots, side="right")
+    share = np.asarray(weights, dtype=np.int64)[which]
+    return which, positions // block * share + slots - (ends[which] - share)
+
+
+class WholeOrder:
+    """A true shuffle of all rows. Block g is store g whole.
+
+    sizes: for each store, the rows of each of its shards.
+    """
+
+    def __init__(self, sizes: Sequence[np.ndarray], seed: int) -> None:
+        self.seed = seed
+        self._ends = np.cumsum([shards.sum() for shards in sizes])
+        self._shards = np.cumsum([0, *(len(shards) for shards in sizes)])
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return int(self._ends[-1])
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The block and the row in it of each position, int64."""
+        rows = rows_at(positions, len(self), self.seed)
+        if len(self._ends) == 1:
+            return np.zeros_like(rows), rows
+        blocks = np.searchsorted(self._ends, rows, side="right")
+        return blocks, rows - np.append(0, self._ends)[blocks]
+
+    def shards(self, block: int) -> np.ndarray:
+        """Numbers of a block's shards, counted through all stores."""
+        return np.arange(self._shards[block], self._shards[block + 1])
+
+    def near(self, block: int) -> range:
+        """The blocks to have at hand while one is used."""
+        return range(len(self._ends))
+
+
+class WindowOrder:
+    """A shuffle of the shards, then of the rows of `window` shards at a time: what is read at once stays small.
+
+    Every row comes exactly once an epoch. Block e W + w is window w (of W) of epoch e. sizes: rows of each shard.
+    """
+
+    def __init__(self, sizes: np.ndarray, window: int, seed: int) -> None:
+        self.sizes, self.window, self.seed = sizes, window, seed
+        self._rows, self._windows = int(sizes.sum()), -(-len(sizes) // window)
+        self._epoch = functools.lru_cache(maxsize=2)(self._plan)
+
+    def __reduce__(self):
+        return WindowOrder, (self.sizes, self.window, self.seed)
+
+    def __len__(self) -> int:
+        """Rows of an epoch."""
+        return self._rows
+
+    def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in an epoch's order, and the rows before each window and after the last."""
+        shards = permute(np.arange(len(self.sizes)), len(self.sizes), self.seed, np.full(len(self.sizes), epoch))
+        before = np.append(0, np.cumsum(self.sizes[shards]))
+        edges = np.minimum(np.arange(self._windows + 1) * self.window, len(shards))
+        return shards, before[edges]
+
+    def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The block and the row in it of each position, int64."""
+        epochs, places = positions // self._rows, positions % self._rows
+        blocks, starts, sizes = (np.empty_like(positions) for _ in range(3))
+        for epoch in np.unique(epochs):
+            mine = epochs == epoch
+            edges = self._epoch(int(epoch))[1]
+            windows = np.searchsorted(edges, places[mine], side="right") - 1
+            blocks[mine] = epoch * self._windows + windows
+            starts[mine], sizes[mine] = edges[windows], edges[windows + 1] - edges[windows]
+        rows = places - starts
+        inner = child_seed(self.seed, 0)
+        for block in np.unique(blocks):
+            mine = blocks == block
+            rows[mine] = permute(rows[mine], int(sizes[mine][0]), inner, blocks[mine])
+        return blocks, rows
+
+    def shards(self, block: int) -> np.ndarray:
+        """Numbers of a block's shards."""
+        epoch, window = divmod(block, self._windows)
+        return self._epoch(epoch)[0][window * self.window : (window + 1) * self.window]
+
+    def near(self, block: int) -> range:
+        """The blocks to have at hand while one is used: itself and the next."""
+        return range(block, block + 2)

@@ -137,6 +137,8 @@ def training_inputs(
         shape = tuple(latents.shape[1:])
         fresh = quantizer.quantize(latents, lambda t: normal(draws, t, shape, Stream.TOKENIZER))
         return fresh.noise[place], labels, steps, fresh.before[place], fresh.codes[place]
+    assert batch.codes is not None
+    assert batch.seeds is not None
     codes = torch.from_numpy(batch.codes).to(device).long()
     seeds = torch.from_numpy(batch.seeds.view("int64")).to(device)
     space = config.model
