@@ -10,13 +10,14 @@ from storage_schemas.cards import CARD, WEIGHTS
 
 JOB = "train-generator"
 Config = TrainGeneratorConfig
-_HOW = ("out", "stores", "tokenizer", "ranks", "threads", "log_every", "checkpoint_every", "keep_checkpoints")
+_SEEING = ("validation", "validation_images", "validate_every", "log_every", "wandb")
+_HOW = ("out", "stores", "tokenizer", "stream", "ranks", "threads", "checkpoint_every", "keep_checkpoints", *_SEEING)
 
 
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand, on the command line and on every rank."""
     config = parse(Config, JOB, arguments)
-    stores, _ = open_inputs(config)
+    stores, *_ = open_inputs(config)
     record = begin(
         JOB, config.out, settings_of(config, *_HOW, store_ids=[store.id for store in stores]), (WEIGHTS, CARD)
     )

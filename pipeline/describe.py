@@ -8,6 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models.generator import Generator
 from models.tokenizer import Tokenizer
+from pipeline.flops import generator_forward_flops
 from pipeline.memory import generator_bytes_per_sample, tokenizer_bytes_per_sample
 from pipeline.training.generator import TrainGeneratorConfig
 from pipeline.training.tokenizer import TrainTokenizerConfig
@@ -42,18 +43,14 @@ def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
     space = config.model
     with torch.device("meta"):
         model = Generator(space)
-        latents = torch.empty(1, space.code_dim, space.grid, space.grid)
-        labels = torch.zeros(1, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        model(latents, labels, labels, latents)
-    forward = counter.get_total_flops()
+    forward = generator_forward_flops(space)
     parameters = count_parameters(model)
     return {
         "kind": "generator",
         "parameters": parameters,
         "flops_per_image": forward,
         "flops_per_image_sampled": forward * space.num_steps,
-        "flops_per_image_trained": 3 * forward,
+        "flops_per_image_trained": 3 * forward * config.steps_per_image,
         "positions": space.grid**2,
         "steps": space.num_steps,
         "ranks": config.ranks,

@@ -12,12 +12,17 @@ LOG = "log.jsonl"
 
 
 class TrainingLog:
-    """OUT/log.jsonl and OUT/tensorboard, written by the first rank only."""
+    """OUT/log.jsonl and OUT/tensorboard, and a Weights & Biases project where one is named; by the first rank only.
 
-    def __init__(self, out: str, active: bool, resume_step: int) -> None:
-        self._file = None
+    Raises ValueError when a project is named and wandb is not installed.
+    """
+
+    def __init__(self, out: str, active: bool, resume_step: int, wandb_project: str = "") -> None:
+        self._file, self._run = None, None
         if not active:
             return
+        if wandb_project:
+            self._run = _start_run(wandb_project, out)
         from torch.utils.tensorboard import SummaryWriter
 
         folder = files.local_path(files.join(out, "tensorboard"))
@@ -39,6 +44,8 @@ class TrainingLog:
             for part, number in parts.items():
                 if number is not None:
                     self._board.add_scalar(part, number, step)
+        if self._run:
+            self._run.log(figures, step=step)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Show a picture, (H, W, C) uint8, in TensorBoard."""
@@ -51,6 +58,20 @@ class TrainingLog:
             os.fsync(self._file.fileno())
             self._file.close()
             self._board.close()
+        if self._run:
+            self._run.finish()
+
+
+def _start_run(project: str, out: str) -> Any:
+    """The run named after `out`, new or gone on with."""
+    try:
+        import wandb
+    except ImportError:
+        raise ValueError(
+            f"wandb is {project!r}, but wandb is not installed; pip install wandb, or leave it out"
+        ) from None
+    name = out.rstrip("/").replace("/", "-")
+    return wandb.init(project=project, id=name, name=name, dir=out, resume="allow")
 
 
 def read_log(path: str) -> list[dict[str, Any]]:

@@ -117,6 +117,14 @@ class Engine:
     def __call__(self, *inputs: Any) -> Any:
         return self._engine(*inputs)
 
+    @torch.no_grad()
+    def evaluate(self, *inputs: Any) -> Any:
+        """A forward without gradients, in eval mode; every rank calls it."""
+        self._engine.eval()
+        found = self._engine(*inputs)
+        self._engine.train()
+        return found
+
     def step(self, loss: Tensor, rate: float, where: str) -> None:
         """One micro-batch: its gradients, and after the last of a step the clipped update with this learning rate.
 

@@ -1,25 +1,25 @@
 """Training the generator from token stores under ZeRO."""
 
-import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from models.generator import Generator, GeneratorConfig, code_loss
-from models.noise import Stream, child_seeds, normal, random_words, uniform
 from models.quantizer import Quantizer
 from pipeline.exports import load_tokenizer, read_card, save_export
+from pipeline.flops import generator_forward_flops
 from pipeline.log import TrainingLog
-from pipeline.order import batch_positions
 from pipeline.tokens.reader import Store, open_store
-from pipeline.tokens.stream import TokenBatch, TokenStream
+from pipeline.tokens.stream import StreamConfig, TokenBatch, TokenStream
 from pipeline.training.checkpoint import Checkpoints, check_intervals
 from pipeline.training.engine import Engine, EngineConfig, join_ranks
+from pipeline.training.inputs import Draws, training_inputs
 from pipeline.training.loop import run_steps
+from pipeline.training.meters import StepLossMeter, peak_flops
 from pipeline.training.optimizers import OptimizerConfig, adamw
-from pipeline.training.ranks import Ranks, accumulation_steps, sum_over_ranks
+from pipeline.training.ranks import Ranks, accumulation_steps
 from storage_schemas.cards import ModelCard
 from storage_schemas.tokens import KIND
 
@@ -28,9 +28,12 @@ from storage_schemas.tokens import KIND
 class TrainGeneratorConfig:
     """One generator from one or more stores of one tokenizer.
 
-    batch: images of a global step; micro_batch: images a rank sees at once. noise: "stored" trains on the store's codes
-    and seeds; "fresh" quantizes the stored latents anew each time, so that no noise is seen twice.
-    ranks: processes started on this machine when no launcher did; threads: CPU threads of each.
+    weights: shares of the stores in every stretch of the stream; without them they are one set. noise: "stored" trains
+    on the store's codes and seeds; "fresh" quantizes the stored latents anew each time, so that no noise is seen twice.
+    batch: images of a global step; micro_batch: images a rank sees at once, each at `steps_per_image` steps t.
+    validation: stores of held-out images, of which `validation_images` give a loss every `validate_every` steps.
+    compile: let torch.compile fuse the model. ranks: processes started on this machine when no launcher did; threads:
+    CPU threads of each. wandb: a Weights & Biases project to log to as well, "" for none.
     """
 
     stores: tuple[str, ...]
@@ -39,7 +42,10 @@ class TrainGeneratorConfig:
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    weights: tuple[int, ...] = ()
     noise: Literal["stored", "fresh"] = "stored"
+    steps_per_image: int = 1
     label_dropout: float = 0.1
     ema_decay: float = 0.9999
     batch: int = 1024
@@ -48,15 +54,29 @@ class TrainGeneratorConfig:
     seed: int = 0
     ranks: int = 1
     threads: int = 1
+    compile: bool = False
+    validation: tuple[str, ...] = ()
+    validation_images: int = 4096
+    validate_every: int = 1000
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 1
+    wandb: str = ""
 
     def __post_init__(self) -> None:
         if not self.stores:
             raise ValueError("stores is empty; name at least one token store")
         if not 0 <= self.label_dropout < 1:
             raise ValueError(f"label_dropout is {self.label_dropout}; use a probability from 0 to below 1")
+        if not 1 <= self.steps_per_image <= self.model.num_steps:
+            raise ValueError(
+                f"steps_per_image is {self.steps_per_image}; use 1 to model.num_steps, {self.model.num_steps}"
+            )
+        if self.validation and (self.validate_every % self.log_every or self.validation_images % self.micro_batch):
+            raise ValueError(
+                f"validate_every is {self.validate_every}, validation_images {self.validation_images}; use a multiple "
+                f"of log_every {self.log_every}, and one of micro_batch {self.micro_batch}"
+            )
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
         if not 0 <= self.ema_decay < 1:
@@ -78,10 +98,13 @@ class GeneratorLoss(nn.Module):
         return code_loss(self.generator(noise, labels, steps, accumulated), codes)
 
 
-def open_inputs(config: TrainGeneratorConfig) -> tuple[list[Store], ModelCard]:
-    """The stores and the tokenizer's card. Raises ValueError unless they and the model's token space fit together."""
+def open_inputs(config: TrainGeneratorConfig) -> tuple[list[Store], list[Store], ModelCard]:
+    """The stores to train on and to validate on, and the tokenizer's card.
+
+    Raises ValueError unless they and the model's token space fit together.
+    """
     card = read_card(config.tokenizer, "tokenizer")
-    stores = [open_store(url, KIND) for url in config.stores]
+    stores = [open_store(url, KIND) for url in (*config.stores, *config.validation)]
     for store in stores:
         made_by = store.manifest.plan.identity["tokenizer_digest"]
         if made_by != card.digest:
@@ -95,7 +118,7 @@ def open_inputs(config: TrainGeneratorConfig) -> tuple[list[Store], ModelCard]:
         first, classes = stores[0], store.manifest.plan.identity["classes"]
         if classes != first.manifest.plan.identity["classes"]:
             raise ValueError(f"store {store.url} has other classes than {first.url}; use stores of the same classes")
-    return stores, card
+    return stores[: len(config.stores)], stores[len(config.stores) :], card
 
 
 def _check_space(model: GeneratorConfig, store: Store) -> None:
@@ -117,105 +140,96 @@ def _check_space(model: GeneratorConfig, store: Store) -> None:
             )
 
 
-@torch.no_grad()
-def training_inputs(
-    quantizer: Quantizer, batch: TokenBatch, config: TrainGeneratorConfig, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """A batch of the stream to (eps_t, y, t, z'_{t-1}, C_t) of one drawn step an image.
+class GeneratorStep:
+    """Batches of the stream through the engine: training on one stream, measuring on another."""
 
-    Every draw is a function of (seed, position), so it does not depend on ranks, batches or restarts.
-    """
-    draws = child_seeds(config.seed, torch.from_numpy(batch.positions).to(device))
-    T = quantizer.schedule.num_steps
-    steps = 1 + ((random_words(draws, 0, Stream.STEP, 1)[:, 0] * T) >> 32)
-    labels = torch.from_numpy(batch.labels).to(device).long()
-    dropped = uniform(draws, 0, (1,), Stream.LABEL_DROPOUT)[:, 0] < config.label_dropout
-    labels = torch.where(dropped, config.model.num_classes, labels)
-    place = torch.arange(len(steps), device=device), steps - 1
-    if batch.latents is not None:
-        latents = torch.from_numpy(batch.latents).to(device).float()
-        shape = tuple(latents.shape[1:])
-        fresh = quantizer.quantize(latents, lambda t: normal(draws, t, shape, Stream.TOKENIZER))
-        return fresh.noise[place], labels, steps, fresh.before[place], fresh.codes[place]
-    assert batch.codes is not None
-    assert batch.seeds is not None
-    codes = torch.from_numpy(batch.codes).to(device).long()
-    seeds = torch.from_numpy(batch.seeds.view("int64")).to(device)
-    space = config.model
-    noise = normal(seeds, steps, (space.code_dim, space.grid, space.grid), Stream.TOKENIZER)
-    return noise, labels, steps, quantizer.codebook.accumulated(codes, steps - 1), codes[place]
+    def __init__(self, config: TrainGeneratorConfig, ranks: Ranks, engine: Engine, quantizer: Quantizer) -> None:
+        self.config, self.ranks, self.engine, self.quantizer = config, ranks, engine, quantizer
+        self.meter = StepLossMeter(config.model.num_steps, ranks.device)
+        self.draws = Draws(
+            config.noise, config.steps_per_image, config.label_dropout, config.model.num_classes, config.seed
+        )
+
+    def train(self, batch: TokenBatch, step: int) -> None:
+        """Forward and backward of one micro-batch; after the last of a step, the update."""
+        inputs = training_inputs(self.quantizer, batch, self.draws, self.ranks.device)
+        losses = self.engine(*inputs.arguments)
+        where = f"step {step + 1}, positions {batch.positions[0]} to {batch.positions[-1]} of the stream"
+        self.engine.step(losses.mean(), self.config.optimizer.rate(step, self.config.steps), where)
+        self.meter.add(inputs.steps, losses)
+
+    def held_out_loss(self, stream: TokenStream) -> float:
+        """Mean loss of the first `validation_images` of a stream, labels never dropped, draws the same each time."""
+        config, draws = self.config, replace(self.draws, label_dropout=0.0)
+        meter = StepLossMeter(config.model.num_steps, self.ranks.device)
+        groups = config.validation_images // (config.micro_batch * self.ranks.count) or 1
+        for batch in stream.batches(
+            0,
+            groups,
+            batch=config.micro_batch * self.ranks.count,
+            micro_batch=config.micro_batch,
+            rank=self.ranks.rank,
+            ranks=self.ranks.count,
+        ):
+            inputs = training_inputs(self.quantizer, batch, draws, self.ranks.device)
+            meter.add(inputs.steps, self.engine.evaluate(*inputs.arguments))
+        return meter.take()["loss"]
 
 
 def train_generator(config: TrainGeneratorConfig) -> ModelCard | None:
     """Train to the end, or on from the last checkpoint; export the averaged weights. The card, on the first rank."""
-    stores, tokenizer_card = open_inputs(config)
+    stores, held_out, tokenizer_card = open_inputs(config)
     ranks = join_ranks(config.threads)
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
-    stream = TokenStream(stores, seed=config.seed, latents=config.noise == "fresh")
+    fresh = config.noise == "fresh"
+    stream = TokenStream(stores, seed=config.seed, latents=fresh, weights=config.weights, config=config.stream)
+    validation = TokenStream(held_out, seed=config.seed, latents=fresh, config=config.stream) if held_out else None
     quantizer = load_tokenizer(config.tokenizer)[0].quantizer.to(ranks.device)
-    model = GeneratorLoss(config.model).to(ranks.device)
-    model.generator.align_head(quantizer.codebook.vectors)
-    identity = {**stream.identity, "model": asdict(config.model)}
+    identity = {**stream.identity, "model": asdict(config.model), "tokenizer": tokenizer_card.digest}
     checkpoints = Checkpoints(config.out, ranks, identity, config.keep_checkpoints)
-    optimizer = adamw(model, config.optimizer, config.ema_decay)
-    state = checkpoints.state("generator")
-    engine = Engine(model, optimizer, config.engine, config.micro_batch, accumulation, state=state)
-    log = TrainingLog(config.out, ranks.first, checkpoints.step)
-    meter = StepLossMeter(config.model.num_steps, ranks.device)
+    engine = _engine(config, quantizer, ranks, accumulation, checkpoints)
+    log = TrainingLog(config.out, ranks.first, checkpoints.step, config.wandb)
+    trained = GeneratorStep(config, ranks, engine, quantizer)
+    batches = stream.batches(
+        checkpoints.step,
+        config.steps,
+        batch=config.batch,
+        micro_batch=config.micro_batch,
+        rank=ranks.rank,
+        ranks=ranks.count,
+    )
+
+    def step(number: int) -> float:
+        before = stream.wait_seconds
+        for _ in range(accumulation):
+            trained.train(next(batches), number)
+        return stream.wait_seconds - before
 
     def figures(done: int) -> dict[str, Any]:
         lr = config.optimizer.rate(done - 1, config.steps)
-        return {**meter.take(), "gradient_norm": engine.gradient_norm, "learning_rate": lr}
+        found = {**trained.meter.take(), "gradient_norm": engine.gradient_norm, "learning_rate": lr}
+        if validation and done % config.validate_every == 0:
+            found["validation_loss"] = found["score"] = trained.held_out_loss(validation)
+        return found
 
-    def step(number: int) -> float:
-        return _train_step(config, engine, quantizer, stream, ranks, number, meter)
-
-    run_steps("train-generator", config, ranks, checkpoints, {"generator": engine}, log, step, figures)
+    flops = 3 * config.steps_per_image * generator_forward_flops(config.model)
+    peak = peak_flops(ranks.device)
+    use = flops / peak / ranks.count if peak else None
+    run_steps("train-generator", config, ranks, checkpoints, {"generator": engine}, log, step, figures, use)
     return _export(config, engine, ranks, stores, tokenizer_card)
 
 
-def _train_step(
-    config: TrainGeneratorConfig,
-    engine: Engine,
-    quantizer: Quantizer,
-    stream: TokenStream,
-    ranks: Ranks,
-    step: int,
-    meter: "StepLossMeter",
-) -> float:
-    """One global batch: forward and backward on each micro-batch, one update. Returns seconds waited for data."""
-    waited = 0.0
-    positions = batch_positions(step, config.batch, ranks.rank, ranks.count)
-    for part in positions.reshape(-1, config.micro_batch):
-        clock = time.monotonic()
-        batch = stream.batch(part)
-        waited += time.monotonic() - clock
-        noise, labels, steps, accumulated, codes = training_inputs(quantizer, batch, config, ranks.device)
-        losses = engine(noise, labels, steps, accumulated, codes)
-        where = f"step {step + 1}, positions {part[0]} to {part[-1]} of the stream"
-        engine.step(losses.mean(), config.optimizer.rate(step, config.steps), where)
-        meter.add(steps, losses)
-    return waited
-
-
-class StepLossMeter:
-    """Cross-entropy by step t since the last look, over all ranks."""
-
-    def __init__(self, num_steps: int, device: torch.device) -> None:
-        self._sums = torch.zeros(2, num_steps, dtype=torch.float64, device=device)
-
-    def add(self, steps: Tensor, losses: Tensor) -> None:
-        """Count the losses (b,) of steps (b,)."""
-        values = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)])
-        self._sums.index_add_(1, steps - 1, values)
-
-    def take(self) -> dict[str, Any]:
-        """loss, and loss_by_step with None where no image had that step; then start anew. Every rank calls it."""
-        sums, counts = sum_over_ranks(self._sums).tolist()
-        self._sums.zero_()
-        by_step = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
-        return {"loss": sum(sums) / sum(counts), "loss_by_step": by_step}
+def _engine(
+    config: TrainGeneratorConfig, quantizer: Quantizer, ranks: Ranks, accumulation: int, checkpoints: Checkpoints
+) -> Engine:
+    model = GeneratorLoss(config.model).to(ranks.device)
+    model.generator.align_head(quantizer.codebook.vectors)
+    if config.compile:
+        model.compile()
+    optimizer = adamw(model, config.optimizer, config.ema_decay)
+    state = checkpoints.state("generator")
+    return Engine(model, optimizer, config.engine, config.micro_batch, accumulation, state=state)
 
 
 def _export(

@@ -3,7 +3,6 @@
 import ctypes
 import os
 import signal
-import subprocess
 import sys
 
 _STARTED_HERE = "RDPM_STARTED_RANKS"
@@ -16,25 +15,26 @@ def under_launcher() -> bool:
 
 
 def launch(ranks: int, arguments: list[str]) -> None:
-    """Run `rdpm` with these arguments once a rank under torchrun, and wait. Raises ValueError when a rank fails."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    settings = {_STARTED_HERE: "1", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    started = subprocess.Popen(
-        [*command, "-m", "jobs.cli", *arguments], env={**os.environ, **settings}, preexec_fn=_die_with_parent
-    )
-    stopping: list[int] = []
+    """Run `rdpm` with these arguments once a rank, as torchrun does, and wait; SIGTERM is passed on to the ranks.
 
-    def pass_on(number: int, _: object) -> None:
-        stopping.append(number)
-        started.send_signal(number)  # torchrun hands it to its ranks, which save and end
+    Raises ValueError naming the first rank that failed; the others are ended within half a minute.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    former = signal.signal(signal.SIGTERM, pass_on)
-    code = started.wait()
-    signal.signal(signal.SIGTERM, former)
-    if stopping:
-        sys.exit(128 + stopping[0])
-    if code:
-        raise ValueError(f"training stopped: a rank of {ranks} failed with exit code {code}; see above")
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ[_STARTED_HERE] = "1"
+    config = LaunchConfig(1, 1, ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    try:
+        elastic_launch(config, sys.executable)("-u", "-m", "jobs.cli", *arguments)
+    except SignalException as stopped:
+        sys.exit(128 + stopped.sigval)
+    except ChildFailedError as failed:
+        rank, failure = failed.get_first_failure()
+        raise ValueError(
+            f"training stopped: rank {rank} of {ranks} ended with exit code {failure.exitcode}; see above"
+        ) from None
 
 
 def end_with_launcher() -> None:

@@ -55,12 +55,14 @@ def run_steps(
     log: TrainingLog,
     step: Callable[[int], float],
     figures: Callable[[int], dict[str, Any]],
+    use_per_image: float | None = None,
 ) -> None:
     """Run `step` from where the checkpoints stand to the last one.
 
     step: does one 0-based step and returns the seconds it waited for data. figures: what to log after so many steps,
-    the one to show first; "score", where there is one, tells checkpoints apart (lower is better). Ends the process with
-    code 143, after a checkpoint, when any rank was sent SIGTERM.
+    the one to show first; "score", where there is one, tells checkpoints apart (lower is better). use_per_image: share
+    of the devices' peak that one image a second takes, for "mfu". Ends the process with code 143, after a checkpoint,
+    when any rank was sent SIGTERM.
     """
     start = checkpoints.step
     if ranks.first and start:
@@ -76,6 +78,8 @@ def run_steps(
                 found = figures(done)
                 score = found.pop("score", None)
                 found |= window.close(done)
+                if use_per_image is not None:
+                    found["mfu"] = use_per_image * found["images_per_second"]
                 log.write(done, **found)
                 shown = next(iter(found))
                 progress.update(done, {shown: found[shown], "images/s": found["images_per_second"]})

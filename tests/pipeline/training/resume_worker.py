@@ -1,9 +1,10 @@
 """On every rank: one training, or the same training resumed at every step of it.
 
-    resume_worker.py once|everywhere tokenizer|generator FOLDER OUT STEPS key=value ...
+    resume_worker.py once|everywhere|stages tokenizer|generator FOLDER OUT STEPS key=value ...
 
 FOLDER holds images/, and for a generator tokenizer/ and store/. "everywhere" continues from each checkpoint of OUT for
-one step and prints, from rank 0, the steps whose next checkpoint differed in any byte.
+one step and prints, from rank 0, the steps whose next checkpoint differed in any byte. "stages" trains under every ZeRO
+stage, and with the optimizer on the CPU, into OUT-<name>.
 """
 
 import os
@@ -28,6 +29,8 @@ GENERATOR = [
     "model.depth=1", "model.num_classes=2", "model.num_steps=3", "model.codebook_size=16", "model.code_dim=4",
     "model.grid=4", "optimizer.lr=1e-3", "optimizer.warmup_steps=2", "ema_decay=0.9",
 ]  # fmt: skip
+STAGES = {f"zero-{stage}": [f"engine.zero_stage={stage}"] for stage in range(4)}
+STAGES["offload"] = ["engine.zero_stage=2", "engine.offload=true"]
 
 
 def train(kind: str, folder: str, out: str, steps: int, options: list[str]) -> None:
@@ -49,6 +52,11 @@ def parts(out: str, step: int) -> dict:
 
 def main() -> None:
     mode, kind, folder, out, steps, *options = sys.argv[1:]
+    if mode == "stages":
+        for name, settings in STAGES.items():
+            train(kind, folder, f"{out}-{name}", int(steps), [*options, *settings])
+        leave_ranks()
+        return
     train(kind, folder, out, int(steps), options)
     if mode == "everywhere":
         wrong = []

@@ -9,11 +9,13 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.pipeline.training.ranks import ROOT, run_ranks
+from tests.pipeline.training.resume_worker import GENERATOR, STAGES
 
 CLOCKS = ("images_per_second", "data_wait", "peak_memory_bytes")
 
@@ -66,6 +68,19 @@ def test_other_ranks_and_zero_stages_see_the_same_batches(kind: str, figure: str
         assert torch.allclose(weights[0][name], value, atol=1e-4), name
 
 
+@pytest.mark.slow
+def test_every_zero_stage_on_any_ranks_trains_alike(inputs: Path, tmp_path: Path) -> None:
+    options = ["micro_batch=2", "checkpoint_every=50"]
+    for ranks in (1, 2):
+        run_ranks("resume_worker.py", ranks, "stages", "generator", str(inputs), f"{tmp_path}/{ranks}", "50", *options)
+    first = trace(tmp_path / "1-zero-0")
+    assert len(first) == 50
+    assert first[-1]["loss"] < first[0]["loss"]
+    for ranks in (1, 2):
+        for name in STAGES:
+            assert worst(trace(tmp_path / f"{ranks}-{name}"), first, "loss") < 1e-5, (ranks, name)
+
+
 def start_job(arguments: list[str]) -> subprocess.Popen:
     command = [sys.executable, "-m", "jobs.cli", *arguments]
     return subprocess.Popen(
@@ -75,8 +90,6 @@ def start_job(arguments: list[str]) -> subprocess.Popen:
 
 def generator_job(inputs: Path, out: Path, *options: str) -> list[str]:
     """A training of two ranks through the command line, with a checkpoint after every step."""
-    from tests.pipeline.training.resume_worker import GENERATOR
-
     common = ["ranks=2", "batch=8", "micro_batch=4", "log_every=1", "checkpoint_every=1", "engine.precision=fp32"]
     paths = [f"stores=[{inputs}/store]", f"tokenizer={inputs}/tokenizer", f"out={out}"]
     return ["train-generator", *GENERATOR, *common, *paths, "engine.zero_stage=2", *options]
@@ -126,3 +139,17 @@ def test_sigterm_saves_and_ends(inputs: Path, tmp_path: Path) -> None:
     assert "stopped by SIGTERM after step" in printed
     (saved,) = (out / "checkpoints").iterdir()
     assert json.loads((saved / "checkpoint.json").read_text())["step"] == steps_done(out)
+
+
+@pytest.mark.slow
+def test_a_dead_rank_ends_the_job_and_is_named(inputs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    job = start_job(generator_job(inputs, out, "steps=100000"))
+    while steps_done(out) < 3:
+        assert job.poll() is None, job.communicate()[0][-3000:]
+        time.sleep(0.02)
+    ranks = {process.environ().get("RANK"): process for process in psutil.Process(job.pid).children(recursive=True)}
+    ranks["1"].kill()
+    printed, _ = job.communicate(timeout=60)
+    assert job.returncode == 2, printed[-3000:]
+    assert "rank 1 of 2 ended with exit code -9" in printed

@@ -15,7 +15,8 @@ from pipeline.order import rows_at
 from pipeline.tokens.reader import Store
 from pipeline.tokens.stream import TokenStream
 from pipeline.tokens.writer import publish, start_store, write_shard
-from pipeline.training.generator import TrainGeneratorConfig, open_inputs, training_inputs
+from pipeline.training.generator import TrainGeneratorConfig, open_inputs
+from pipeline.training.inputs import Draws, drawn_steps, training_inputs
 from storage_schemas.manifest import Plan
 from storage_schemas.tokens import noise_seed, token_arrays
 
@@ -45,16 +46,17 @@ def road(tmp_path: Path, exports, digits):
     return tokenizer, load_generator(str(tmp_path / "generator"))[0], store, pixels, seeds
 
 
-def config(exports, **settings) -> TrainGeneratorConfig:
-    """A training of the small generator; nothing of it is run here."""
-    model = exports.generator_config
-    return TrainGeneratorConfig(("s",), "t", "o", model=model, batch=BATCH, micro_batch=BATCH, steps=1, **settings)
+def draws(**settings) -> Draws:
+    """One step an image on the store's own noise, unless said otherwise."""
+    return Draws(
+        **{"noise": "stored", "steps_per_image": 1, "label_dropout": 0.0, "empty_label": 2, "seed": 0, **settings}
+    )
 
 
 def test_stored_codes_and_seeds_give_back_what_the_tokenizer_saw(road, exports) -> None:
     tokenizer, _, store, pixels, seeds = road
     stream = TokenStream([store], seed=3, latents=False)
-    settings = config(exports, label_dropout=0.0)
+    settings = draws()
     for start in range(0, 4 * ROWS, BATCH):
         positions = np.arange(start, start + BATCH)
         rows = rows_at(positions, ROWS, 3)
@@ -62,7 +64,7 @@ def test_stored_codes_and_seeds_give_back_what_the_tokenizer_saw(road, exports) 
         seen = tokenizer.encode(images, torch.from_numpy(seeds[rows].view(np.int64)))
         noise, labels, steps, before, codes = training_inputs(
             tokenizer.quantizer, stream.batch(positions), settings, CPU
-        )
+        ).arguments
         place = torch.arange(BATCH), steps - 1
         assert torch.equal(codes, seen.codes[place])
         assert torch.equal(noise, seen.noise[place])
@@ -84,16 +86,20 @@ def test_store_and_teacher_forced_sampler_reach_the_same_accumulated_latent(road
 def test_fresh_noise_is_the_quantizer_run_again_on_the_stored_latents(road, exports) -> None:
     tokenizer, _, store, _, _ = road
     stream = TokenStream([store], seed=3, latents=True)
-    settings = config(exports, noise="fresh", label_dropout=0.0, seed=5)
+    settings = draws(noise="fresh", seed=5)
     positions = np.arange(ROWS, ROWS + BATCH)
-    noise, _, steps, before, codes = training_inputs(tokenizer.quantizer, stream.batch(positions), settings, CPU)
+    noise, _, steps, before, codes = training_inputs(
+        tokenizer.quantizer, stream.batch(positions), settings, CPU
+    ).arguments
     latents = torch.from_numpy(store.read_all("latents")[rows_at(positions, ROWS, 3)]).float()
     again = tokenizer.quantize(latents, child_seeds(5, torch.from_numpy(positions)))
     place = torch.arange(BATCH), steps - 1
     assert torch.equal(noise, again.noise[place])
     assert torch.equal(before, again.before[place])
     assert torch.equal(codes, again.codes[place])
-    stored = training_inputs(tokenizer.quantizer, stream_without_latents(store).batch(positions), settings, CPU)
+    stored = training_inputs(
+        tokenizer.quantizer, stream_without_latents(store).batch(positions), settings, CPU
+    ).arguments
     assert not torch.equal(stored[0], noise)
 
 
@@ -104,11 +110,12 @@ def stream_without_latents(store: Store) -> TokenStream:
 
 def test_every_draw_belongs_to_its_position_whatever_the_batch(road, exports) -> None:
     tokenizer, _, store, _, _ = road
-    settings = config(exports, label_dropout=0.5)
+    settings = draws(label_dropout=0.5)
     stream = stream_without_latents(store)
-    whole = training_inputs(tokenizer.quantizer, stream.batch(np.arange(16)), settings, CPU)
+    whole = training_inputs(tokenizer.quantizer, stream.batch(np.arange(16)), settings, CPU).arguments
     parts = [
-        training_inputs(tokenizer.quantizer, stream.batch(np.arange(k, k + 4)), settings, CPU) for k in range(0, 16, 4)
+        training_inputs(tokenizer.quantizer, stream.batch(np.arange(k, k + 4)), settings, CPU).arguments
+        for k in range(0, 16, 4)
     ]
     for number in (0, 1, 2, 4):  # noise, labels, steps, codes: exact; accumulated rounds with the batch's shape
         assert torch.equal(whole[number], torch.cat([part[number] for part in parts]))
@@ -117,13 +124,34 @@ def test_every_draw_belongs_to_its_position_whatever_the_batch(road, exports) ->
 
 def test_labels_are_dropped_and_steps_are_drawn_at_their_rates(road, exports) -> None:
     tokenizer, _, store, _, _ = road
-    settings = config(exports, label_dropout=0.1)
+    settings = draws(label_dropout=0.1)
     stream = stream_without_latents(store)
-    _, labels, steps, _, _ = training_inputs(tokenizer.quantizer, stream.batch(np.arange(9000)), settings, CPU)
+    _, labels, steps, _, _ = training_inputs(
+        tokenizer.quantizer, stream.batch(np.arange(9000)), settings, CPU
+    ).arguments
     dropped = (labels == exports.generator_config.num_classes).float().mean().item()
     assert abs(dropped - 0.1) < 5 * (0.1 * 0.9 / 9000) ** 0.5
     shares = torch.bincount(steps, minlength=4)[1:] / 9000
     assert (shares - 1 / 3).abs().max() < 5 * (2 / 9 / 9000) ** 0.5
+
+
+def test_several_steps_of_an_image_are_different_and_each_is_what_it_would_be_alone(road) -> None:
+    tokenizer, _, store, _, _ = road
+    batch = stream_without_latents(store).batch(np.arange(BATCH))
+    every = training_inputs(tokenizer.quantizer, batch, draws(steps_per_image=3), CPU)
+    assert every.steps.view(BATCH, 3).sort(1).values.tolist() == [[1, 2, 3]] * BATCH
+    alone = training_inputs(tokenizer.quantizer, batch, draws(), CPU)
+    assert torch.equal(every.steps.view(BATCH, 3)[:, 0], alone.steps)
+    for several, one in zip(every.arguments, alone.arguments, strict=True):
+        assert torch.allclose(several.view(BATCH, 3, *one.shape[1:])[:, 0].double(), one.double(), atol=1e-5)
+
+
+def test_every_choice_of_steps_is_as_likely() -> None:
+    pairs = drawn_steps(child_seeds(0, torch.arange(30_000)), 3, 2)
+    counts = torch.bincount(pairs[:, 0] * 4 + pairs[:, 1], minlength=16)
+    seen = counts[counts > 0] / 30_000
+    assert len(seen) == 6
+    assert (seen - 1 / 6).abs().max() < 5 * (5 / 36 / 30_000) ** 0.5
 
 
 def test_stores_of_other_classes_are_refused(tmp_path: Path, exports, stores) -> None:
