@@ -1,0 +1,143 @@
+"""A generator's training step fed by the stream, against the same step on tensors that are already there.
+
+    python -m benchmarks.train [--depth 2] [--batch 64] [--steps 30] [--checkpoint] [--compile] [--attention sdpa]
+
+Prints step_ratio (fed step over resident step), data_wait (share of the fed steps' time), noise_share (drawing noise
+and rebuilding z'_{t-1}, over the step), images_per_s and, on a known GPU, mfu. Plain torch with AdamW and bfloat16
+autocast, so that it runs where DeepSpeed does not. Codes are random, at the paper's shape: 10 maps of 16 x 16 of 4,096.
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from models.codebook import QuantizerConfig
+from models.generator import Generator, GeneratorConfig, code_loss
+from models.quantizer import Quantizer
+from models.schedule import Schedule
+from pipeline.flops import generator_forward_flops
+from pipeline.tokens.reader import Store
+from pipeline.tokens.stream import StreamConfig, TokenBatch, TokenStream
+from pipeline.tokens.writer import publish, start_store, write_shard
+from pipeline.training.inputs import Draws, Inputs, training_inputs
+from pipeline.training.meters import peak_flops
+from storage_schemas.manifest import Plan
+from storage_schemas.tokens import token_arrays
+
+ROWS, SHARD = 16_384, 4_096
+
+
+def random_store(folder: str) -> Store:
+    """A published store of random codes at the paper's shape."""
+    arrays = token_arrays(10, (32, 16, 16), with_accumulated=False, with_latents=False)
+    plan = Plan("tokens", ROWS, SHARD, 256, arrays, {"classes": [str(n) for n in range(1000)]})
+    start_store(folder, plan)
+    draw = np.random.default_rng(0)
+    for shard in range(plan.num_shards):
+        columns = {
+            "codes": draw.integers(0, 4096, (SHARD, 10, 16, 16)).astype(np.uint16),
+            "noise_seed": draw.integers(0, 2**63, SHARD).astype(np.uint64),
+            "label": draw.integers(0, 1000, SHARD).astype(np.int32),
+        }
+        write_shard(folder, plan, shard, columns, {"key": [f"{shard}-{row}" for row in range(SHARD)]})
+    return Store(folder, publish(folder, plan))
+
+
+class Step:
+    """One update of a generator."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        torch.manual_seed(0)
+        space = GeneratorConfig(depth=options.depth, attention=options.attention, checkpoint=options.checkpoint)
+        self.device, self.model = device, Generator(space).to(device)
+        if options.compile:
+            self.model.compile()
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=device.type == "cuda")
+        self.quantizer = Quantizer(QuantizerConfig(4096, 32), Schedule()).to(device)
+        self.draws = Draws("stored", 1, 0.1, space.num_classes, 0)
+
+    def inputs(self, batch: TokenBatch) -> Inputs:
+        """Noise and accumulated latents of a batch."""
+        return training_inputs(self.quantizer, batch, self.draws, self.device)
+
+    def update(self, inputs: Inputs) -> None:
+        """Forward, backward, AdamW."""
+        *given, codes = inputs.arguments
+        with torch.autocast(self.device.type, torch.bfloat16):
+            logits = self.model(*given)
+        code_loss(logits, codes).mean().backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+
+def seconds_each(work: Callable[[], object], count: int, device: torch.device, warmup: int = 3) -> list[float]:
+    """Seconds of each of `count` calls, after a few that do not count."""
+    times = []
+    for turn in range(count + warmup):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        if turn >= warmup:
+            times.append(time.perf_counter() - start)
+    return times
+
+
+def measure(options: argparse.Namespace, folder: str) -> dict[str, float | str]:
+    """Fed and resident steps turn by turn, so that a noisy machine disturbs both alike."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    step = Step(options, device)
+    cache = StreamConfig(cache=f"{folder}/cache", workers=1)
+    stream = TokenStream([random_store(f"{folder}/store")], seed=0, latents=False, config=cache)
+    rounds, part = 5, max(1, options.steps // 5)
+    total = rounds * (part + 3)
+    batches: Iterator[TokenBatch] = stream.batches(0, total + 1, batch=options.batch, micro_batch=options.batch)
+    resident = next(batches)
+    waited, fed, alone = stream.wait_seconds, [], []
+    for _ in range(rounds):
+        fed += seconds_each(lambda: step.update(step.inputs(next(batches))), part, device)
+        alone += seconds_each(lambda: step.update(step.inputs(resident)), part, device)
+    batch = stream.batch(np.arange(options.batch))
+    inputs = seconds_each(lambda: step.inputs(batch), part, device)
+    median = statistics.median(fed)
+    result: dict[str, float | str] = {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+        "depth": options.depth,
+        "batch": options.batch,
+        "attention": options.attention,
+        "step_ratio": median / statistics.median(alone),
+        "data_wait": (stream.wait_seconds - waited) / (total * statistics.mean(fed)),
+        "noise_share": statistics.median(inputs) / median,
+        "images_per_s": options.batch / median,
+    }
+    peak = peak_flops(device)
+    if peak:
+        flops = 3 * generator_forward_flops(step.model.config)
+        result["mfu"] = flops * options.batch / statistics.median(alone) / peak
+        result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    return result
+
+
+def main() -> None:
+    """Entry."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--depth", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--attention", default="sdpa", help="sdpa, math or flash_attn")
+    parser.add_argument("--checkpoint", action="store_true", help="recompute activations")
+    parser.add_argument("--compile", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        print(json.dumps(measure(options, folder)))
+
+
+if __name__ == "__main__":
+    main()
