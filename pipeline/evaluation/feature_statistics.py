@@ -133,7 +133,7 @@ def load_statistics(path: str, extractor: Extractor) -> Statistics:
     """Ours or ADM's file. Raises ValueError when it is of another extractor or lacks what it should hold."""
     arrays = _arrays(path)
     named = str(arrays["extractor"]) if "extractor" in arrays else None
-    if named != extractor.digest and (named or not isinstance(extractor, InceptionExtractor)):
+    if named != extractor.digest and (named or extractor.name != InceptionExtractor.name):
         of = f"extractor {named[:12]}" if named else "ADM's Inception"
         raise ValueError(
             f"{path!r} holds statistics of {of}, not of {extractor.name} {extractor.digest[:12]}; give the reference's "

@@ -4,7 +4,9 @@ Nothing here holds more than a shard of images. Chunks are of one size whatever 
 them come out the same to the bit.
 """
 
+import contextlib
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -162,25 +164,22 @@ class ArchiveImages(ImageSet):
             _header(member, self.url)
             for start in range(0, len(self), CHUNK):
                 count = min(CHUNK, len(self) - start)
-                try:
-                    data = member.read(count * row)
-                except (zipfile.BadZipFile, EOFError) as error:
-                    raise ValueError(f"{self.url!r} is damaged ({error}); write it again") from None
+                data = member.read(count * row)
                 if len(data) < count * row:
-                    raise ValueError(
-                        f"{self.url!r} ends within arr_0, after {start} of {len(self)} images; write it again"
-                    )
+                    raise EOFError(f"arr_0 ends before image {start + count} of {len(self)}")
                 pixels = np.frombuffer(data, np.uint8).reshape(count, *self._shape[1:])
                 yield Chunk(pixels[..., : self.channels], self._labels[start : start + count])
 
 
-def open_archive(url: str) -> zipfile.ZipFile:
-    """An .npz that reads as far as it is asked for. Raises ValueError when there is none or it is no whole archive."""
+@contextlib.contextmanager
+def open_archive(url: str) -> Iterator[zipfile.ZipFile]:
+    """An .npz that is read as far as it is asked for. Raises ValueError when there is none or it is damaged."""
     try:
-        return zipfile.ZipFile(files.open_read(url))
+        with zipfile.ZipFile(files.open_read(url)) as archive:
+            yield archive
     except FileNotFoundError:
         raise ValueError(f"{url!r} does not exist; give the path of an .npz") from None
-    except zipfile.BadZipFile as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise ValueError(f"{url!r} is no whole .npz ({error}); write it again") from None
 
 

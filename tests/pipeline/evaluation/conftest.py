@@ -24,7 +24,7 @@ def made_weights(tmp_path_factory) -> Iterator[Path]:
         for module in network.modules():
             if isinstance(module, torch.nn.Conv2d):
                 torch.nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        torch.nn.init.normal_(network.fc.weight, std=0.05)
+        torch.nn.init.normal_(network.fc.weight, std=0.2)
     path = tmp_path_factory.mktemp("inception") / "made.pth"
     torch.save(network.state_dict(), path)
     with pytest.MonkeyPatch.context() as patch:
