@@ -19,6 +19,8 @@ from pipeline.evaluation.protocol import NEIGHBOURS
 from pipeline.evaluation.splits import check_classes, check_tokenizer, hold
 from pipeline.exports import load_tokenizer, read_card
 
+SMALLEST_PERCEPTUAL = 16  # VGG16 halves an image four times
+
 
 @dataclass(frozen=True)
 class EvaluateConfig:
@@ -111,6 +113,8 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
     sizes |= {samples.size} if samples else set()
     if len(sizes) > 1:
         raise ValueError(f"samples {config.samples!r} and the tokenizer's images have {sorted(sizes)} pixels a side")
+    if config.perceptual != "none" and max(sizes) < SMALLEST_PERCEPTUAL:
+        raise ValueError(f"LPIPS needs {SMALLEST_PERCEPTUAL} pixels a side, not {max(sizes)}; say perceptual=none")
     held_out, train = (
         FolderImages(url, max(sizes), channels, config.threads) if url else None
         for url in (config.images, config.train_images)

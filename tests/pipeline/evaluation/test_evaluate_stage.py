@@ -251,6 +251,8 @@ def test_inputs_that_do_not_belong_together_are_named(run):
         evaluate(_config(run, timed=(f"{run.root}/nowhere",)))
     with pytest.raises(ValueError, match="inception_weights 'nowhere' does not exist"):
         evaluate(_config(run, extractor="inception", inception_weights="nowhere"))
+    with pytest.raises(ValueError, match="LPIPS needs 16 pixels a side, not 8"):
+        evaluate(_config(run, perceptual="torchvision"))
     large = np.zeros((30, 16, 16, 3), np.uint8)
     np.savez(f"{run.root}/large.npz", large)
     with pytest.raises(ValueError, match=r"have \[8, 16\] pixels a side"):

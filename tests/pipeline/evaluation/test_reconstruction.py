@@ -1,11 +1,22 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
+from torchvision.models.vgg import cfgs, make_layers
 
+from models import losses
 from models.autoencoder import AutoencoderConfig
 from models.codebook import QuantizerConfig
 from models.noise import child_seeds
 from models.tokenizer import Tokenizer, TokenizerConfig, from_pixels, to_pixels
+from pipeline.evaluation import image_sets
+from pipeline.evaluation.classifier import Classifier, ClassifierConfig
+from pipeline.evaluation.distribution import frechet_of
+from pipeline.evaluation.feature_statistics import describe
+from pipeline.evaluation.features import ClassifierExtractor
+from pipeline.evaluation.image_sets import ArchiveImages
+from pipeline.evaluation.measures import tokenizer_metrics
 from pipeline.evaluation.reconstruction import (
     PAIRS,
     POOLED,
@@ -124,21 +135,49 @@ def test_conventions_that_do_not_fit_the_images_are_left_out():
     assert not any("luma" in name for name in _figures(*_photos(16, channels=1)))
 
 
-class _MeanSquare(torch.nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.scale = torch.nn.Parameter(torch.ones(()))
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory):
+    """LPIPS with a VGG16 of made weights."""
+    path = tmp_path_factory.mktemp("lpips") / "vgg16.pth"
+    torch.manual_seed(0)
+    trunk = make_layers(cfgs["D"], batch_norm=False).state_dict()
+    torch.save({f"features.{name}": value for name, value in trunk.items()}, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "VGG16_SHA256_PREFIX", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+        return losses.PerceptualLoss(str(path))
 
-    def forward(self, a, b):
-        assert a.abs().max() <= 1
-        return ((a - b) ** 2).mean()
 
-
-def test_lpips_is_a_mean_over_images_whatever_the_batch():
+def test_lpips_is_a_mean_over_images_whatever_the_batch(perceptual):
     real, fake = (np.concatenate([x, x[:1]]) for x in _photos(16))
-    found = [lpips(_MeanSquare(), real, fake, batch) for batch in (1, 2, 3)]
-    expected = ((real / 127.5 - fake / 127.5) ** 2).mean()
-    assert found == pytest.approx([expected] * 3, rel=1e-5)
+    each = [lpips(perceptual, real[i : i + 1], fake[i : i + 1], 1) for i in range(3)]
+    assert min(each) > 0
+    assert each[0] != pytest.approx(each[1], rel=1e-2)
+    for batch in (1, 2, 3):
+        assert lpips(perceptual, real, fake, batch) == pytest.approx(np.mean(each), rel=1e-5)
+    assert lpips(perceptual, real, real, 2) == 0
+
+
+@pytest.mark.parametrize("batch", [2, 300])
+def test_the_tokenizers_part_is_its_measures_of_all_images_at_once(tmp_path, perceptual, monkeypatch, batch):
+    """In chunks of two, and the whole set in one."""
+    monkeypatch.setattr(image_sets, "CHUNK", batch)
+    torch.manual_seed(0)
+    shape = TokenizerConfig(16, AutoencoderConfig(3, 8, (1, 1), 1, (), 4), QuantizerConfig(16, 4))
+    tokenizer = Tokenizer(shape).eval()
+    pixels = np.concatenate(_photos(16))
+    np.savez(tmp_path / "photos.npz", pixels)
+    extractor = ClassifierExtractor(Classifier(ClassifierConfig(num_classes=3, channels=3)).eval(), 4)
+    photos = ArchiveImages(str(tmp_path / "photos.npz"), 3)
+    originals = describe(photos, extractor, 0, "photos")
+    found = tokenizer_metrics(tokenizer, extractor, photos, originals, perceptual, seed=5, batch=1, threads=1)
+    codes = encode_images(tokenizer, pixels, 5, 0, 1)
+    back = decode_codes(tokenizer, codes, 10, 1)
+    assert found["lpips"] == pytest.approx(lpips(perceptual, pixels, back, 4), rel=1e-5)
+    assert found["psnr"] == pytest.approx(psnr(pixels, back), rel=1e-12)
+    assert found["ssim"] == pytest.approx(ssim(pixels, back), rel=1e-12)
+    distance = frechet_of(extractor.extract(pixels).features, extractor.extract(back).features)
+    assert found["rfid"] == pytest.approx(distance, rel=1e-6)
+    assert found["perplexity_by_step"] == perplexity(code_counts(codes, 16)).tolist()
 
 
 def test_counts_and_perplexity_of_known_codes():
