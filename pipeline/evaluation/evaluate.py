@@ -7,12 +7,20 @@ perfect generator would get.
 
 import time
 
+import numpy as np
 import torch
 
 from models.losses import PerceptualLoss
 from pipeline import files
 from pipeline.evaluation.distribution import balanced_draws
-from pipeline.evaluation.feature_statistics import Statistics, describe, describe_once, open_reference, reference_digest
+from pipeline.evaluation.feature_statistics import (
+    SPLIT_IMAGES,
+    Statistics,
+    describe,
+    describe_once,
+    open_reference,
+    reference_digest,
+)
 from pipeline.evaluation.inputs import EvaluateConfig, Inputs, input_digests, open_inputs
 from pipeline.evaluation.manifold import Precision, float16_holds
 from pipeline.evaluation.measures import (
@@ -47,7 +55,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         facts["reference"] = {"digest": reference_digest(config.reference or config.train_images)}
     for name, found in sets.items():
         facts[name] |= {"images": found.count, "manifold": len(found.features)}
-    warnings = rank_warnings(sets)
+    warnings = warnings_of(sets)
     for warning in warnings:
         say(f"evaluate: {warning}")
     distances = rounding_of_distances(sets)
@@ -114,7 +122,8 @@ def _generator_part(
     found = sample_metrics(sets["reference"], samples, distances)
     labelled = bool((samples.labels >= 0).all())
     if held_out:
-        draws = balanced_draws(samples.labels, held_out.count, config.draws, config.seed) if labelled else []
+        turns = min(config.draws, 1) if held_out.count == samples.count else config.draws  # all draws are all samples
+        draws = balanced_draws(samples.labels, held_out.count, turns, config.seed) if labelled else []
         found |= held_out_metrics(sets["reference"], held_out, samples, draws, distances)
     if samples.num_logits == len(inputs.classes):
         if labelled:
@@ -129,14 +138,21 @@ def _generator_part(
     return found
 
 
-def rank_warnings(sets: dict[str, Statistics]) -> list[str]:
-    """A sentence for each set with too few images for a covariance of full rank."""
-    return [
+def warnings_of(sets: dict[str, Statistics]) -> list[str]:
+    """A sentence for each set with too few images for a covariance of full rank, and for samples in a bad order."""
+    warnings = [
         f"{name}: {found.count} images are not more than the {len(found.pool.mean)} features, so the covariance is not "
         "of full rank, and the Fréchet distance comes out too high for so few; give more"
         for name, found in sets.items()
         if 0 < found.count <= len(found.pool.mean)
     ]
+    labels = sets["samples"].labels if "samples" in sets else np.zeros(1)
+    if len(labels) > SPLIT_IMAGES and labels[0] < labels[-1] and (np.diff(labels) >= 0).all():
+        warnings.append(
+            f"samples: they come class by class, and the inception score takes splits of {SPLIT_IMAGES} in order; it "
+            "comes out far too low, so shuffle them"
+        )
+    return warnings
 
 
 def stage_seconds(outs: tuple[str, ...]) -> dict[str, float]:

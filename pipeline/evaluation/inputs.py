@@ -14,7 +14,7 @@ from pipeline.evaluation.features import (
     InceptionExtractor,
     load_or_train_classifier,
 )
-from pipeline.evaluation.image_sets import ArchiveImages, FolderImages, PictureImages, StoreImages, open_samples
+from pipeline.evaluation.image_sets import CHUNK, ArchiveImages, FolderImages, PictureImages, StoreImages, open_samples
 from pipeline.evaluation.protocol import NEIGHBOURS
 from pipeline.evaluation.splits import check_classes, check_tokenizer, hold
 from pipeline.exports import load_tokenizer, read_card
@@ -58,6 +58,8 @@ class EvaluateConfig:
         for name, least in (("draws", 0), ("batch", 1), ("threads", 1), ("manifold_images", NEIGHBOURS + 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; use {least} or more")
+        if self.batch > CHUNK:
+            raise ValueError(f"batch is {self.batch}; use {CHUNK} or less, the images that are read at once")
         if not self.samples and not self.tokenizer:
             raise ValueError("neither samples nor tokenizer is given; give what to evaluate")
         if self.samples and not (self.reference or self.train_images):

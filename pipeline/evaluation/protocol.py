@@ -6,7 +6,7 @@ class-balanced draws of as many samples as there are held-out images. docs/evalu
 
 from typing import Any
 
-from pipeline.evaluation.feature_statistics import SPLIT_IMAGES
+from pipeline.evaluation.feature_statistics import PROTOCOL_VERSION, SPLIT_IMAGES
 from pipeline.evaluation.reconstruction import PAIRS, POOLED, POOLED_CONVENTION
 
 Metrics = dict[str, Any]
@@ -69,4 +69,4 @@ def protocol(parts: dict[str, Metrics], inputs: dict[str, Any], settings: dict[s
     for name in (f"{part}.{name}" for part, numbers in parts.items() for name in numbers):
         says, of = _MEASURES[name]
         metrics[name] = {"convention": says, "of": list(of)}
-    return {**inputs, "settings": settings, "rounding": ROUNDING, "metrics": metrics}
+    return {"version": PROTOCOL_VERSION, **inputs, "settings": settings, "rounding": ROUNDING, "metrics": metrics}

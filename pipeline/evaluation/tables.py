@@ -76,7 +76,11 @@ def names_of(extractor: str) -> dict[str, str]:
     if extractor == "inception":
         return {"frechet": "FID", "spatial": "sFID", "score": "Inception score"}
     of = f"({extractor})"
-    return {"frechet": f"Fréchet distance {of}", "spatial": f"Spatial Fréchet distance {of}", "score": f"Score {of}"}
+    return {
+        "frechet": f"Fréchet distance {of}",
+        "spatial": f"Spatial Fréchet distance {of}",
+        "score": f"Inception-style score {of}",
+    }
 
 
 def _compared(metrics: dict[str, Any], rows: _Rows) -> str:

@@ -21,7 +21,9 @@ from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline import files, records
 from pipeline.evaluation import inputs as stage
 from pipeline.evaluation.classifier import ClassifierConfig
-from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
+from pipeline.evaluation.distribution import Moments
+from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, warnings_of
+from pipeline.evaluation.feature_statistics import Statistics
 from pipeline.evaluation.reconstruction import encode_images
 from pipeline.evaluation.report import ReportConfig
 from pipeline.exports import save_export
@@ -214,6 +216,18 @@ def test_parts_that_are_not_asked_for_are_not_there(run, tmp_path):
     assert drawing["protocol"]["extractor"]["name"] == "judge.pt2"
 
 
+def test_samples_in_the_order_of_their_classes_are_warned_of():
+    """Only where the inception score has more than one split."""
+    moments, labels = Moments(np.zeros(2), np.eye(2)), np.repeat([0, 1], 2501)
+    sorted_ = Statistics(5002, moments, None, np.zeros((0, 2)), labels, labels, 2, 1.0)
+    assert "they come class by class" in warnings_of({"samples": sorted_})[0]
+    shuffled = dataclasses.replace(sorted_, labels=np.roll(labels, 7))
+    unknown = dataclasses.replace(sorted_, labels=np.full(5002, -1))
+    few = dataclasses.replace(sorted_, labels=labels[::2])
+    for statistics in (shuffled, unknown, few):
+        assert warnings_of({"samples": statistics}) == []
+
+
 def test_held_out_images_taken_for_samples_get_their_own_numbers(run):
     """What a perfect generator gets: the columns `_real`."""
     store = _samples(run, "perfect", *_pixels(TRAIN, TRAIN + HELD_OUT))
@@ -262,6 +276,7 @@ def test_inputs_that_do_not_belong_together_are_named(run):
 def test_settings_that_make_no_sense_are_named(run):
     for changes, said in (
         ({"draws": -1}, "draws is -1; use 0 or more"),
+        ({"batch": 251}, "batch is 251; use 250 or less"),
         ({"manifold_images": 3}, "manifold_images is 3; use 4 or more"),
         ({"samples": "", "tokenizer": ""}, "neither samples nor tokenizer is given"),
         ({"train_images": ""}, "samples have no reference"),
