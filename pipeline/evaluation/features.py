@@ -1,6 +1,6 @@
 """Feature extractors behind one interface: uint8 images in; features, class logits and spatial features out.
 
-To add one: a subclass of Extractor with `name`, `digest` and `outputs`, and its place in `evaluate.make_extractor`.
+To add one: a subclass of Extractor with `name`, `digest` and `outputs`, and its place in `inputs.make_extractor`.
 """
 
 import copy

@@ -175,7 +175,7 @@ class ArchiveImages(ImageSet):
 def open_archive(url: str) -> Iterator[zipfile.ZipFile]:
     """An .npz that is read as far as it is asked for. Raises ValueError when there is none or it is damaged."""
     try:
-        with zipfile.ZipFile(files.open_read(url)) as archive:
+        with files.open_read(url) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except FileNotFoundError:
         raise ValueError(f"{url!r} does not exist; give the path of an .npz") from None

@@ -124,12 +124,13 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
     known = [images for images in (train, held_out, samples) if images and images.classes]
     for images in known[1:]:
         check_classes(f"{images.url!r}", images.classes, known[0].classes)
-    extractor, folder = make_extractor(config, train), posixpath.dirname(config.out) or "."
+    folder = posixpath.dirname(config.out) or "."
+    extractor = make_extractor(config, train, folder)
     return Inputs(tokenizer, card.digest if card else "", samples, held_out, train, extractor, folder)
 
 
-def make_extractor(config: EvaluateConfig, train: FolderImages | None) -> Extractor:
-    """The extractor of the config. The classifier is trained on the training images, or found beside `out`."""
+def make_extractor(config: EvaluateConfig, train: FolderImages | None, folder: str) -> Extractor:
+    """The extractor of the config. The classifier is trained on the training images, or found in `folder`."""
     if config.extractor == "inception":
         return InceptionExtractor(config.inception_weights, config.batch)
     if config.extractor != "classifier":
@@ -137,7 +138,6 @@ def make_extractor(config: EvaluateConfig, train: FolderImages | None) -> Extrac
     assert train
     images = hold(train)
     shape = ClassifierConfig(num_classes=len(images.classes), channels=images.pixels.shape[-1])
-    folder = posixpath.dirname(config.out) or "."
     classifier = load_or_train_classifier(folder, shape, images.pixels, images.labels, config.seed)
     return ClassifierExtractor(classifier, config.batch)
 
