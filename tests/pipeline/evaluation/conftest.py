@@ -35,5 +35,5 @@ def made_weights(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def made_inception(made_weights) -> InceptionExtractor:
-    """The extractor with made weights."""
-    return InceptionExtractor(str(made_weights), 20)
+    """The extractor with made weights; its batches fill a chunk, so that only a last one is padded."""
+    return InceptionExtractor(str(made_weights), 25)

@@ -18,7 +18,7 @@ from pipeline.evaluation.image_sets import ArchiveImages
 from pipeline.evaluation.manifold import precision_recall
 from tests.pipeline.evaluation import adm_formulas as adm
 
-IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "96"))
+IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "100"))
 
 
 @pytest.fixture(scope="module")
