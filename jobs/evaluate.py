@@ -1,4 +1,4 @@
-"""rdpm evaluate: a tokenizer and a sample store to metrics.json."""
+"""rdpm evaluate: samples, real images and a tokenizer to metrics.json."""
 
 from typing import Any
 
@@ -13,7 +13,8 @@ from pipeline.records import begin
 
 JOB = "evaluate"
 Config = EvaluateConfig
-_HOW = ("out", "batch", "threads", "timed")
+PARTS = ("tokenizer", "generator")
+_HOW = ("out", "batch", "threads", "timed", "inception_weights")
 
 
 def main(arguments: list[str]) -> None:
@@ -30,7 +31,7 @@ def run(config: EvaluateConfig) -> None:
         return
     metrics = evaluate(config)
     files.write_json(config.out, metrics)
-    record.finish({part: metrics[part] for part in ("tokenizer", "generator")})
+    record.finish({part: metrics[part] for part in PARTS if part in metrics})
     show(metrics)
 
 
@@ -41,9 +42,9 @@ def show(metrics: dict[str, Any]) -> None:
         "class_accuracy": "classifier_accuracy_on_real",
         "nearest_train_distance_p01": "nearest_train_distance_real_p01",
     }
-    for part in ("tokenizer", "generator"):
+    for part in (part for part in PARTS if part in metrics):
         numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
-        beside = {name: real.get(name, f"{name}_real") for name in numbers}
+        beside = {name: real.get(name, f"{name.removesuffix('_matched')}_real") for name in numbers}
         for name, value in numbers.items():
             if name not in beside.values():
                 other = numbers.get(beside[name])

@@ -62,6 +62,12 @@ def read_bytes(url: str) -> bytes:
     return fs.cat_file(path)
 
 
+def open_read(url: str) -> Any:
+    """A seekable binary file that is read as far as it is asked for. Raises FileNotFoundError."""
+    fs, path = _fs(url)
+    return fs.open(path, "rb")
+
+
 def read_json(url: str) -> Any:
     """A JSON object. Raises FileNotFoundError, and ValueError when it is not JSON."""
     data = read_bytes(url)

@@ -62,10 +62,14 @@ class Classifier(nn.Module):
         self.hidden = nn.Linear(channels, config.features)
         self.head = nn.Linear(config.features, config.num_classes)
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (b, C, H, W) in [-1, 1] to penultimate features (b, f), after their SiLU, and logits (b, classes)."""
-        features = F.silu(self.hidden(self.layers(images).mean((2, 3))))
-        return features, self.head(features)
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (b, C, H, W) in [-1, 1] to features, logits and maps.
+
+        Penultimate features (b, f) after their SiLU, logits (b, classes), and the last layer's maps (b, c, h, w).
+        """
+        maps = self.layers(images)
+        features = F.silu(self.hidden(maps.mean((2, 3))))
+        return features, self.head(features), maps
 
 
 def _convolution(in_channels: int, out_channels: int, stride: int) -> list[nn.Module]:

@@ -1,18 +1,16 @@
-"""Distances between sets of images, as pure functions of feature arrays, in float64.
+"""Distances between sets of images, from their features and logits, in float64.
 
-Features are (n, f). The semantics are those of ADM's evaluator (Dhariwal and Nichol 2021, `evaluations/evaluator.py`),
-with its float16 distances and float32 means computed in float64.
+Features are (n, f). The formulas are those of ADM's evaluator (Dhariwal and Nichol 2021, `evaluations/evaluator.py`),
+its float32 means computed in float64. What needs only sums takes parts of any number and keeps the sums alone.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.spatial.distance import cdist
 from scipy.special import log_softmax
 
 from pipeline.order import permute
-
-_BLOCK = 1024  # rows of a distance matrix held at once
 
 
 @dataclass(frozen=True)
@@ -23,107 +21,107 @@ class Moments:
     covariance: np.ndarray
 
 
-def moments(features: np.ndarray) -> Moments:
-    """Mean and covariance. Raises ValueError for fewer than two rows."""
-    if len(features) < 2:
-        raise ValueError(f"{len(features)} images have no covariance; give two or more")
-    features = features.astype(np.float64)
-    return Moments(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
+class RunningMoments:
+    """Mean and covariance of features that come in parts; memory is f x f, whatever their number.
 
-
-def frechet_distance(mu1: np.ndarray, cov1: np.ndarray, mu2: np.ndarray, cov2: np.ndarray) -> float:
-    """|mu1 - mu2|^2 + tr(cov1 + cov2 - 2 (cov1 cov2)^(1/2)): the squared 2-Wasserstein distance of two Gaussians.
-
-    The trace of the root is taken from the symmetric cov1^(1/2) cov2 cov1^(1/2), which has the same eigenvalues as
-    cov1 cov2 and keeps them real, also when a covariance is singular. May fall below zero by rounding.
+    Sums are taken of the differences to the first part's mean, which keeps their digits.
     """
-    values, vectors = np.linalg.eigh(cov1)
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._origin = self._sum = self._products = np.zeros(0)
+
+    def add(self, features: np.ndarray) -> None:
+        """Take one part, (n, f) with n of 1 or more."""
+        features = features.astype(np.float64)
+        if not self.count:
+            size = features.shape[1]
+            self._origin, self._sum, self._products = features.mean(axis=0), np.zeros(size), np.zeros((size, size))
+        self.count += len(features)
+        features -= self._origin
+        self._sum += features.sum(axis=0)
+        self._products += features.T @ features
+
+    def moments(self) -> Moments:
+        """What was taken so far. Raises ValueError for fewer than two rows."""
+        if self.count < 2:
+            raise ValueError(f"{self.count} images have no covariance; give two or more")
+        shift = self._sum / self.count
+        covariance = (self._products - self.count * np.outer(shift, shift)) / (self.count - 1)
+        return Moments(self._origin + shift, covariance)
+
+
+def moments(parts: Iterable[np.ndarray]) -> Moments:
+    """Mean and covariance of all parts together. Raises ValueError for fewer than two rows."""
+    running = RunningMoments()
+    for part in parts:
+        running.add(part)
+    return running.moments()
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)): the squared 2-Wasserstein distance of two Gaussians.
+
+    The trace of the root is taken from the symmetric C1^(1/2) C2 C1^(1/2), which has the same eigenvalues as C1 C2
+    and keeps them real, also when a covariance is singular. May fall below zero by rounding.
+    """
+    values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.linalg.eigvalsh(root @ cov2 @ root).clip(min=0)
-    return float(((mu1 - mu2) ** 2).sum() + np.trace(cov1) + np.trace(cov2) - 2 * np.sqrt(cross).sum())
+    cross = np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)
+    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(cross).sum()
+    return float(((a.mean - b.mean) ** 2).sum() + spread)
 
 
 def frechet_of(a: np.ndarray, b: np.ndarray) -> float:
     """Fréchet distance of two sets of features (FID, when the features are Inception's). Falls as the sets grow."""
-    first, second = moments(a), moments(b)
-    return frechet_distance(first.mean, first.covariance, second.mean, second.covariance)
+    return frechet_distance(moments([a]), moments([b]))
 
 
-@dataclass(frozen=True)
-class Neighbours:
-    """The k nearest references of each query, nearest first: indices (q, k) int64 and squared distances (q, k)."""
+class RunningScore:
+    """Inception score of logits (n, c) that come in parts: exp of the mean KL from p(y|x) to p(y).
 
-    indices: np.ndarray
-    squared: np.ndarray
-
-
-def nearest(queries: np.ndarray, references: np.ndarray, k: int, block: int = _BLOCK) -> Neighbours:
-    """Euclidean neighbours among the references; of equally near ones the first comes first.
-
-    Every distance is summed on its own, not through a matrix product, so it is the same in any block and exactly zero
-    for equal rows. Raises ValueError when there are fewer than k references.
+    The mean of it over contiguous splits of `split` images in the order given, the last as short as it comes.
     """
-    if len(references) < k:
-        raise ValueError(f"{len(references)} references have no {k} nearest; give more images")
-    references = references.astype(np.float64)
-    indices, squared = [], []
-    for start in range(0, len(queries), block):
-        rows = cdist(queries[start : start + block].astype(np.float64), references, "sqeuclidean")
-        order = np.argsort(rows, axis=1, kind="stable")[:, :k]
-        indices.append(order)
-        squared.append(np.take_along_axis(rows, order, axis=1))
-    return Neighbours(np.concatenate(indices), np.concatenate(squared))
+
+    def __init__(self, split: int) -> None:
+        self._split, self._scores = split, list[float]()
+        self._reset()
+
+    def _reset(self) -> None:
+        self._count, self._marginal, self._negentropy = 0, np.zeros(1), 0.0
+
+    def add(self, logits: np.ndarray) -> None:
+        """Take one part."""
+        logs = log_softmax(logits.astype(np.float64), axis=1)
+        while len(logs):
+            part, logs = logs[: self._split - self._count], logs[self._split - self._count :]
+            probabilities = np.exp(part)
+            self._marginal = self._marginal + probabilities.sum(axis=0)
+            self._negentropy += float((probabilities * part).sum())
+            self._count += len(part)
+            if self._count == self._split:
+                self._scores.append(self._open_split())
+                self._reset()
+
+    def _open_split(self) -> float:
+        """mean KL = mean sum p log p - sum m log m, with m the mean of p."""
+        marginal = self._marginal / self._count
+        logs = np.log(marginal, out=np.zeros_like(marginal), where=marginal > 0)
+        return float(np.exp(self._negentropy / self._count - (marginal * logs).sum()))
+
+    def score(self) -> float:
+        """What was taken so far. Raises ValueError when that is nothing."""
+        scores = [*self._scores, self._open_split()] if self._count else self._scores
+        if not scores:
+            raise ValueError("no images have no inception score; give one or more")
+        return float(np.mean(scores))
 
 
-def nearest_distance(queries: np.ndarray, references: np.ndarray, block: int = _BLOCK) -> np.ndarray:
-    """Euclidean distance of each query to its nearest reference, (q,) float64."""
-    return np.sqrt(nearest(queries, references, 1, block).squared[:, 0])
-
-
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Shares in [0, 1]: of fakes inside the real manifold, and of reals inside the fake manifold."""
-
-    precision: float
-    recall: float
-
-
-def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3, block: int = _BLOCK) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019) as ADM computes them.
-
-    A manifold is the union of a ball around each point that reaches its k-th neighbour, itself not counted; on the
-    sphere is inside. Distances are squared. Raises ValueError for sets of k images or fewer.
-    """
-    return PrecisionRecall(_share_inside(fake, real, k, block), _share_inside(real, fake, k, block))
-
-
-def _share_inside(points: np.ndarray, centers: np.ndarray, k: int, block: int) -> float:
-    """Share of points in the union of the balls around the centers."""
-    radii = nearest(centers, centers, k + 1, block).squared[
-        :, k
-    ]  # a point is its own first neighbour, at distance zero
-    centers = centers.astype(np.float64)
-    inside = 0
-    for start in range(0, len(points), block):
-        squared = cdist(points[start : start + block].astype(np.float64), centers, "sqeuclidean")
-        inside += int((squared <= radii).any(axis=1).sum())
-    return inside / len(points)
-
-
-def inception_score(logits: np.ndarray, splits: int) -> float:
-    """exp of the mean KL from p(y|x) to p(y), the mean over `splits` contiguous parts in the order given.
-
-    logits: (n, c). Raises ValueError when a part would be empty.
-    """
-    if not 1 <= splits <= len(logits):
-        raise ValueError(f"splits is {splits}; use 1 to {len(logits)}, the number of images")
-    scores = []
-    for part in np.array_split(log_softmax(logits.astype(np.float64), axis=1), splits):
-        probabilities = np.exp(part)
-        marginal = probabilities.mean(axis=0)
-        log_marginal = np.log(marginal, out=np.zeros_like(marginal), where=marginal > 0)
-        scores.append(np.exp((probabilities * (part - log_marginal)).sum(axis=1).mean()))
-    return float(np.mean(scores))
+def inception_score(logits: np.ndarray, split: int) -> float:
+    """Inception score of logits (n, c) in the order given; see RunningScore."""
+    running = RunningScore(split)
+    running.add(logits)
+    return running.score()
 
 
 def balanced_draws(labels: np.ndarray, count: int, draws: int, seed: int) -> list[np.ndarray]:

@@ -125,6 +125,11 @@ def heading(text: str) -> str:
     return f"<h3>{escape(text)}</h3>"
 
 
+def paragraph(text: str) -> str:
+    """A sentence or two between tables."""
+    return f"<p>{escape(text)}</p>"
+
+
 def section(title: str, lead: str, *markup: str) -> str:
     """A titled block with a sentence on how to read it."""
     return f"<section><h2>{escape(title)}</h2><p>{escape(lead)}</p>{''.join(markup)}</section>"

@@ -6,7 +6,7 @@ Nothing is picked by eye: pictures show the first images of each class in the or
 import numpy as np
 
 from models.tokenizer import Tokenizer
-from pipeline.evaluation.distribution import nearest
+from pipeline.evaluation.novelty import nearest
 from pipeline.evaluation.page import Picture, grid, heading, png, side_by_side
 from pipeline.evaluation.reconstruction import decode_codes, encode_images
 from pipeline.evaluation.splits import SampleSet, Split

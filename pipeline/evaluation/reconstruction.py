@@ -1,56 +1,187 @@
-"""Images through the tokenizer and back, and how far they come back: PSNR, SSIM, codebook usage.
+"""Images through the tokenizer and back, and how far they come back: PSNR, SSIM, LPIPS, codebook usage.
 
-Convention: both images as uint8 after the one rounding of `to_pixels`, data range 255, a value an image, the mean over
-images. SSIM is scikit-image's with its 7 x 7 uniform window and sample covariance, the mean over channels. Values under
-other conventions differ by more than models do.
+Both images are uint8 after the one rounding of `to_pixels`. PSNR and SSIM are taken under several conventions side by
+side, since a convention moves them by more than models do; `psnr` and `ssim` are the headline.
 """
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
+from models.losses import PerceptualLoss
 from models.noise import child_seeds
 from models.tokenizer import Tokenizer, from_pixels, to_pixels
 
-PSNR_CONVENTION = "uint8 pairs, data range 255, mean over images of each image's PSNR in dB"
-SSIM_CONVENTION = "uint8 pairs, data range 255, scikit-image 7x7 uniform window, mean over channels and images"
+_LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+_UNIFORM: dict[str, Any] = {"win_size": 7}
+_GAUSSIAN: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
 @torch.no_grad()
 def encode_images(tokenizer: Tokenizer, pixels: np.ndarray, seed: int, first: int, batch: int) -> np.ndarray:
     """Codes (n, T, h, w) int64 of images (n, H, W, C) uint8; image i takes the seed's child `first + i`."""
+    device = next(tokenizer.parameters()).device
     codes = []
     for start in range(0, len(pixels), batch):
         part = torch.from_numpy(pixels[start : start + batch]).permute(0, 3, 1, 2)
         seeds = child_seeds(seed, torch.arange(first + start, first + start + len(part)))
-        codes.append(tokenizer.encode(from_pixels(part), seeds).codes)
+        codes.append(tokenizer.encode(from_pixels(part.to(device)), seeds.to(device)).codes.cpu())
     return torch.cat(codes).numpy()
 
 
 @torch.no_grad()
 def decode_codes(tokenizer: Tokenizer, codes: np.ndarray, steps: int, batch: int) -> np.ndarray:
     """Images (n, H, W, C) uint8 of the accumulated latents z' after `steps` of the codes' T steps."""
+    device = next(tokenizer.parameters()).device
     pixels = []
     for start in range(0, len(codes), batch):
-        part = torch.from_numpy(codes[start : start + batch].astype(np.int64))
+        part = torch.from_numpy(codes[start : start + batch].astype(np.int64)).to(device)
         images = tokenizer.decode(tokenizer.quantizer.codebook.accumulated(part, steps))
-        pixels.append(to_pixels(images).permute(0, 2, 3, 1))
+        pixels.append(to_pixels(images).permute(0, 2, 3, 1).cpu())
     return torch.cat(pixels).numpy()
 
 
-def psnr(real: np.ndarray, fake: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of (n, H, W, C) uint8 pairs, by PSNR_CONVENTION; infinite if a pair is equal."""
-    _check(real, fake)
-    errors = [np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2) for a, b in zip(real, fake, strict=True)]
+@dataclass(frozen=True)
+class Convention:
+    """A measure of one pair of (H, W, C) uint8, whose mean over images is the figure.
+
+    window, channels: the least H and W, and the least C, for which it is taken.
+    """
+
+    says: str
+    measure: Callable[[np.ndarray, np.ndarray], float]
+    window: int = 1
+    channels: int = 1
+
+
+def mean_square(real: np.ndarray, fake: np.ndarray) -> float:
+    """Mean over an image's values of the squared difference."""
+    return float(np.mean((real.astype(np.float64) - fake.astype(np.float64)) ** 2))
+
+
+def decibels(error: float) -> float:
+    """PSNR of a mean squared error at a peak of 255; infinite for none."""
     with np.errstate(divide="ignore"):
-        return float(np.mean(10 * np.log10(255.0**2 / np.array(errors))))
+        return float(10 * np.log10(255.0**2 / np.float64(error)))
+
+
+def _wrapped(real: np.ndarray, fake: np.ndarray) -> float:
+    """The error as unsigned bytes give it, where differences and squares wrap at 256."""
+    difference = real - fake
+    return float(np.mean(difference * difference))
+
+
+def luma(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) to (H, W, 1) float64 by BT.601 at full range."""
+    return (pixels @ _LUMA)[..., None]
+
+
+def _ssim(window: dict[str, Any], data_range: float, of: Callable[[np.ndarray], np.ndarray] = lambda x: x):
+    def measure(real: np.ndarray, fake: np.ndarray) -> float:
+        return float(structural_similarity(of(real), of(fake), data_range=data_range, channel_axis=-1, **window))
+
+    return measure
+
+
+PAIRS: dict[str, Convention] = {
+    "psnr": Convention(
+        "uint8 pairs, data range 255, mean of each image's dB", lambda a, b: decibels(mean_square(a, b))
+    ),
+    "psnr_luma": Convention(
+        "psnr on BT.601 luma at full range, not rounded",
+        lambda a, b: decibels(mean_square(luma(a), luma(b))),
+        channels=3,
+    ),
+    "psnr_uint8_wrap": Convention(
+        "a mistake met in the wild, to recognize it by: psnr with differences and squares wrapped at 256",
+        lambda a, b: decibels(_wrapped(a, b)),
+    ),
+    "ssim": Convention(
+        "uint8 pairs, data range 255, scikit-image's 7x7 uniform window and sample covariance, mean over channels "
+        "(Open-MAGVIT2)",
+        _ssim(_UNIFORM, 255),
+        7,
+    ),
+    "ssim_range2": Convention(
+        "ssim with twice the data range, as values in [0, 1] under a data range of 2 give (LlamaGen)",
+        _ssim(_UNIFORM, 510),
+        7,
+    ),
+    "ssim_gaussian": Convention(
+        "uint8 pairs, data range 255, 11x11 Gaussian window of deviation 1.5, population covariance, mean over "
+        "channels (Wang et al. 2004; torchmetrics on [0, 1])",
+        _ssim(_GAUSSIAN, 255),
+        11,
+    ),
+    "ssim_gaussian_luma": Convention(
+        "ssim_gaussian on BT.601 luma at full range, not rounded", _ssim(_GAUSSIAN, 255, luma), 11, 3
+    ),
+    "ssim_gaussian_signed": Convention(
+        "ssim_gaussian of values in [-1, 1], data range 2 (torchmetrics on [-1, 1], LightningDiT)",
+        _ssim(_GAUSSIAN, 2, lambda x: x / 127.5 - 1),
+        11,
+    ),
+}
+POOLED = "psnr_pooled"
+POOLED_CONVENTION = "uint8 pairs, data range 255, dB of the mean squared error over all images"
+
+
+class RunningFidelity:
+    """Every convention that fits the images, over pairs that come in parts. threads: pairs measured at once."""
+
+    def __init__(self, threads: int = 1) -> None:
+        self._threads = threads
+        self._rows: list[dict[str, float]] = []
+
+    def add(self, real: np.ndarray, fake: np.ndarray) -> None:
+        """Take pairs, (n, H, W, C) uint8 both."""
+        _check(real, fake)
+        with ThreadPoolExecutor(self._threads) as pool:
+            self._rows += pool.map(self._measure, real, fake)
+
+    @staticmethod
+    def _measure(real: np.ndarray, fake: np.ndarray) -> dict[str, float]:
+        side, channels = min(real.shape[:2]), real.shape[2]
+        fitting = {name: c for name, c in PAIRS.items() if side >= c.window and channels >= c.channels}
+        return {name: c.measure(real, fake) for name, c in fitting.items()} | {POOLED: mean_square(real, fake)}
+
+    def figures(self) -> dict[str, float]:
+        """Means over all pairs, by name."""
+        means = {name: float(np.mean([row[name] for row in self._rows])) for name in self._rows[0]}
+        return means | {POOLED: decibels(means[POOLED])}
+
+
+def psnr(real: np.ndarray, fake: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB of (n, H, W, C) uint8 pairs, the headline; infinite if a pair is equal."""
+    return _mean(PAIRS["psnr"], real, fake)
 
 
 def ssim(real: np.ndarray, fake: np.ndarray) -> float:
-    """Structural similarity of (n, H, W, C) uint8 pairs, by SSIM_CONVENTION; H and W are 7 or more."""
+    """Structural similarity of (n, H, W, C) uint8 pairs, the headline; H and W are 7 or more."""
+    return _mean(PAIRS["ssim"], real, fake)
+
+
+def _mean(convention: Convention, real: np.ndarray, fake: np.ndarray) -> float:
     _check(real, fake)
-    pairs = zip(real, fake, strict=True)
-    return float(np.mean([structural_similarity(a, b, data_range=255, channel_axis=-1) for a, b in pairs]))
+    return float(np.mean([convention.measure(a, b) for a, b in zip(real, fake, strict=True)]))
+
+
+@torch.no_grad()
+def lpips(perceptual: PerceptualLoss, real: np.ndarray, fake: np.ndarray, batch: int) -> float:
+    """Mean LPIPS of (n, H, W, C) uint8 pairs on the network's device."""
+    _check(real, fake)
+    device = next(perceptual.parameters()).device
+    total = 0.0
+    for start in range(0, len(real), batch):
+        parts = (torch.from_numpy(x[start : start + batch]).permute(0, 3, 1, 2).to(device) for x in (real, fake))
+        a, b = (from_pixels(part) for part in parts)
+        total += perceptual(a, b).item() * len(a)
+    return total / len(real)
 
 
 def code_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:

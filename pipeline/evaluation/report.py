@@ -17,6 +17,7 @@ from pipeline.evaluation.pictures import (
     step_grid,
 )
 from pipeline.evaluation.splits import SampleSet, Split, check_classes, load_samples, load_split
+from pipeline.evaluation.tables import numbers_section
 from pipeline.exports import load_tokenizer, read_card
 from pipeline.records import read_record
 from pipeline.tokens.reader import Store, open_store
@@ -101,8 +102,8 @@ def open_run(config: ReportConfig) -> Run:
     check_classes(f"sample store {config.samples!r}", run.samples.classes, run.train.classes)
     protocol = run.metrics["protocol"]
     for name, split in (("held_out", run.held_out), ("train", run.train)):
-        _same("metrics", config.metrics, f"{name} images", protocol[name]["source_digest"], split.source_digest)
-    _same("metrics", config.metrics, "samples", protocol["samples"]["store_id"], run.samples.store.id)
+        _same("metrics", config.metrics, f"{name} images", protocol[name]["digest"], split.source_digest)
+    _same("metrics", config.metrics, "samples", protocol["samples"]["digest"], run.samples.store.id)
     drawn_by = run.samples.store.manifest.plan.identity["generator_digest"]
     _same("samples", config.samples, "generator", drawn_by, run.generator_card.digest)
     if run.store.id not in run.generator_card.made_from["stores"]:
@@ -132,76 +133,10 @@ def render(run: Run) -> str:
     return page.page("RDPM: report of a run", lead, [*_results(run), *_curves(run), *_provenance(run)])
 
 
-_COMPARED = (
-    (
-        "Class accuracy",
-        "class_accuracy",
-        "classifier_accuracy_on_real",
-        "Share recognized as the class asked for. Higher is better.",
-    ),
-    (
-        "Fréchet distance",
-        "frechet_distance",
-        "frechet_distance_real",
-        "To the training images, both over equally many images. Lower is better.",
-    ),
-    (
-        "Precision",
-        "precision",
-        "precision_real",
-        "Share of images that lie among the training images. Higher is better.",
-    ),
-    ("Recall", "recall", "recall_real", "Share of training images that these lie around. Higher is better."),
-    (
-        "Inception score",
-        "inception_score",
-        "inception_score_real",
-        "Certain of the class, and varied. Higher is better.",
-    ),
-    (
-        "Nearest training image",
-        "nearest_train_distance",
-        "nearest_train_distance_real",
-        "Median distance in grey levels (0 to 255), root mean square. Far below real would mean copying.",
-    ),
-    (
-        "Copies",
-        "copies",
-        "",
-        "Share nearer to a training image than all but 1% of held-out images. About 0.01 for new images.",
-    ),
-)
-_TOKENIZER = (
-    ("PSNR", "psnr", "Held-out reconstructions, dB. Higher is better."),
-    ("SSIM", "ssim", "Held-out reconstructions, structural similarity. Higher is better."),
-    ("Codebook usage", "codebook_usage", "Share of codes chosen at least once over all images."),
-)
-
-
 def _results(run: Run) -> list[str]:
-    generator, tokenizer = run.metrics["generator"], run.metrics["tokenizer"]
-    compared = [
-        (name, note, (_short(generator[key]), _short(generator.get(real, ""))))
-        for name, key, real, note in _COMPARED
-        if key in generator
-    ]
-    coding = [(name, note, (_short(tokenizer[key]),)) for name, key, note in _TOKENIZER]
-    times = run.metrics["seconds"]
-    seconds = [(job, "", (f"{taken:.0f}",)) for job, taken in [*times.items(), ("together", sum(times.values()))]]
-    protocol = run.metrics["protocol"]
-    how = (
-        f"Features of the {protocol['extractor']['name']}; {protocol['count']} images a side, samples as the mean of "
-        f"{protocol['draws']} random class-balanced draws. The held-out column is what a perfect generator would get."
-    )
-    tables = [
-        page.numbers(("Measure", "samples", "held-out"), compared),
-        page.heading("Tokenizer"),
-        page.numbers(("Reconstruction", "value"), coding),
-    ]
-    if times:
-        tables += [page.heading("Time"), page.numbers(("Job", "seconds"), seconds)]
+    seed = run.metrics["protocol"]["settings"]["seed"]
     return [
-        page.section("Numbers", how, *tables),
+        numbers_section(run.metrics),
         page.section(
             "Samples",
             "The first ten samples of each class in the order of the store, none picked.",
@@ -215,7 +150,7 @@ def _results(run: Run) -> list[str]:
         page.section(
             "Reconstructions",
             "Held-out images, and what the tokenizer makes of their codes.",
-            reconstruction_grids(run.tokenizer, run.held_out, protocol["seed"]),
+            reconstruction_grids(run.tokenizer, run.held_out, seed),
         ),
         page.section(
             "Nearest training images",
@@ -275,8 +210,3 @@ def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:
     if isinstance(tree, dict) and tree:
         return [row for key, value in tree.items() for row in flatten(value, f"{name}.{key}" if name else str(key))]
     return [(name, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False))]
-
-
-def _short(value: float | str) -> str:
-    """A number to four significant digits."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,13 +1,11 @@
-"""Labelled sets of pixels, whole in memory: the real images of a folder, and the images of a sample store."""
+"""Labelled sets of pixels, whole in memory, for the report and for held-out images while training."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
 from models.tokenizer import TokenizerConfig
-from pipeline import files
-from pipeline.images.decode import Reject, center_view
-from pipeline.images.sources import open_folder
+from pipeline.evaluation.image_sets import FolderImages
 from pipeline.tokens.reader import Store, open_store
 from storage_schemas.cards import ModelCard
 from storage_schemas.samples import KIND
@@ -15,16 +13,12 @@ from storage_schemas.samples import KIND
 
 @dataclass(frozen=True)
 class Split:
-    """Real images: pixels (n, H, W, C) uint8 and labels (n,) int64 in the order of their keys.
-
-    rejected: how many of the folder's images could not be used and are left out.
-    """
+    """Real images: pixels (n, H, W, C) uint8 and labels (n,) int64 in the order of their keys."""
 
     source_digest: str
     classes: tuple[str, ...]
     pixels: np.ndarray
     labels: np.ndarray
-    rejected: int
 
 
 def load_split(root: str, config: TokenizerConfig, limit: int | None = None) -> Split:
@@ -32,19 +26,17 @@ def load_split(root: str, config: TokenizerConfig, limit: int | None = None) -> 
 
     Raises ValueError when the folder holds no image that can be used.
     """
-    source = open_folder(root)
-    size, channels = config.image_size, config.autoencoder.in_channels
-    pixels, labels = [], []
-    count = len(source) if limit is None else min(limit, len(source))
-    for index in (turn * len(source) // count for turn in range(count)):
-        try:
-            pixels.append(center_view(files.read_bytes(source.url(index)), size, channels, "center").pixels)
-        except Reject:
-            continue
-        labels.append(source.labels[index])
-    if not pixels:
-        raise ValueError(f"image folder {root!r} holds no image that can be decoded; give another folder")
-    return Split(source.digest, source.classes, np.stack(pixels), np.array(labels), count - len(pixels))
+    return hold(FolderImages(root, config.image_size, config.autoencoder.in_channels, limit=limit))
+
+
+def hold(images: FolderImages) -> Split:
+    """All of a folder's images. Raises ValueError when none can be used."""
+    chunks = list(images.chunks())
+    if not chunks:
+        raise ValueError(f"image folder {images.url!r} holds no image that can be decoded; give another folder")
+    pixels, labels = (np.concatenate([getattr(chunk, name) for chunk in chunks]) for name in ("pixels", "labels"))
+    assert images.classes
+    return Split(images.digest, images.classes, pixels, labels)
 
 
 @dataclass(frozen=True)
@@ -64,21 +56,25 @@ def load_samples(url: str, tokenizer: ModelCard, channels: int) -> SampleSet:
     Raises ValueError when there is no such store, or it was decoded by another tokenizer.
     """
     store = open_store(url, KIND)
-    identity = store.manifest.plan.identity
-    made_by = identity["tokenizer_digest"]
-    if made_by != tokenizer.digest:
-        raise ValueError(
-            f"samples {url!r} were decoded by tokenizer {made_by[:12]}, not {tokenizer.digest[:12]}; "
-            "give the tokenizer they were drawn with"
-        )
+    check_tokenizer(store, tokenizer)
     pixels = np.ascontiguousarray(store.read_all("images")[..., :channels])
     labels = store.read_all("label").astype(np.int64)
-    return SampleSet(store, tuple(identity["classes"]), pixels, labels, store.read_all("codes"))
+    return SampleSet(store, tuple(store.manifest.plan.identity["classes"]), pixels, labels, store.read_all("codes"))
 
 
-def check_classes(name: str, found: tuple[str, ...], expected: tuple[str, ...]) -> None:
-    """Raises ValueError unless labels mean the same classes as in the training images."""
-    if found != expected:
+def check_tokenizer(samples: Store, tokenizer: ModelCard) -> None:
+    """Raises ValueError unless this tokenizer decoded the samples."""
+    made_by = samples.manifest.plan.identity["tokenizer_digest"]
+    if made_by != tokenizer.digest:
         raise ValueError(
-            f"{name} has classes {list(found)[:10]}, the training images {list(expected)[:10]}; labels would not match"
+            f"samples {samples.url!r} were decoded by tokenizer {made_by[:12]}, not {tokenizer.digest[:12]}; "
+            "give the tokenizer they were drawn with"
+        )
+
+
+def check_classes(name: str, found: tuple[str, ...] | None, expected: tuple[str, ...] | None) -> None:
+    """Raises ValueError unless labels mean the same classes, where both are known."""
+    if found and expected and found != expected:
+        raise ValueError(
+            f"{name} has classes {list(found)[:10]}, the real images {list(expected)[:10]}; labels would not match"
         )

@@ -1,12 +1,11 @@
 """Held-out images through a tokenizer while it trains."""
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from models.losses import PerceptualLoss
-from models.tokenizer import Tokenizer, TokenizerConfig, from_pixels
-from pipeline.evaluation.reconstruction import decode_codes, encode_images, psnr, ssim
+from models.tokenizer import Tokenizer, TokenizerConfig
+from pipeline.evaluation.reconstruction import decode_codes, encode_images, lpips, psnr, ssim
 from pipeline.evaluation.splits import load_split
 
 _SHOWN, _BATCH = 8, 16
@@ -32,18 +31,6 @@ class Validator:
         back = decode_codes(tokenizer, codes, codes.shape[1], _BATCH)
         figures = {"validation_psnr": psnr(self.pixels, back), "validation_ssim": ssim(self.pixels, back)}
         if self.perceptual is not None:
-            figures["validation_lpips"] = self._lpips(back)
+            figures["validation_lpips"] = lpips(self.perceptual, self.pixels, back, _BATCH)
         rows = [np.concatenate(list(images[:_SHOWN]), axis=1) for images in (self.pixels, back)]
         return figures, np.concatenate(rows)
-
-    @torch.no_grad()
-    def _lpips(self, back: np.ndarray) -> float:
-        assert self.perceptual is not None
-        total = 0.0
-        for start in range(0, len(back), _BATCH):
-            real, fake = (
-                from_pixels(torch.from_numpy(images[start : start + _BATCH]).permute(0, 3, 1, 2))
-                for images in (self.pixels, back)
-            )
-            total += self.perceptual(real, fake).item() * len(real)
-        return total / len(back)

@@ -6,14 +6,13 @@ import scipy.linalg
 from sklearn.datasets import load_digits
 
 from pipeline.evaluation.distribution import (
+    Moments,
+    RunningScore,
     balanced_draws,
     frechet_distance,
     frechet_of,
     inception_score,
     moments,
-    nearest,
-    nearest_distance,
-    precision_recall,
 )
 
 
@@ -27,12 +26,13 @@ def test_frechet_of_commuting_gaussians_is_the_closed_form(rng):
     basis, _ = np.linalg.qr(rng.normal(size=(24, 24)))
     a, b = rng.uniform(0.1, 4, 24), rng.uniform(0.1, 4, 24)
     m1, m2 = rng.normal(size=24), rng.normal(size=24)
-    found = frechet_distance(m1, (basis * a) @ basis.T, m2, (basis * b) @ basis.T)
+    found = frechet_distance(Moments(m1, (basis * a) @ basis.T), Moments(m2, (basis * b) @ basis.T))
     assert found == pytest.approx(((m1 - m2) ** 2).sum() + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), abs=1e-9)
 
 
 def test_frechet_in_one_dimension_is_the_closed_form():
-    found = frechet_distance(np.array([1.0]), np.array([[4.0]]), np.array([-2.0]), np.array([[0.25]]))
+    a, b = (Moments(np.array([m]), np.array([[v]])) for m, v in ((1.0, 4.0), (-2.0, 0.25)))
+    found = frechet_distance(a, b)
     assert found == pytest.approx(3.0**2 + (2.0 - 0.5) ** 2, abs=1e-9)
 
 
@@ -55,10 +55,10 @@ def test_frechet_agrees_with_the_matrix_square_root_on_real_digits():
     pixels = load_digits().data
     first, second = pixels[0::2], pixels[1::2]
     varied = (first.std(axis=0) > 0.1) & (second.std(axis=0) > 0.1)
-    a, b = moments(first[:, varied]), moments(second[:, varied])
+    a, b = moments([first[:, varied]]), moments([second[:, varied]])
     root = scipy.linalg.sqrtm(a.covariance @ b.covariance).real
     expected = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance + b.covariance - 2 * root)
-    assert frechet_distance(a.mean, a.covariance, b.mean, b.covariance) == pytest.approx(expected, rel=1e-7)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-7)
 
 
 def test_frechet_stands_singular_covariances(rng):
@@ -72,85 +72,37 @@ def test_frechet_stands_singular_covariances(rng):
 
 def test_moments_need_two_images():
     with pytest.raises(ValueError, match="1 images have no covariance"):
-        moments(np.zeros((1, 4)))
+        moments([np.zeros((1, 4))])
 
 
-def _oracle(real, fake, k):
-    """Precision and recall by the definition, one pair at a time."""
-
-    def inside(points, centers):
-        hits = 0
-        for p in points:
-            for c in centers:
-                others = sorted(((c - o) ** 2).sum() for o in centers)
-                if ((p - c) ** 2).sum() <= others[k]:  # others[0] is c itself
-                    hits += 1
-                    break
-        return hits / len(points)
-
-    return inside(fake, real), inside(real, fake)
-
-
-@pytest.mark.parametrize("kind", ["floats", "ties"])
-def test_precision_and_recall_equal_the_brute_force(rng, kind):
-    if kind == "floats":
-        real, fake = rng.normal(size=(40, 3)), 0.7 * rng.normal(size=(30, 3)) + 0.5
-    else:  # few whole numbers: equal points, and points on the spheres
-        real, fake = (rng.integers(0, 5, size=(n, 2)).astype(float) for n in (14, 12))
-    for k in (1, 3):
-        found = precision_recall(real, fake, k)
-        assert (found.precision, found.recall) == _oracle(real, fake, k)
-
-
-def test_a_point_on_the_sphere_is_inside():
-    real = np.array([[0.0], [1.0], [2.0], [3.0]])  # with k = 3 the ball of 0 reaches to 3 either way
-    assert precision_recall(real, np.array([[-3.0], [-3.0 - 1e-9], [6.0], [6.1]]), 3).precision == 0.5
-
-
-def test_identical_sets_are_precise_and_complete_and_disjoint_ones_neither(rng):
-    real = rng.normal(size=(50, 8))
-    same, apart = precision_recall(real, real.copy()), precision_recall(real, real + 1000)
-    assert (same.precision, same.recall) == (1.0, 1.0)
-    assert (apart.precision, apart.recall) == (0.0, 0.0)
-
-
-def test_a_collapsed_generator_is_precise_and_not_complete(rng):
-    real = rng.normal(size=(200, 4))
-    fake = real[:1] + 1e-3 * rng.normal(size=(200, 4))
-    found = precision_recall(real, fake)
-    assert found.precision == 1.0
-    assert found.recall <= 0.01
-
-
-def test_blocks_do_not_show(rng):
-    real, fake = (rng.normal(size=(n, 6)).astype(np.float32) for n in (70, 90))
-    whole = precision_recall(real, fake), nearest_distance(fake, real)
-    for block in (1, 7, 64):
-        assert precision_recall(real, fake, block=block) == whole[0]
-        assert np.array_equal(nearest_distance(fake, real, block), whole[1])
-
-
-def test_nearest_is_the_brute_force_and_zero_for_copies(rng):
-    references = rng.integers(0, 256, size=(40, 16)).astype(np.uint8)
-    queries = np.concatenate([references[5:8], rng.integers(0, 256, size=(20, 16)).astype(np.uint8)])
-    every = np.array([[((q.astype(float) - r) ** 2).sum() for r in references] for q in queries])
-    found = nearest(queries, references, 3)
-    assert np.array_equal(found.squared, np.sort(every, axis=1)[:, :3])
-    assert np.array_equal(found.indices[:3, 0], [5, 6, 7])
-    assert np.array_equal(nearest_distance(queries, references), np.sqrt(every.min(axis=1)))
-    with pytest.raises(ValueError, match="have no 41 nearest"):
-        nearest(queries, references, 41)
+@pytest.mark.parametrize("offset", [0.0, 1e4])
+def test_moments_of_parts_are_those_of_the_whole(rng, offset):
+    """Also where the mean is far larger than the spread, which plain sums of squares do not stand."""
+    features = rng.normal(size=(500, 7)).astype(np.float32) + np.float32(offset)
+    found = moments(np.split(features, [1, 2, 150, 499]))
+    assert np.allclose(found.mean, features.astype(np.float64).mean(axis=0), rtol=1e-14)
+    assert np.allclose(found.covariance, np.cov(features.astype(np.float64), rowvar=False), rtol=1e-10, atol=1e-12)
 
 
 def test_inception_score_of_certain_balanced_classes_is_their_number():
     labels = np.arange(70) % 7
     certain = 1000.0 * np.eye(7)[labels]
-    assert inception_score(certain, 1) == pytest.approx(7, abs=1e-12)
-    assert inception_score(np.zeros((70, 7)), 1) == pytest.approx(1, abs=1e-12)
-    # Parts are contiguous, so images ordered by class score nothing: stores are written shuffled.
-    assert inception_score(certain[np.argsort(labels)], 7) == pytest.approx(1, abs=1e-12)
-    with pytest.raises(ValueError, match="splits is 71"):
-        inception_score(certain, 71)
+    assert inception_score(certain, 70) == pytest.approx(7, abs=1e-12)
+    assert inception_score(np.zeros((70, 7)), 70) == pytest.approx(1, abs=1e-12)
+    # Splits are contiguous, so images ordered by class score nothing: stores are written shuffled.
+    assert inception_score(certain[np.argsort(labels)], 10) == pytest.approx(1, abs=1e-12)
+
+
+def test_splits_end_where_they_should_in_whatever_parts_logits_come(rng):
+    logits = 3 * rng.normal(size=(103, 5))
+    expected = np.mean([inception_score(logits[start : start + 25], 1000) for start in range(0, 103, 25)])
+    for sizes in ([103], [1, 24, 25, 53], [60, 43], [100, 3]):
+        running = RunningScore(25)
+        for part in np.split(logits, np.cumsum(sizes)[:-1]):
+            running.add(part)
+        assert running.score() == pytest.approx(expected, rel=1e-13)
+    with pytest.raises(ValueError, match="no images have no inception score"):
+        RunningScore(25).score()
 
 
 def test_draws_are_balanced_distinct_and_a_function_of_the_seed(rng):

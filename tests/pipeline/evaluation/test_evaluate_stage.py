@@ -19,9 +19,11 @@ from models.codebook import QuantizerConfig
 from models.generator import Generator, GeneratorConfig
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline import files, records
-from pipeline.evaluation import evaluate as stage
+from pipeline.evaluation import inputs as stage
 from pipeline.evaluation.classifier import ClassifierConfig
-from pipeline.evaluation.evaluate import EvaluateConfig, evaluate
+from pipeline.evaluation.distribution import Moments
+from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, warnings_of
+from pipeline.evaluation.feature_statistics import Statistics
 from pipeline.evaluation.reconstruction import encode_images
 from pipeline.evaluation.report import ReportConfig
 from pipeline.exports import save_export
@@ -126,34 +128,104 @@ def _config(run, **changes):
     return EvaluateConfig(**given | changes)
 
 
-def test_every_metric_is_there_and_finite(run):
+def test_every_metric_is_there_and_finite_and_carries_its_protocol(run):
     metrics = evaluate(_config(run, timed=(f"{run.root}/tokenizer", f"{run.root}/generator")))
-    assert set(metrics["tokenizer"]) == {"psnr", "rfid", "ssim", "codebook_usage", "perplexity_by_step"}
-    assert {
-        *("class_accuracy", "classifier_accuracy_on_real", "inception_score", "copies"),
-        *("frechet_distance", "frechet_distance_real", "frechet_ratio", "frechet_distance_all"),
-        *("precision", "recall", "precision_real", "recall_real"),
+    assert set(metrics["tokenizer"]) == {
+        *(
+            "psnr",
+            "psnr_pooled",
+            "psnr_uint8_wrap",
+            "ssim",
+            "ssim_range2",
+        ),  # 8 x 8 and grey: no 11 x 11 window, no luma
+        *("rfid", "codebook_usage", "perplexity_by_step"),
+    }
+    assert set(metrics["generator"]) == {
+        *("frechet_distance", "spatial_frechet_distance", "inception_score", "precision", "recall"),
+        *("frechet_distance_real", "spatial_frechet_distance_real", "inception_score_real"),
+        *("precision_real", "recall_real", "precision_float32", "recall_float32"),
+        *("frechet_distance_matched", "frechet_distance_deviation", "frechet_ratio"),
+        *("precision_matched", "recall_matched", "class_accuracy", "classifier_accuracy_on_real"),
         *("nearest_train_distance", "nearest_train_distance_p01"),
-        *("nearest_train_distance_real", "nearest_train_distance_real_p01"),
-    } <= set(metrics["generator"])
-    numbers = [
-        *metrics["generator"].values(),
-        *metrics["tokenizer"]["perplexity_by_step"],
-        metrics["tokenizer"]["psnr"],
-    ]
-    assert np.isfinite(numbers).all()
+        *("nearest_train_distance_real", "nearest_train_distance_real_p01", "copies"),
+    }
+    assert np.isfinite([*metrics["generator"].values(), *metrics["tokenizer"]["perplexity_by_step"]]).all()
     assert set(metrics["seconds"]) == {"train_tokenizer", "train_generator", "evaluate"}
-    assert metrics["protocol"]["count"] == len(CLASSES) * HELD_OUT
-    assert metrics["protocol"]["extractor"]["name"] == "classifier"
     json.dumps(metrics, allow_nan=False)
 
+    protocol = metrics["protocol"]
+    numbers = {f"{part}.{name}" for part in ("tokenizer", "generator") for name in metrics[part]}
+    assert set(protocol["metrics"]) == numbers
+    for said in protocol["metrics"].values():
+        assert said["convention"]
+        assert all(len(protocol[name]["digest"]) == 64 for name in said["of"])
+    counts = {name: protocol[name]["images"] for name in ("reference", "held_out", "samples")}
+    assert counts == {"reference": 3 * TRAIN, "held_out": 3 * HELD_OUT, "samples": 3 * DRAWN}
+    assert protocol["extractor"]["name"] == "classifier"
+    assert "not of full rank" in protocol["settings"]["warnings"][0]  # 15 held-out images, 64 features
 
-def test_the_batch_size_does_not_show(run):
-    small, large = evaluate(_config(run, batch=4)), evaluate(_config(run, batch=100))
+
+def test_the_batch_size_does_not_show(run, tmp_path):
+    found = [evaluate(_config(run, batch=batch, out=f"{tmp_path}/{batch}/metrics.json")) for batch in (4, 100)]
+    small, large = ({name: tree for name, tree in metrics.items() if name != "seconds"} for metrics in found)
     assert small["generator"] == large["generator"]
     assert small["protocol"] == large["protocol"]
     for name, value in small["tokenizer"].items():
         assert value == pytest.approx(large["tokenizer"][name], rel=1e-3)
+
+
+@pytest.mark.parametrize("form", ["npz", "pictures"])
+def test_samples_are_the_same_in_every_form(run, tmp_path, form):
+    """An .npz with labels gets all that a store gets; pictures lack what asks for labels."""
+    whole = evaluate(_config(run))["generator"]
+    pixels, labels = _pixels(50, 50 + DRAWN)
+    pixels = np.repeat(pixels, 3, axis=-1)
+    if form == "npz":
+        samples = f"{tmp_path}/samples.npz"
+        np.savez(samples, pixels, labels)
+    else:
+        samples = str(tmp_path)
+        for i, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / f"{i:06d}.png")
+    found = evaluate(_config(run, samples=samples))["generator"]
+    lacking = {name for name in whole if name.endswith("matched")} | {"frechet_distance_deviation", "frechet_ratio"}
+    lacking |= {"class_accuracy"}
+    assert found.items() <= whole.items()
+    assert whole.keys() - found.keys() == (set() if form == "npz" else lacking)
+
+
+def test_parts_that_are_not_asked_for_are_not_there(run, tmp_path):
+    only = {"samples": "", "reference": "", "train_images": "", "images": "", "tokenizer": ""}
+    judge = tmp_path / "judge.pt2"
+    torch.manual_seed(0)
+    network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 5)).eval()
+    exported = torch.export.export(network, (torch.zeros(2, 3, 8, 8),), dynamic_shapes=({0: torch.export.Dim("b")},))
+    torch.export.save(exported, judge)
+    given = {name: getattr(_config(run), name) for name in only} | {"extractor": str(judge)}
+    coding = evaluate(_config(run, **only | {name: given[name] for name in ("images", "tokenizer", "extractor")}))
+    assert "generator" not in coding
+    assert coding["tokenizer"]["rfid"] > 0
+    reference = given["train_images"]
+    drawing = evaluate(
+        _config(run, **only | {"samples": given["samples"], "reference": reference, "extractor": str(judge)})
+    )
+    assert "tokenizer" not in drawing
+    assert set(drawing["generator"]) == {
+        *("frechet_distance", "inception_score", "precision", "recall", "precision_float32", "recall_float32")
+    }
+    assert drawing["protocol"]["extractor"]["name"] == "judge.pt2"
+
+
+def test_samples_in_the_order_of_their_classes_are_warned_of():
+    """Only where the inception score has more than one split."""
+    moments, labels = Moments(np.zeros(2), np.eye(2)), np.repeat([0, 1], 2501)
+    sorted_ = Statistics(5002, moments, None, np.zeros((0, 2)), labels, labels, 2, 1.0)
+    assert "they come class by class" in warnings_of({"samples": sorted_})[0]
+    shuffled = dataclasses.replace(sorted_, labels=np.roll(labels, 7))
+    unknown = dataclasses.replace(sorted_, labels=np.full(5002, -1))
+    few = dataclasses.replace(sorted_, labels=labels[::2])
+    for statistics in (shuffled, unknown, few):
+        assert warnings_of({"samples": statistics}) == []
 
 
 def test_held_out_images_taken_for_samples_get_their_own_numbers(run):
@@ -162,8 +234,10 @@ def test_held_out_images_taken_for_samples_get_their_own_numbers(run):
     found = evaluate(_config(run, samples=store))["generator"]
     assert found["frechet_ratio"] == pytest.approx(1, rel=1e-9)
     assert found["frechet_distance_deviation"] == pytest.approx(0, abs=1e-9)
-    for name in ("precision", "recall", "nearest_train_distance", "nearest_train_distance_p01", "inception_score"):
-        real = "nearest_train_distance_real_p01" if name.endswith("p01") else f"{name}_real"
+    same = {name: f"{name}_real" for name in ("precision", "recall", "nearest_train_distance", "inception_score")}
+    same |= {name: f"{name}_real" for name in ("frechet_distance", "spatial_frechet_distance")}
+    same |= {"precision_matched": "precision_real", "nearest_train_distance_p01": "nearest_train_distance_real_p01"}
+    for name, real in same.items():
         assert found[name] == pytest.approx(found[real], rel=1e-9)
     assert found["class_accuracy"] == found["classifier_accuracy_on_real"]
 
@@ -189,10 +263,28 @@ def test_inputs_that_do_not_belong_together_are_named(run):
         evaluate(_config(run, samples=few))
     with pytest.raises(ValueError, match="has no finished record"):
         evaluate(_config(run, timed=(f"{run.root}/nowhere",)))
-    with pytest.raises(ValueError, match="inception_weights '' does not exist"):
-        evaluate(_config(run, extractor="inception"))
-    with pytest.raises(ValueError, match="draws is 0"):
-        _config(run, draws=0)
+    with pytest.raises(ValueError, match="inception_weights 'nowhere' does not exist"):
+        evaluate(_config(run, extractor="inception", inception_weights="nowhere"))
+    with pytest.raises(ValueError, match="LPIPS needs 16 pixels a side, not 8"):
+        evaluate(_config(run, perceptual="torchvision"))
+    large = np.zeros((30, 16, 16, 3), np.uint8)
+    np.savez(f"{run.root}/large.npz", large)
+    with pytest.raises(ValueError, match=r"have \[8, 16\] pixels a side"):
+        evaluate(_config(run, samples=f"{run.root}/large.npz"))
+
+
+def test_settings_that_make_no_sense_are_named(run):
+    for changes, said in (
+        ({"draws": -1}, "draws is -1; use 0 or more"),
+        ({"batch": 251}, "batch is 251; use 250 or less"),
+        ({"manifold_images": 3}, "manifold_images is 3; use 4 or more"),
+        ({"samples": "", "tokenizer": ""}, "neither samples nor tokenizer is given"),
+        ({"train_images": ""}, "samples have no reference"),
+        ({"train_images": "", "reference": "x"}, "extractor classifier learns from train_images"),
+        ({"samples": "", "images": ""}, "a tokenizer alone needs images"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            _config(run, **changes)
 
 
 def test_jobs_write_metrics_and_one_self_contained_page(run, tmp_path, capsys):
@@ -217,7 +309,14 @@ def test_jobs_write_metrics_and_one_self_contained_page(run, tmp_path, capsys):
     assert "<b>" not in page
     assert "<i>" not in page
     assert "&lt;b&gt;&amp;2" in page
-    for part in ("Fréchet distance", "Step by step", "Reconstructions", "Loss by step t", run.tokenizer_digest):
+    for part in (
+        "Fréchet distance (classifier)",
+        "Equal counts",
+        "Step by step",
+        "Reconstructions",
+        "Loss by step t",
+        run.tokenizer_digest,
+    ):
         assert part in page
     assert Image.open(tmp_path / "sheet.png").size == (10 * 52 + 4, 3 * 52 + 4)
 

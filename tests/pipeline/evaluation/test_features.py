@@ -1,18 +1,31 @@
 import hashlib
+import urllib.error
+import warnings
 
 import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation import features
-from pipeline.evaluation.features import InceptionExtractor
+from pipeline.evaluation.classifier import Classifier, ClassifierConfig
+from pipeline.evaluation.features import INCEPTION_FILE, ClassifierExtractor, FileExtractor, InceptionExtractor
 
 
-@pytest.mark.parametrize("path", ["", "missing.pth"])
-def test_missing_inception_weights_are_named_with_the_mend(path, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ValueError, match=r"inception_weights '.*' does not exist; give the path of weights-inception"):
-        InceptionExtractor(path, 4)
+def _images(n, size=8, channels=1):
+    return np.random.default_rng(0).integers(0, 256, size=(n, size, size, channels)).astype(np.uint8)
+
+
+def test_missing_inception_weights_are_named_with_the_mend(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"'missing.pth' does not exist; give the path of weights-inc"):
+        InceptionExtractor("missing.pth", 4)
+
+    def offline(url, *_, **__):
+        assert url.endswith(INCEPTION_FILE)
+        raise urllib.error.URLError("no network")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
+    with pytest.raises(ValueError, match=f"could not be downloaded .*no network.*; give the path of {INCEPTION_FILE}"):
+        InceptionExtractor("", 4)
 
 
 def test_another_file_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
@@ -24,39 +37,103 @@ def test_another_file_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
         InceptionExtractor(str(wrong), 4)
 
 
-@pytest.fixture
-def made_weights(tmp_path, monkeypatch):
-    """A file of Inception's names and shapes with made values (the default ones collapse to nothing)."""
-    from torch_fidelity import feature_extractor_inceptionv3 as inception
-
-    torch.manual_seed(0)
-    with monkeypatch.context() as patch:
-        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], verbose=False)
-    for module in network.modules():
-        if isinstance(module, torch.nn.Conv2d):
-            torch.nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-    path = tmp_path / "made.pth"
-    torch.save(network.state_dict(), path)
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    monkeypatch.setattr(features, "INCEPTION_SHA256_PREFIX", digest[:8])
-    return str(path), digest
-
-
 @pytest.mark.slow
-def test_inception_gives_features_that_no_batch_shows_in(made_weights):
-    path, digest = made_weights
-    pixels = np.random.default_rng(0).integers(0, 256, size=(3, 16, 16, 1)).astype(np.uint8)
-    extractor = InceptionExtractor(path, 2)
-    found = extractor.extract(pixels)
-    assert extractor.digest == digest
+def test_inception_gives_features_that_no_batch_shows_in(made_weights, made_inception):
+    pixels = _images(3, 16)
+    found = made_inception.extract(pixels)
+    assert made_inception.digest == hashlib.sha256(made_weights.read_bytes()).hexdigest()
     assert found.features.shape == (3, 2048)
     assert found.logits.shape == (3, 1008)
-    assert found.features.dtype == found.logits.dtype == np.float32
+    assert found.spatial.shape == (3, 17 * 17 * 7)
+    assert found.features.dtype == found.logits.dtype == found.spatial.dtype == np.float32
     assert found.features.std(axis=0).max() > 1e-4
-    weight = extractor.network.fc.weight.numpy()
-    assert np.allclose(found.logits, found.features @ weight.T, atol=1e-5)  # the bias left out
-    extractor.batch = 3
-    again = extractor.extract(np.repeat(pixels, 3, axis=-1))  # grey is three equal channels
-    assert np.allclose(again.features, found.features, rtol=1e-5, atol=1e-6)
+    weight = made_inception.network.fc.weight.numpy()
+    assert np.allclose(found.logits, found.features @ weight.T, atol=1e-4)  # the bias left out
+    other = InceptionExtractor(str(made_weights), 2)
+    again = other.extract(np.repeat(pixels, 3, axis=-1))  # grey is three equal channels
+    for name in ("features", "logits", "spatial"):
+        assert np.allclose(getattr(again, name), getattr(found, name), rtol=1e-4, atol=1e-5)
+
+
+def test_spatial_features_run_over_rows_then_columns_then_channels():
+    torch.manual_seed(0)
+    classifier = Classifier(ClassifierConfig(num_classes=3)).eval()
+    images = _images(4)
+    found = ClassifierExtractor(classifier, 3).extract(images)
+    with torch.no_grad():
+        maps = classifier.double()(torch.from_numpy(images).permute(0, 3, 1, 2).double() / 127.5 - 1)[2].numpy()
+    height, width = maps.shape[2:]
+    for y, x, channel in ((0, 0, 0), (1, 0, 6), (1, 1, 3)):
+        assert np.allclose(found.spatial[:, (y * width + x) * 7 + channel], maps[:, channel, y, x], atol=1e-6)
+    assert found.spatial.shape == (4, height * width * 7)
+
+
+class _Judge(torch.nn.Module):
+    """Features and logits of images in [-1, 1]."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution, self.head = torch.nn.Conv2d(3, 4, 3), torch.nn.Linear(4, 5)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        features = self.convolution(images).mean((2, 3))
+        return features, self.head(features)
+
+
+class _Logits(_Judge):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.convolution(images).mean((2, 3)))
+
+
+def _save(path, module, how):
+    """A module as TorchScript, or exported for any batch or for batches of four."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        if how == "script":
+            torch.jit.script(module).save(str(path))
+            return
+    dynamic = ({0: torch.export.Dim("batch")},) if how == "export" else None
+    torch.export.save(torch.export.export(module, (torch.zeros(4, 3, 8, 8),), dynamic_shapes=dynamic), path)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+@pytest.mark.parametrize("how", ["script", "export", "export of four"])
+def test_any_program_is_an_extractor(tmp_path, how):
+    """Grey images reach it as three channels in [-1, 1], in whole batches."""
+    path, images = tmp_path / "judge.pt2", _images(6)
+    _save(path, _Judge().eval(), how)
+    extractor = FileExtractor(str(path), 4)
+    found = extractor.extract(images)
+    with torch.no_grad():
+        expected = _Judge().eval()(torch.from_numpy(images).permute(0, 3, 1, 2).expand(-1, 3, -1, -1) / 127.5 - 1)
+    for name, values in zip(("features", "logits"), expected, strict=True):
+        assert np.allclose(getattr(found, name), values.numpy(), atol=1e-6)
+    assert found.spatial is None
+    assert extractor.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_logits_alone_are_the_features_too(tmp_path):
+    _save(tmp_path / "logits.pt2", _Logits().eval(), "export")
+    found = FileExtractor(str(tmp_path / "logits.pt2"), 4).extract(_images(3))
+    assert np.array_equal(found.features, found.logits)
+    assert found.logits.shape == (3, 5)
+
+
+class _Maps(_Judge):
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.convolution(images)
+
+
+def test_files_that_are_no_extractor_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="'nowhere' is neither classifier, inception nor a file"):
+        FileExtractor("nowhere", 4)
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(ValueError, match=r"is no TorchScript or torch.export file"):
+        FileExtractor(str(tmp_path / "text"), 4)
+    _save(tmp_path / "maps.pt2", _Maps().eval(), "export")
+    with pytest.raises(ValueError, match=r"returns \[\(4, 4, 6, 6\), .* it must return \(features"):
+        FileExtractor(str(tmp_path / "maps.pt2"), 4).extract(_images(3))
+    _save(tmp_path / "four.pt2", _Judge().eval(), "export of four")
+    with pytest.raises(ValueError, match=r"does not take images of shape \(3, 3, 8, 8\)"):
+        FileExtractor(str(tmp_path / "four.pt2"), 3).extract(_images(3))

@@ -1,12 +1,34 @@
+import hashlib
+
 import numpy as np
 import pytest
 import torch
+from torchvision.models.vgg import cfgs, make_layers
 
+from models import losses
 from models.autoencoder import AutoencoderConfig
 from models.codebook import QuantizerConfig
 from models.noise import child_seeds
 from models.tokenizer import Tokenizer, TokenizerConfig, from_pixels, to_pixels
-from pipeline.evaluation.reconstruction import code_counts, decode_codes, encode_images, perplexity, psnr, ssim
+from pipeline.evaluation import image_sets
+from pipeline.evaluation.classifier import Classifier, ClassifierConfig
+from pipeline.evaluation.distribution import frechet_of
+from pipeline.evaluation.feature_statistics import describe
+from pipeline.evaluation.features import ClassifierExtractor
+from pipeline.evaluation.image_sets import ArchiveImages
+from pipeline.evaluation.measures import tokenizer_metrics
+from pipeline.evaluation.reconstruction import (
+    PAIRS,
+    POOLED,
+    RunningFidelity,
+    code_counts,
+    decode_codes,
+    encode_images,
+    lpips,
+    perplexity,
+    psnr,
+    ssim,
+)
 
 
 def _pair(values):
@@ -36,6 +58,126 @@ def test_ssim_is_one_for_equal_images_and_the_formula_on_one_window():
     expected = (2 * x.mean() * y.mean() + c1) * (2 * covariance[0, 1] + c2)
     expected /= (x.mean() ** 2 + y.mean() ** 2 + c1) * (covariance[0, 0] + covariance[1, 1] + c2)
     assert ssim(a, b) == pytest.approx(expected, abs=1e-9)
+
+
+def _figures(real, fake, threads=1):
+    fidelity = RunningFidelity(threads)
+    fidelity.add(real, fake)
+    return fidelity.figures()
+
+
+def _photos(size, channels=3):
+    """Two smooth pictures and noisy copies."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[0:size, 0:size] / size
+    waves = [np.sin(6 * x + c) * np.cos(5 * y - c) for c in range(2 * channels)]
+    real = np.stack(waves, axis=-1).reshape(size, size, 2, channels).transpose(2, 0, 1, 3) * 100 + 128
+    fake = real + rng.normal(0, 12, real.shape)
+    return tuple(v.clip(0, 255).round().astype(np.uint8) for v in (real, fake))
+
+
+def test_conventions_differ_as_they_are_known_to():
+    real, fake = _photos(32)
+    found = _figures(real, fake)
+    assert set(found) == {*PAIRS, POOLED}
+    assert found["psnr"] == psnr(real, fake)
+    assert found["ssim"] == ssim(real, fake)
+    errors = ((real.astype(float) - fake) ** 2).mean(axis=(1, 2, 3))
+    assert found[POOLED] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=1e-9)
+    assert found["psnr"] == pytest.approx((10 * np.log10(255**2 / errors)).mean(), abs=1e-9)
+    assert found[POOLED] < found["psnr"]  # Jensen
+    assert found["psnr_luma"] > found["psnr"]  # noise of three channels averages out
+    assert found["psnr_uint8_wrap"] > found["psnr"]
+    assert found["ssim_range2"] > found["ssim"]
+    assert found["ssim_gaussian_signed"] < found["ssim_gaussian"]
+
+
+def _window_ssim(a, b, weights, data_range, sample):
+    """The formula on one window: means, variances and covariance under weights that add up to one."""
+    ma, mb = (weights * a).sum(), (weights * b).sum()
+    va, vb, cov = ((weights * x * y).sum() - m for x, y, m in ((a, a, ma * ma), (b, b, mb * mb), (a, b, ma * mb)))
+    va, vb, cov = (value * sample for value in (va, vb, cov))
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    return (2 * ma * mb + c1) * (2 * cov + c2) / ((ma * ma + mb * mb + c1) * (va + vb + c2))
+
+
+def test_each_ssim_is_its_formula_on_one_window():
+    rng = np.random.default_rng(0)
+    x = np.arange(11) - 5
+    bell = np.exp(-(x**2) / (2 * 1.5**2))
+    bell = np.outer(bell, bell) / bell.sum() ** 2
+    flat = np.full((7, 7), 1 / 49)
+    for name, size, weights, data_range, shift, scale, sample in (
+        ("ssim", 7, flat, 255, 0, 1, 49 / 48),
+        ("ssim_range2", 7, flat, 2, 0, 1 / 255, 49 / 48),
+        ("ssim_gaussian", 11, bell, 255, 0, 1, 1),
+        ("ssim_gaussian_signed", 11, bell, 2, -1, 1 / 127.5, 1),
+    ):
+        a, b = rng.integers(0, 256, size=(2, size, size, 1)).astype(np.uint8)
+        u, v = (scale * image[..., 0] + shift for image in (a, b))
+        assert PAIRS[name].measure(a, b) == pytest.approx(_window_ssim(u, v, weights, data_range, sample), abs=1e-9)
+    a, b = rng.integers(0, 256, size=(2, 11, 11, 3)).astype(np.uint8)
+    u, v = (image @ [0.299, 0.587, 0.114] for image in (a, b))
+    assert PAIRS["ssim_gaussian_luma"].measure(a, b) == pytest.approx(_window_ssim(u, v, bell, 255, 1), abs=1e-9)
+
+
+def test_parts_and_threads_do_not_show():
+    real, fake = _photos(16)
+    whole = _figures(real, fake)
+    fidelity = RunningFidelity(2)
+    for i in range(2):
+        fidelity.add(real[i : i + 1], fake[i : i + 1])
+    assert fidelity.figures() == whole == _figures(real, fake, threads=2)
+
+
+def test_conventions_that_do_not_fit_the_images_are_left_out():
+    assert set(_figures(*_photos(8))) == {POOLED, *(name for name, c in PAIRS.items() if c.window <= 7)}
+    assert not any("luma" in name for name in _figures(*_photos(16, channels=1)))
+
+
+@pytest.fixture(scope="module")
+def perceptual(tmp_path_factory):
+    """LPIPS with a VGG16 of made weights."""
+    path = tmp_path_factory.mktemp("lpips") / "vgg16.pth"
+    torch.manual_seed(0)
+    trunk = make_layers(cfgs["D"], batch_norm=False).state_dict()
+    torch.save({f"features.{name}": value for name, value in trunk.items()}, path)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(losses, "VGG16_SHA256_PREFIX", hashlib.sha256(path.read_bytes()).hexdigest()[:8])
+        return losses.PerceptualLoss(str(path))
+
+
+def test_lpips_is_a_mean_over_images_whatever_the_batch(perceptual):
+    real, fake = (np.concatenate([x, x[:1]]) for x in _photos(16))
+    each = [lpips(perceptual, real[i : i + 1], fake[i : i + 1], 1) for i in range(3)]
+    assert min(each) > 0
+    assert each[0] != pytest.approx(each[1], rel=1e-2)
+    for batch in (1, 2, 3):
+        assert lpips(perceptual, real, fake, batch) == pytest.approx(np.mean(each), rel=1e-5)
+    assert lpips(perceptual, real, real, 2) == 0
+
+
+@pytest.mark.parametrize("batch", [2, 300])
+def test_the_tokenizers_part_is_its_measures_of_all_images_at_once(tmp_path, perceptual, monkeypatch, batch):
+    """In chunks of two, and the whole set in one."""
+    monkeypatch.setattr(image_sets, "CHUNK", batch)
+    torch.manual_seed(0)
+    shape = TokenizerConfig(16, AutoencoderConfig(3, 8, (1, 1), 1, (), 4), QuantizerConfig(16, 4))
+    tokenizer = Tokenizer(shape).eval()
+    pixels = np.concatenate(_photos(16))
+    np.savez(tmp_path / "photos.npz", pixels)
+    extractor = ClassifierExtractor(Classifier(ClassifierConfig(num_classes=3, channels=3)).eval(), 4)
+    photos = ArchiveImages(str(tmp_path / "photos.npz"), 3)
+    originals = describe(photos, extractor, 0, "photos")
+    found = tokenizer_metrics(tokenizer, extractor, photos, originals, perceptual, seed=5, batch=1, threads=1)
+    codes = encode_images(tokenizer, pixels, 5, 0, 1)
+    back = decode_codes(tokenizer, codes, 10, 1)
+    assert found["lpips"] == pytest.approx(lpips(perceptual, pixels, back, 4), rel=1e-5)
+    assert found["psnr"] == pytest.approx(psnr(pixels, back), rel=1e-12)
+    assert found["ssim"] == pytest.approx(ssim(pixels, back), rel=1e-12)
+    distance = frechet_of(extractor.extract(pixels).features, extractor.extract(back).features)
+    assert found["rfid"] == pytest.approx(distance, rel=1e-6)
+    assert found["perplexity_by_step"] == perplexity(code_counts(codes, 16)).tolist()
 
 
 def test_counts_and_perplexity_of_known_codes():

@@ -1,0 +1,157 @@
+"""What the evaluation stage is given: its settings, and the inputs opened and found to belong together."""
+
+import posixpath
+from dataclasses import dataclass
+from typing import Any
+
+from models.tokenizer import Tokenizer
+from pipeline.evaluation.classifier import ClassifierConfig
+from pipeline.evaluation.feature_statistics import reference_digest
+from pipeline.evaluation.features import (
+    ClassifierExtractor,
+    Extractor,
+    FileExtractor,
+    InceptionExtractor,
+    load_or_train_classifier,
+)
+from pipeline.evaluation.image_sets import CHUNK, ArchiveImages, FolderImages, PictureImages, StoreImages, open_samples
+from pipeline.evaluation.protocol import NEIGHBOURS
+from pipeline.evaluation.splits import check_classes, check_tokenizer, hold
+from pipeline.exports import load_tokenizer, read_card
+
+SMALLEST_PERCEPTUAL = 16  # VGG16 halves an image four times
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is compared with what; all inputs but one of samples and tokenizer may be left out.
+
+    samples: a sample store, an .npz (arr_0) or a folder of pictures. reference: what they are measured against, ADM's
+    .npz or a folder of images; "" for train_images. images: held-out images, which the tokenizer has to give back.
+    train_images: images that were trained on, to find copies of; the classifier learns from them, in memory.
+    tokenizer: export folder. out: the metrics.json to write; classifier and statistics are kept beside it.
+
+    extractor: the feature space: "classifier", "inception", or the path of a TorchScript or torch.export file.
+    inception_weights: path of its file; "" for torch-fidelity's own download. perceptual: VGG16 of LPIPS, as in the
+    tokenizer's loss. manifold_images: images of the reference that precision and recall are taken against.
+    draws: random draws of samples that a matched figure is the mean over. timed: outputs of other jobs, whose seconds
+    are copied from their records.
+    """
+
+    out: str
+    samples: str = ""
+    reference: str = ""
+    images: str = ""
+    train_images: str = ""
+    tokenizer: str = ""
+    extractor: str = "classifier"
+    inception_weights: str = ""
+    perceptual: str = "none"
+    manifold_images: int = 10_000
+    draws: int = 10
+    seed: int = 0
+    batch: int = 64
+    threads: int = 2
+    timed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, least in (("draws", 0), ("batch", 1), ("threads", 1), ("manifold_images", NEIGHBOURS + 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; use {least} or more")
+        if self.batch > CHUNK:
+            raise ValueError(f"batch is {self.batch}; use {CHUNK} or less, the images that are read at once")
+        if not self.samples and not self.tokenizer:
+            raise ValueError("neither samples nor tokenizer is given; give what to evaluate")
+        if self.samples and not (self.reference or self.train_images):
+            raise ValueError("samples have no reference; give reference or train_images")
+        if self.tokenizer and not self.images and not self.samples:
+            raise ValueError("a tokenizer alone needs images to give back; give images, held out from its training")
+        if self.extractor == "classifier" and not self.train_images:
+            raise ValueError("extractor classifier learns from train_images; give them, or another extractor")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What was given, opened. folder: where classifier and statistics are kept."""
+
+    tokenizer: Tokenizer | None
+    tokenizer_digest: str
+    samples: StoreImages | ArchiveImages | PictureImages | None
+    held_out: FolderImages | None
+    train: FolderImages | None
+    extractor: Extractor
+    folder: str
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """What labels mean, as far as any input knows."""
+        named = (images.classes for images in (self.train, self.held_out, self.samples) if images)
+        return next((classes for classes in named if classes), ())
+
+    def facts(self) -> dict[str, Any]:
+        """Names and digests, for the protocol."""
+        facts: dict[str, Any] = {"extractor": {"name": self.extractor.name, "digest": self.extractor.digest}}
+        for name, images in (("samples", self.samples), ("held_out", self.held_out), ("train", self.train)):
+            if images:
+                facts[name] = {"digest": images.digest, "listed": len(images)}
+        if self.tokenizer:
+            facts["tokenizer"] = {"digest": self.tokenizer_digest}
+        if isinstance(self.samples, StoreImages):
+            facts["generator"] = {"digest": self.samples.store.manifest.plan.identity["generator_digest"]}
+        return facts
+
+
+def open_inputs(config: EvaluateConfig) -> Inputs:
+    """Real images are cropped to the tokenizer's size and channels, or to those of the samples without one.
+
+    Raises ValueError when an input is missing or inputs do not belong together.
+    """
+    tokenizer, card = load_tokenizer(config.tokenizer) if config.tokenizer else (None, None)
+    channels = tokenizer.config.autoencoder.in_channels if tokenizer else 3
+    samples = open_samples(config.samples, channels, config.threads) if config.samples else None
+    if isinstance(samples, StoreImages) and card:
+        check_tokenizer(samples.store, card)
+    sizes = {tokenizer.config.image_size} if tokenizer else set()
+    sizes |= {samples.size} if samples else set()
+    if len(sizes) > 1:
+        raise ValueError(f"samples {config.samples!r} and the tokenizer's images have {sorted(sizes)} pixels a side")
+    if config.perceptual != "none" and max(sizes) < SMALLEST_PERCEPTUAL:
+        raise ValueError(f"LPIPS needs {SMALLEST_PERCEPTUAL} pixels a side, not {max(sizes)}; say perceptual=none")
+    held_out, train = (
+        FolderImages(url, max(sizes), channels, config.threads) if url else None
+        for url in (config.images, config.train_images)
+    )
+    known = [images for images in (train, held_out, samples) if images and images.classes]
+    for images in known[1:]:
+        check_classes(f"{images.url!r}", images.classes, known[0].classes)
+    folder = posixpath.dirname(config.out) or "."
+    extractor = make_extractor(config, train, folder)
+    return Inputs(tokenizer, card.digest if card else "", samples, held_out, train, extractor, folder)
+
+
+def make_extractor(config: EvaluateConfig, train: FolderImages | None, folder: str) -> Extractor:
+    """The extractor of the config. The classifier is trained on the training images, or found in `folder`."""
+    if config.extractor == "inception":
+        return InceptionExtractor(config.inception_weights, config.batch)
+    if config.extractor != "classifier":
+        return FileExtractor(config.extractor, config.batch)
+    assert train
+    images = hold(train)
+    shape = ClassifierConfig(num_classes=len(images.classes), channels=images.pixels.shape[-1])
+    classifier = load_or_train_classifier(folder, shape, images.pixels, images.labels, config.seed)
+    return ClassifierExtractor(classifier, config.batch)
+
+
+def input_digests(config: EvaluateConfig) -> dict[str, str]:
+    """Digests of the inputs that are given, for the job's record. Raises ValueError when one is missing."""
+    found = {}
+    for name in ("train_images", "images", "reference"):
+        if url := getattr(config, name):
+            found[f"{name}_digest"] = reference_digest(url)
+    if config.tokenizer:
+        found["tokenizer_digest"] = read_card(config.tokenizer, "tokenizer").digest
+    if config.extractor not in ("classifier", "inception") and files.is_file(config.extractor):
+        found["extractor_digest"] = files.digest_file(config.extractor).sha256
+    if config.samples:
+        found["samples_digest"] = open_samples(config.samples, 3).digest
+    return found

@@ -1,0 +1,39 @@
+"""Inception with made weights, since no test has the real ones."""
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipeline.evaluation import features
+from pipeline.evaluation.features import InceptionExtractor
+
+
+@pytest.fixture(scope="session")
+def made_weights(tmp_path_factory) -> Iterator[Path]:
+    """A file of Inception's names and shapes with made values (the default ones collapse to nothing)."""
+    from torch_fidelity import feature_extractor_inceptionv3 as inception
+
+    with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
+        torch.manual_seed(0)
+        patch.setattr(inception, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(inception.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        network = inception.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], verbose=False)
+        for module in network.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                torch.nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
+        torch.nn.init.normal_(network.fc.weight, std=0.2)
+    path = tmp_path_factory.mktemp("inception") / "made.pth"
+    torch.save(network.state_dict(), path)
+    with pytest.MonkeyPatch.context() as patch:
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        patch.setattr(features, "INCEPTION_SHA256_PREFIX", digest[:8])
+        yield path
+
+
+@pytest.fixture(scope="session")
+def made_inception(made_weights) -> InceptionExtractor:
+    """The extractor with made weights; its batches fill a chunk, so that only a last one is padded."""
+    return InceptionExtractor(str(made_weights), 25)

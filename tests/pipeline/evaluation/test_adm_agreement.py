@@ -1,0 +1,106 @@
+"""Our streamed metrics against the evaluator's formulas, on real digits through Inception with made weights.
+
+RDPM_AGREEMENT_IMAGES=1797 takes all digits, which is some minutes' work.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline.evaluation.distribution import Moments, frechet_distance
+from pipeline.evaluation.feature_statistics import Statistics, describe
+from pipeline.evaluation.features import InceptionExtractor
+from pipeline.evaluation.image_sets import ArchiveImages
+from pipeline.evaluation.manifold import precision_recall
+from tests.pipeline.evaluation import adm_formulas as adm
+
+IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "100"))
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory, digits, made_inception) -> list[tuple[Statistics, dict[str, np.ndarray]]]:
+    """Two sets of digits, 32 x 32, one of them noisy: our statistics, and the same features by hand."""
+    rng = np.random.default_rng(0)
+    pixels = np.stack([np.asarray(Image.fromarray(x).resize((32, 32))) for x in digits[0][:IMAGES]])
+    pixels = np.repeat(pixels[..., None], 3, axis=-1)
+    noisy = np.clip(pixels + rng.normal(0, 20, pixels.shape), 0, 255).astype(np.uint8)
+    made = []
+    for name, images in (("even", pixels[0::2]), ("odd", noisy[1::2])):
+        path = tmp_path_factory.mktemp("halves") / f"{name}.npz"
+        np.savez(path, images)
+        with _by_hand(made_inception, len(images)) as features:
+            statistics = describe(ArchiveImages(str(path), 3), made_inception, len(images), name)
+        made.append((statistics, features))
+    return made
+
+
+@contextlib.contextmanager
+def _by_hand(extractor: InceptionExtractor, count: int) -> Iterator[dict[str, np.ndarray]]:
+    """What passes through the network, as the evaluator takes it.
+
+    pool_3; its product with the last layer's weights; mixed_6/conv from what enters that convolution and its weights.
+    """
+    network, pools, mixed = extractor.network, [], []
+    branch = network.Mixed_6d.branch1x1
+    hooks = [
+        network.AvgPool.register_forward_hook(lambda _, __, out: pools.append(out.flatten(1).numpy())),
+        branch.register_forward_pre_hook(lambda _, inputs: mixed.append(inputs[0].numpy())),
+    ]
+    features: dict[str, np.ndarray] = {}
+    yield features
+    for hook in hooks:
+        hook.remove()
+    norm, entering = branch.bn, np.concatenate(mixed)[:count].transpose(0, 2, 3, 1)  # NHWC, as TensorFlow has it
+    scale = norm.weight.numpy() / np.sqrt(norm.running_var.numpy() + 1e-3)
+    conv = entering @ branch.conv.weight.numpy()[:, :, 0, 0].T
+    conv = np.maximum((conv - norm.running_mean.numpy()) * scale + norm.bias.numpy(), 0)
+    features["pool"] = np.concatenate(pools)[:count]
+    features["logits"] = features["pool"] @ network.fc.weight.numpy().T
+    features["spatial"] = conv[..., :7].reshape(count, -1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["pool", "spatial"])
+def test_frechet_distances_of_pooled_and_spatial_features(halves, name):
+    """The streamed moments are the features' own; the distance is the evaluator's on as many as give a full rank."""
+    ours = [getattr(statistics, name) for statistics, _ in halves]
+    theirs = [features[name] for _, features in halves]
+    for moments, features in zip(ours, theirs, strict=True):
+        spread = features.std(axis=0).max()
+        assert spread > 0.05
+        assert np.allclose(moments.mean, features.mean(axis=0), rtol=1e-4, atol=1e-5 * spread)
+        assert np.allclose(moments.covariance, np.cov(features, rowvar=False), rtol=1e-3, atol=1e-5 * spread**2)
+    alive = np.flatnonzero(np.min([features.std(axis=0) for features in theirs], axis=0) > 0.01)
+    some = alive[:: -(-len(alive) // (IMAGES // 4))]
+    parts = [Moments(m.mean[some], m.covariance[np.ix_(some, some)]) for m in ours]
+    found, expected = frechet_distance(*parts), adm.frechet(*(features[:, some] for features in theirs))
+    print(f"{name}: {len(some)} features, ours {found:.9g}, ADM's formula {expected:.9g}")
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.slow
+def test_inception_scores(halves):
+    for statistics, features in halves:
+        expected = adm.inception_score(features["logits"], 5000)
+        print(f"inception score: ours {statistics.score:.9g}, ADM's formula {expected:.9g}")
+        assert statistics.score == pytest.approx(expected, rel=1e-3)
+        assert statistics.score > 1.001
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("precision", "dtype"), [("float16", np.float16), ("float32", np.float32)])
+def test_precision_and_recall(halves, precision, dtype):
+    """Features brought to Inception's usual length, |x|^2 near 600, where float16 shows."""
+    (a, _), (b, _) = halves
+    scale = np.float32(np.sqrt(600 / (a.features.astype(np.float64) ** 2).sum(axis=1).mean()))
+    real, fake = scale * a.features, scale * b.features
+    found = precision_recall(real, fake, 3, precision)
+    expected = adm.precision_recall(real, fake, dtype)
+    print(f"{precision}: ours {found.precision:.9g} {found.recall:.9g}, ADM's {expected[0]:.9g} {expected[1]:.9g}")
+    assert found.precision == pytest.approx(expected[0], rel=1e-3)
+    assert found.recall == pytest.approx(expected[1], rel=1e-3)
+    assert found.precision > 0
