@@ -19,8 +19,9 @@ from pipeline.cluster import Resources
 from pipeline.config import config_job, from_dict, load_config, to_dict
 from pipeline.encoding import EncodeConfig
 from pipeline.sampling import SampleConfig
-from pipeline.training.engine import EngineConfig, OptimizerConfig
+from pipeline.training.engine import EngineConfig
 from pipeline.training.generator import TrainGeneratorConfig
+from pipeline.training.optimizers import OptimizerConfig
 from pipeline.training.tokenizer import LossConfig, TrainTokenizerConfig
 
 CONFIGS = Path(__file__).parent.parent.parent / "configs"
