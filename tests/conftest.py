@@ -25,7 +25,7 @@ from pipeline.tokens.reader import Store
 from pipeline.tokens.writer import publish, start_store, write_shard
 from storage_schemas.cards import ModelCard
 from storage_schemas.manifest import Plan, canonical_json
-from storage_schemas.tokens import token_arrays
+from storage_schemas.tokens import OK, REJECTED, noise_seed, token_arrays
 
 torch.set_num_threads(1)
 
@@ -83,11 +83,12 @@ class StoreMaker:
     def plan(self, rows: int = 20, shard_rows: int = 8, chunk_rows: int = 4, **identity) -> Plan:
         """A plan of 3 shards by default, the last one short, with every array that a token store can have."""
         arrays = token_arrays(3, (4, 4, 4), with_accumulated=True, with_latents=True)
-        facts = {"tokenizer_digest": "t0", "classes": list(self.CLASSES), "seed": 0, **identity}
+        tokenizer = {"tokenizer_digest": "t0", "tokenizer_config": to_dict(TOKENIZER)}
+        facts = {**tokenizer, "classes": list(self.CLASSES), "seed": 0, **identity}
         return Plan("tokens", rows, shard_rows, chunk_rows, arrays, facts)
 
     def columns(self, plan: Plan, shard: int) -> dict[str, np.ndarray]:
-        """Arrays of one shard: labels as said, every other value drawn from the whole range of its type, by row."""
+        """Arrays of one shard: labels and seeds as said, other values drawn from all that their type holds, by row."""
         rows = plan.shard_range(shard)
         store = zlib.crc32(canonical_json(plan.identity))
         columns = {}
@@ -99,15 +100,23 @@ class StoreMaker:
             columns["codes"] = columns["codes"] % 16
         if "label" in columns:
             columns["label"] = (np.array(rows) % len(self.CLASSES)).astype(columns["label"].dtype)
+        if "noise_seed" in columns:
+            seed = plan.identity.get("seed", 0)
+            columns["noise_seed"] = np.array([noise_seed(seed, f"k{row}", "center") for row in rows], np.uint64)
         return columns
 
     def index(self, plan: Plan, shard: int, rejected: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
         """Index columns of one shard."""
         rows = plan.shard_range(shard)
+        bad = np.isin(rows, rejected)
         return {
             "key": np.array([f"k{row}" for row in rows]),
+            "label": (np.array(rows) % len(self.CLASSES)).astype(np.int32),
+            "view": np.full(len(rows), "center"),
+            "shard": np.full(len(rows), shard, np.int32),
             "row": np.arange(len(rows), dtype=np.int32),
-            "reason": np.array(["bad" if row in rejected else "" for row in rows]),
+            "status": np.where(bad, REJECTED, OK),
+            "reason": np.where(bad, "bad", ""),
         }
 
     def write(self, url: str, plan: Plan, shard: int, rejected: tuple[int, ...] = ()) -> None:
