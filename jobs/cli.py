@@ -13,11 +13,15 @@ COMMANDS = {
     "report": ("jobs.report", "write one HTML page about a run"),
     "ablate-tokenizer": ("jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any source"),
     "describe": ("jobs.describe", "parameters, FLOPs and memory of a config"),
-    "verify": ("jobs.verify", "check every byte of a store against its digests"),
+    "verify": ("jobs.verify", "check every byte of a store, and what its parts say against each other; mend it"),
 }
 
 _OPTIONS = "CONFIG.yaml [key=value ...]"
-_USAGE = {"prepare": "digits [key=value ...]", "describe": f"{_OPTIONS} [--json]", "verify": "STORE"}
+_USAGE = {
+    "prepare": "digits [key=value ...]",
+    "describe": f"{_OPTIONS} [--json]",
+    "verify": f"STORE [tokenizer=FOLDER | --repair {_OPTIONS}]",
+}
 
 
 def usage() -> str:

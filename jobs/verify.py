@@ -1,7 +1,9 @@
-"""rdpm verify: check every byte of a store against its digests, and what its parts say against each other."""
+"""rdpm verify: check every byte of a store against its digests, and what its parts say against each other; mend it."""
 
+from models.tokenizer import Tokenizer
+from pipeline.config import load_config
 from pipeline.progress import say
-from pipeline.tokens.reader import open_store
+from pipeline.tokens.reader import Store, open_store
 from pipeline.verification import Verification, tokenizer_of, verify_store
 
 JOB = "verify"
@@ -10,19 +12,44 @@ _SHOWN = 10  # classes named one by one
 
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand. Raises ValueError that names what is damaged."""
-    urls = [a for a in arguments if "=" not in a and not a.startswith("-")]
-    options = dict(a.split("=", 1) for a in arguments if a not in urls)
-    if len(urls) != 1 or not options.keys() <= {"tokenizer"}:
-        raise ValueError(f"arguments {' '.join(arguments)!r} are not STORE [tokenizer=FOLDER]")
-    store = open_store(urls[0])
-    plan = store.manifest.plan
-    tokenizer = tokenizer_of(store, options["tokenizer"]) if "tokenizer" in options else None
+    match arguments:
+        case [url, "--repair", path, *overrides] if all("=" in override for override in overrides):
+            _verify(url, "", (path, overrides))
+        case [url]:
+            _verify(url, "", None)
+        case [url, option] if option.startswith("tokenizer="):
+            _verify(url, option.removeprefix("tokenizer="), None)
+        case _:
+            wanted = "STORE [tokenizer=FOLDER | --repair CONFIG.yaml [key=value ...]]"
+            raise ValueError(f"arguments {' '.join(arguments)!r} are not {wanted}")
+
+
+def _verify(url: str, folder: str, config: tuple[str, list[str]] | None) -> None:
+    store = open_store(url)
+    tokenizer = tokenizer_of(store, folder) if folder else None
     found = verify_store(store, tokenizer, quiet=False)
+    if config and found.findings:
+        _mend(store, found, *config)
+        found = verify_store(store, tokenizer, quiet=False)
     if found.findings:
         first = "; ".join(finding.sentence for finding in found.findings[:5])
         raise ValueError(f"{len(found.findings)} problems in {store.url}: {first}")
+    _tell(store, tokenizer, found)
+
+
+def _mend(store: Store, found: Verification, path: str, overrides: list[str]) -> None:
+    from pipeline.encoding import EncodeConfig  # with Ray, which checking does not need
+    from pipeline.repair import repair
+
+    config = load_config(EncodeConfig, "tokenize", path, [*overrides, f"out={store.url}"])
+    again = repair(store, found.findings, config)
+    say(f"verify: {len(found.findings)} problems mended; shards encoded again: {', '.join(map(str, again)) or 'none'}")
+
+
+def _tell(store: Store, tokenizer: Tokenizer | None, found: Verification) -> None:
+    plan = store.manifest.plan
     say(f"verify: {store.url} is whole: store {store.id[:12]}, {len(store)} rows, {plan.num_shards} shards")
-    say(f"verify: {_labels(found, plan.identity.get('classes', []))}, {len(store.manifest.rejected)} rejects")
+    say(f"verify: {_labels(found, plan.identity.get('classes', []))}; {len(store.manifest.rejected)} rejects")
     if any(spec.name == "accumulated" for spec in plan.arrays):
         compared = f"accumulated is what the codes give in {found.accumulated} rows"
         left_out = "left out: whether accumulated is what the codes give; tokenizer=FOLDER checks it"

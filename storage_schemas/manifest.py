@@ -12,6 +12,7 @@ A store is a folder or URL:
 import dataclasses
 import hashlib
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -119,6 +120,11 @@ class Manifest:
     """sha256 of every commit record's bytes, by shard name."""
     metadata: dict[str, str]
     """sha256 of every zarr.json, by its name under the store."""
+
+    def rejected_of(self, shard: int) -> tuple[int, ...]:
+        """The rejected rows of one shard."""
+        rows = self.plan.shard_range(shard)
+        return self.rejected[bisect_left(self.rejected, rows.start) : bisect_left(self.rejected, rows.stop)]
 
     @cached_property
     def store_id(self) -> str:

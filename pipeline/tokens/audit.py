@@ -1,6 +1,5 @@
 """Checking a published store: every digest, and that its arrays, index, commits and manifest say the same."""
 
-from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -72,15 +71,15 @@ def audit_shard(store: Store, shard: int) -> ShardAudit:
         index = store.shard_index(shard)
         told = _contradictions(store, shard, arrays, index)
         findings += [Finding(key, shard, f"store {store.url}: {key} {what}") for key, what in told]
-    labels = np.delete(arrays["label"], _rejects(store, shard)) if "label" in arrays else np.empty(0, np.int32)
+    labels = (
+        np.delete(arrays["label"], np.array(_places(store, shard), int)) if "label" in arrays else np.empty(0, np.int32)
+    )
     return ShardAudit(tuple(findings), arrays, labels)
 
 
-def _rejects(store: Store, shard: int) -> np.ndarray:
-    """The manifest's rejected rows of a shard, counted from its first row."""
-    rows, rejected = store.manifest.plan.shard_range(shard), store.manifest.rejected
-    first, last = bisect_left(rejected, rows.start), bisect_left(rejected, rows.stop)
-    return np.array(rejected[first:last], np.int64) - rows.start
+def _places(store: Store, shard: int) -> list[int]:
+    """Where the rejects of a shard lie, counted from its first row."""
+    return [row - store.manifest.plan.shard_range(shard).start for row in store.manifest.rejected_of(shard)]
 
 
 def _contradictions(
@@ -105,7 +104,7 @@ def _token_contradictions(
     plan = store.manifest.plan
     names, identity = plan.objects(shard), plan.identity
     rejected = np.zeros(index.num_rows, bool)
-    rejected[_rejects(store, shard)] = True
+    rejected[_places(store, shard)] = True
     if not np.array_equal(index["status"].to_numpy() != OK, rejected):
         yield names[INDEX], "rejects other rows than the manifest"
     if not np.array_equal(index["reason"].to_numpy() != "", rejected):

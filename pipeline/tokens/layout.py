@@ -64,7 +64,7 @@ def decode_shard(plan: Plan, spec: ArraySpec, shard: int, data: bytes) -> np.nda
 
 
 def fill_value(dtype: str) -> Any:
-    """What a reader that checks nothing sees for a lost object: the largest of an unsigned type (no code), -1, or NaN."""
+    """What a reader that checks nothing sees for a lost object: the largest unsigned number (no code), -1 or NaN."""
     kind = np.dtype(dtype)
     return np.nan if kind.kind == "f" else int(np.iinfo(kind).max) if kind.kind == "u" else -1
 

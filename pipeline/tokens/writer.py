@@ -43,11 +43,12 @@ def start_store(url: str, plan: Plan) -> None:
     if not files.create_bytes(files.join(url, PLAN), canonical_json(to_json(plan))):
         found = plan_from_json(files.read_json(files.join(url, PLAN)))
         if found != plan:
-            raise ValueError(f"store {url} was planned otherwise ({_difference(found, plan)}); choose another store")
+            raise ValueError(f"store {url} was planned otherwise ({difference(found, plan)}); choose another store")
     create_arrays(url, plan)
 
 
-def _difference(old: Plan, new: Plan) -> str:
+def difference(old: Plan, new: Plan) -> str:
+    """Where two plans differ, in words: "key old -> new, ..."."""
     old_facts, new_facts = ({**to_json(plan), **plan.identity} for plan in (old, new))
     keys = [key for key in {**new_facts, **old_facts} if key != "identity" and old_facts.get(key) != new_facts.get(key)]
     return ", ".join(f"{key} {_short(old_facts.get(key))} -> {_short(new_facts.get(key))}" for key in keys)
