@@ -41,9 +41,9 @@ def _mend(store: Store, found: Verification, path: str, overrides: list[str]) ->
     from pipeline.encoding import EncodeConfig  # with Ray, which checking does not need
     from pipeline.repair import repair
 
-    config = load_config(EncodeConfig, "tokenize", path, [*overrides, f"out={store.url}"])
+    config = load_config(EncodeConfig, "tokenize", path, overrides)
     again = repair(store, found.findings, config)
-    say(f"verify: {len(found.findings)} problems mended; shards encoded again: {', '.join(map(str, again)) or 'none'}")
+    say(f"verify: records restored; shards encoded again: {', '.join(map(str, again)) or 'none'}")
 
 
 def _tell(store: Store, tokenizer: Tokenizer | None, found: Verification) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline import files
 from pipeline.tokens.audit import audit_shard
-from pipeline.tokens.reader import Store, open_store
+from pipeline.tokens.reader import DamagedStore, Store, open_store
 from pipeline.tokens.stream import TokenStream
 from pipeline.tokens.writer import publish, start_store, write_shard
 from pipeline.verification import verify_store
@@ -86,15 +86,14 @@ def damaged(data: bytes, draw: random.Random) -> bytes | None:
 
 
 def read_everything(store: Store) -> list[bytes]:
-    """Everything that a reader can get, each part as bytes; the message instead where it is refused."""
+    """Everything that a reader can get, each part as bytes; none of a part that is refused."""
     reads = [lambda name=name: store.read_all(name).tobytes() for name in store.specs]
     reads += [lambda: str(store.index().to_pylist()).encode(), lambda: stream_bytes(store)]
     found = []
     for read in reads:
         try:
             found.append(read())
-        except ValueError as refusal:
-            assert store.url in str(refusal)
+        except DamagedStore:
             found.append(b"")
     return found
 
@@ -103,6 +102,13 @@ def stream_bytes(store: Store) -> bytes:
     stream = TokenStream([store], seed=0, latents=True)
     batch = stream.batch(np.arange(len(stream)))
     return b"".join(part.tobytes() for part in (batch.codes, batch.seeds, batch.labels, batch.latents))
+
+
+def opened(url: str) -> Store | None:
+    try:
+        return open_store(url, "tokens")
+    except ValueError:
+        return None
 
 
 @pytest.mark.slow
@@ -120,11 +126,9 @@ def test_a_thousand_flips_cuts_and_deletions_are_all_found_and_none_is_ever_read
         good = path.read_bytes()
         bad = damaged(good, draw)
         path.unlink() if bad is None else path.write_bytes(bad)
-        try:
-            store = open_store(url, "tokens")
-        except ValueError as refusal:
-            assert name == "manifest.json", (name, refusal)
-        else:
+        store = opened(url)
+        assert (store is None) == (name == "manifest.json")
+        if store:
             assert any(name in sentence for sentence in sentences(store)), (name, bad)
             found = read_everything(store)
             refused += found != clean
