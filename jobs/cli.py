@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from pipeline.files import masked, remote_errors
+
 COMMANDS = {
     "prepare": ("jobs.prepare", "digits: write scikit-learn's digits as image folders"),
     "train-tokenizer": ("jobs.train_tokenizer", "train the tokenizer on a folder of images"),
@@ -47,10 +49,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         importlib.import_module(COMMANDS[name][0]).main(rest)
     except ValueError as error:
-        print(f"rdpm {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"rdpm {name}: {masked(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"rdpm {name}: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 2
+    except remote_errors() as error:
+        print(f"rdpm {name}: {error}; look at the endpoint and the credentials", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"rdpm {name}: interrupted; run it again to go on", file=sys.stderr)

@@ -1,8 +1,13 @@
 """What several rooms test with: real digits in folders, small stores, small models with made weights."""
 
+import contextlib
 import io
 import os
+import socket
+import subprocess
 import sys
+import time
+import uuid
 import zlib
 from pathlib import Path
 
@@ -19,6 +24,7 @@ from models.generator import Generator, GeneratorConfig
 from models.noise import NOISE_VERSION
 from models.schedule import Schedule
 from models.tokenizer import Tokenizer, TokenizerConfig
+from pipeline import files
 from pipeline.config import to_dict
 from pipeline.exports import save_export
 from pipeline.tokens.reader import Store
@@ -174,13 +180,57 @@ def exports() -> ExportMaker:
     return ExportMaker()
 
 
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """An S3 server (moto's) as a process of its own, and the environment in which it is found. Kept off other tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
+    began = time.monotonic()
+    while time.monotonic() - began < 60:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        assert server.poll() is None, "the S3 server has ended"
+        time.sleep(0.1)
+    yield {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch) -> str:
+    """An empty bucket, s3://..., for this test and the processes it starts."""
+    import fsspec
+
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir(bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def anywhere(request, tmp_path) -> str:
+    """A folder on this machine, and a bucket."""
+    return request.getfixturevalue("s3") if request.param == "s3" else str(tmp_path / "anywhere")
+
+
 def _tree(root: str | Path) -> dict[str, bytes]:
+    if "://" in str(root):
+        return {name: files.read_bytes(files.join(str(root), name)) for name, _ in files.list_files(str(root))}
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(Path(root).rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="session")
 def tree():
-    """A folder as {name under it: bytes}, hidden and temporary files included."""
+    """A folder as {name under it: bytes}, on this machine with hidden and temporary files."""
     return _tree
 
 

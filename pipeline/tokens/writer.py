@@ -38,8 +38,9 @@ from storage_schemas.manifest import (
 def start_store(url: str, plan: Plan) -> None:
     """Lay down the plan and the arrays, or find them as they should be.
 
-    Raises ValueError when another plan is there already: a store is never overwritten.
+    Raises ValueError when another plan is there already: a store is never overwritten; or where it cannot be kept so.
     """
+    files.require_create(url)
     if not files.create_bytes(files.join(url, PLAN), canonical_json(to_json(plan))):
         found = plan_from_json(files.read_json(files.join(url, PLAN)))
         if found != plan:

@@ -308,6 +308,18 @@ def test_verify_says_that_a_whole_store_is_whole(loaded_rdpm, tmp_path, stores):
     assert "left out: whether accumulated" in ended.out
 
 
+def test_verify_restores_a_lost_plan_and_commit(loaded_rdpm, tmp_path, stores, tree):
+    stores.build(str(tmp_path / "store"))
+    clean = tree(tmp_path / "store")
+    (tmp_path / "store" / "plan.json").unlink()
+    (tmp_path / "store" / "commits" / "00001.json").unlink()
+    (tmp_path / "store.yaml").write_text("{job: tokenize, images: images, tokenizer: tokenizer, out: elsewhere}")
+    ended = loaded_rdpm("verify", str(tmp_path / "store"), "--repair", str(tmp_path / "store.yaml"))
+    assert (ended.code, ended.err) == (0, "")
+    assert "encoded again: none" in ended.out
+    assert tree(tmp_path / "store") == clean
+
+
 def test_verify_refuses_a_store_without_a_manifest_and_a_damaged_one_by_name(loaded_rdpm, tmp_path, untouched, stores):
     stores.build(str(tmp_path / "unfinished"))
     (tmp_path / "unfinished" / "manifest.json").unlink()
