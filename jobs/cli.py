@@ -16,12 +16,14 @@ COMMANDS = {
     "ablate-tokenizer": ("jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any source"),
     "describe": ("jobs.describe", "parameters, FLOPs and memory of a config"),
     "verify": ("jobs.verify", "check every byte of a store, and what its parts say against each other; mend it"),
+    "inspect": ("jobs.inspect_store", "show what a token store is, what made it and what its codes are like"),
 }
 
 _OPTIONS = "CONFIG.yaml [key=value ...]"
 _USAGE = {
     "prepare": "digits [key=value ...]",
     "describe": f"{_OPTIONS} [--json]",
+    "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",
     "verify": f"STORE [tokenizer=FOLDER | --repair {_OPTIONS}]",
 }
 

@@ -49,7 +49,7 @@ def absolute(url: str) -> str:
 def _fs(url: str):
     if masked(url) != url:
         raise ValueError(
-            f"{masked(url)!r} carries credentials, which would end up in records and logs; give them in the environment "
+            f"{masked(url)!r} carries credentials, which would end up in records and logs; give them by environment "
             "(AWS_ACCESS_KEY_ID and so on) or by fsspec's configuration"
         )
     try:
@@ -214,20 +214,21 @@ def _temporary(path: str) -> str:
 
 def list_names(url: str) -> list[str]:
     """Sorted names of the files directly in a folder, temporary ones left out; empty when there is no folder."""
-    fs, path = _fs(url)
-    if not fs.isdir(path):
-        return []
-    names = (entry["name"].rsplit("/", 1)[-1] for entry in fs.ls(path, detail=True) if entry["type"] == "file")
-    return sorted(name for name in names if not name.startswith("."))
+    return _names(url, "file")
 
 
 def list_folders(url: str) -> list[str]:
     """Sorted names of the folders directly in a folder, hidden ones left out."""
+    return _names(url, "directory")
+
+
+def _names(url: str, kind: str) -> list[str]:
     fs, path = _fs(url)
-    if not fs.isdir(path):
+    try:
+        entries = fs.ls(path, detail=True) if fs.isdir(path) else []
+    except FileNotFoundError:  # a folder on S3 is gone with its last object
         return []
-    entries = (entry for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
-    names = (entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+    names = (entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == kind)
     return sorted(name for name in names if not name.startswith("."))
 
 
