@@ -224,11 +224,15 @@ def list_folders(url: str) -> list[str]:
 
 def _names(url: str, kind: str) -> list[str]:
     fs, path = _fs(url)
-    try:
-        entries = fs.ls(path, detail=True) if fs.isdir(path) else []
-    except FileNotFoundError:  # a folder on S3 is gone with its last object
+    if not fs.isdir(path):
         return []
-    names = (entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries if entry["type"] == kind)
+    if isinstance(fs, LocalFileSystem):  # ls would look at every file, and there may be a hundred thousand
+        names = [entry.name for entry in os.scandir(path) if (entry.is_file() if kind == "file" else entry.is_dir())]
+    else:
+        try:
+            names = [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(path, detail=True) if e["type"] == kind]
+        except FileNotFoundError:  # a folder on S3 is gone with its last object
+            return []
     return sorted(name for name in names if not name.startswith("."))
 
 
