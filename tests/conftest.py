@@ -107,8 +107,8 @@ class StoreMaker:
         if "label" in columns:
             columns["label"] = (np.array(rows) % len(self.CLASSES)).astype(columns["label"].dtype)
         if "noise_seed" in columns:
-            seed = plan.identity.get("seed", 0)
-            columns["noise_seed"] = np.array([noise_seed(seed, f"k{row}", "center") for row in rows], np.uint64)
+            seed, view = plan.identity.get("seed", 0), plan.identity.get("view", "center")
+            columns["noise_seed"] = np.array([noise_seed(seed, f"k{row}", view) for row in rows], np.uint64)
         return columns
 
     def index(self, plan: Plan, shard: int, rejected: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
@@ -118,7 +118,7 @@ class StoreMaker:
         return {
             "key": np.array([f"k{row}" for row in rows]),
             "label": (np.array(rows) % len(self.CLASSES)).astype(np.int32),
-            "view": np.full(len(rows), "center"),
+            "view": np.full(len(rows), plan.identity.get("view", "center")),
             "shard": np.full(len(rows), shard, np.int32),
             "row": np.arange(len(rows), dtype=np.int32),
             "status": np.where(bad, REJECTED, OK),
