@@ -3,6 +3,8 @@
 import importlib
 import sys
 
+from pipeline.files import masked, remote_errors
+
 COMMANDS = {
     "prepare": ("jobs.prepare", "digits: write scikit-learn's digits as image folders"),
     "train-tokenizer": ("jobs.train_tokenizer", "train the tokenizer on a folder of images"),
@@ -13,11 +15,17 @@ COMMANDS = {
     "report": ("jobs.report", "write one HTML page about a run"),
     "ablate-tokenizer": ("jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any source"),
     "describe": ("jobs.describe", "parameters, FLOPs and memory of a config"),
-    "verify": ("jobs.verify", "check every byte of a store against its digests"),
+    "verify": ("jobs.verify", "check every byte of a store, and what its parts say against each other; mend it"),
+    "inspect": ("jobs.inspect_store", "show what a token store is, what made it and what its codes are like"),
 }
 
 _OPTIONS = "CONFIG.yaml [key=value ...]"
-_USAGE = {"prepare": "digits [key=value ...]", "describe": f"{_OPTIONS} [--json]", "verify": "STORE"}
+_USAGE = {
+    "prepare": "digits [key=value ...]",
+    "describe": f"{_OPTIONS} [--json]",
+    "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",
+    "verify": f"STORE [tokenizer=FOLDER | --repair {_OPTIONS}]",
+}
 
 
 def usage() -> str:
@@ -43,10 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         importlib.import_module(COMMANDS[name][0]).main(rest)
     except ValueError as error:
-        print(f"rdpm {name}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"rdpm {name}: {masked(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
     except OSError as error:
         print(f"rdpm {name}: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
+        return 2
+    except remote_errors() as error:
+        print(f"rdpm {name}: {error}; look at the endpoint and the credentials", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"rdpm {name}: interrupted; run it again to go on", file=sys.stderr)

@@ -14,7 +14,7 @@ from pipeline.exports import load_tokenizer, read_card
 from pipeline.images.decode import Reject, View, center_view
 from pipeline.images.sources import Source, open_folder
 from pipeline.progress import ProgressLine, say
-from pipeline.tokens.writer import committed_rejects, missing_shards, publish, start_store, write_shard
+from pipeline.tokens.writer import committed_rejects, difference, missing_shards, publish, start_store, write_shard
 from storage_schemas.cards import ModelCard
 from storage_schemas.manifest import Manifest, Plan, plan_from_json, to_json
 from storage_schemas.tokens import KIND, OK, REJECTED, noise_seed, token_arrays
@@ -194,6 +194,20 @@ def encode(config: EncodeConfig) -> Manifest:
         _run(config, source, plan, card, missing)
     _check_rejects(config, plan)
     return publish(config.out, plan)
+
+
+def encode_again(config: EncodeConfig, plan: Plan, shards: list[int]) -> None:
+    """Write these shards of a store that is there into `config.out`, which gets no manifest.
+
+    Raises ValueError when the config makes another plan than that store's.
+    """
+    card = read_card(config.tokenizer, "tokenizer")
+    source = open_folder(files.absolute(config.images))
+    found = make_plan(config, source, card)
+    if found != plan:
+        raise ValueError(f"the config makes another store ({difference(plan, found)}); give that of the store's job")
+    start_store(config.out, plan)
+    _run(config, source, plan, card, shards)
 
 
 def _run(config: EncodeConfig, source: Source, plan: Plan, card: ModelCard, missing: list[int]) -> None:

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import json
 import os
+import re
+import sys
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
@@ -15,6 +17,10 @@ from fsspec.implementations.local import LocalFileSystem
 from storage_schemas.manifest import ObjectDigest, canonical_json
 
 _BLOCK = 1 << 22
+_SECRETS = (
+    re.compile(r"(://)[^/@:\s]+:(?!\d+/)[^@\s]*(?=@)"),  # user:password@host, but not host:port/...@...
+    re.compile(r"(?i)([?&][^=&\s]*(?:signature|sig|token|secret|password|credential)[^=&\s]*=)[^&\s'*]+"),
+)
 
 
 def join(root: str, *parts: str) -> str:
@@ -41,7 +47,28 @@ def absolute(url: str) -> str:
 
 
 def _fs(url: str):
-    return fsspec.core.url_to_fs(url)
+    if masked(url) != url:
+        raise ValueError(
+            f"{masked(url)!r} carries credentials, which would end up in records and logs; give them by environment "
+            "(AWS_ACCESS_KEY_ID and so on) or by fsspec's configuration"
+        )
+    try:
+        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # other processes write here too
+    except ImportError as error:
+        raise ValueError(f"{url!r} needs a package that is not here: {error}") from None
+
+
+def remote_errors() -> tuple[type[Exception], ...]:
+    """What the client of S3 raises beside OSError, as when there are no credentials or nobody answers."""
+    client = sys.modules.get("botocore.exceptions")
+    return (client.BotoCoreError,) if client else ()
+
+
+def masked(text: str) -> str:
+    """A text with every password, key and signature inside its URLs replaced by ***."""
+    for pattern in _SECRETS:
+        text = pattern.sub(r"\1***", text)
+    return text
 
 
 def exists(url: str) -> bool:
@@ -81,7 +108,7 @@ def read_json(url: str) -> Any:
 def atomic_file(url: str) -> Iterator[Any]:
     """A binary file that appears under its name whole, when the block ends without an exception, or not at all."""
     fs, path = _fs(url)
-    fs.makedirs(fs._parent(path), exist_ok=True)
+    _make_folder(fs, path)
     if not isinstance(fs, LocalFileSystem):
         with tempfile.NamedTemporaryFile() as file:  # closing a remote file completes its upload, failed or not
             yield file
@@ -105,15 +132,18 @@ def write_json(url: str, value: Any) -> None:
 
 
 def create_bytes(url: str, data: bytes) -> bool:
-    """Put if absent: True when this call made the object, False when there already was one."""
+    """Put if absent: True when this call made the object, False when there already was one.
+
+    On a remote file system this needs its help; see `require_create`.
+    """
     fs, path = _fs(url)
+    _make_folder(fs, path)
     if not isinstance(fs, LocalFileSystem):
         try:
             fs.pipe_file(path, data, mode="create")
         except FileExistsError:
             return False
         return True
-    fs.makedirs(fs._parent(path), exist_ok=True)
     with _nameless(path) as (file, publish):
         file.write(data)
         try:
@@ -121,6 +151,33 @@ def create_bytes(url: str, data: bytes) -> bool:
         except FileExistsError:
             return False
     return True
+
+
+def require_create(root: str) -> None:
+    """Try out, with an object that is deleted again, that `create_bytes` never replaces one under this root.
+
+    S3 (If-None-Match), GCS (generation match) and fsspec's memory can; some servers that speak S3 ignore the condition.
+    Raises ValueError where it is not honoured.
+    """
+    if is_local(root):
+        return
+    probe = join(root, f".probe.{uuid.uuid4().hex}")
+    try:
+        honoured = create_bytes(probe, b"first") and not create_bytes(probe, b"second")
+    except (NotImplementedError, ValueError, TypeError):
+        honoured = False
+    finally:
+        remove(probe)
+    if not honoured:
+        raise ValueError(
+            f"the file system of {root} cannot put an object only where there is none, without which two jobs could "
+            "mix their work; write to a local folder or an object store that can, and copy the result"
+        )
+
+
+def _make_folder(fs: Any, path: str) -> None:
+    if not fs.async_impl:  # object stores have no folders, and to ask for one would be to ask for its bucket
+        fs.makedirs(fs._parent(path), exist_ok=True)
 
 
 @contextlib.contextmanager
@@ -163,20 +220,25 @@ def _temporary(path: str) -> str:
 
 def list_names(url: str) -> list[str]:
     """Sorted names of the files directly in a folder, temporary ones left out; empty when there is no folder."""
-    fs, path = _fs(url)
-    if not fs.isdir(path):
-        return []
-    names = (entry["name"].rsplit("/", 1)[-1] for entry in fs.ls(path, detail=True) if entry["type"] == "file")
-    return sorted(name for name in names if not name.startswith("."))
+    return _names(url, "file")
 
 
 def list_folders(url: str) -> list[str]:
     """Sorted names of the folders directly in a folder, hidden ones left out."""
+    return _names(url, "directory")
+
+
+def _names(url: str, kind: str) -> list[str]:
     fs, path = _fs(url)
     if not fs.isdir(path):
         return []
-    entries = (entry for entry in fs.ls(path, detail=True) if entry["type"] == "directory")
-    names = (entry["name"].rstrip("/").rsplit("/", 1)[-1] for entry in entries)
+    if isinstance(fs, LocalFileSystem):  # ls would look at every file, and there may be a hundred thousand
+        names = [entry.name for entry in os.scandir(path) if (entry.is_file() if kind == "file" else entry.is_dir())]
+    else:
+        try:
+            names = [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(path, detail=True) if e["type"] == kind]
+        except FileNotFoundError:  # a folder on S3 is gone with its last object
+            return []
     return sorted(name for name in names if not name.startswith("."))
 
 

@@ -12,7 +12,9 @@ A store is a folder or URL:
 import dataclasses
 import hashlib
 import json
+from bisect import bisect_left
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 SCHEMA_VERSION = 1
@@ -33,6 +35,11 @@ def digest_of(value: Any) -> str:
 def shard_name(shard: int) -> str:
     """The name that a shard's objects share: 00000, 00001, ..."""
     return f"{shard:05d}"
+
+
+def commit_name(shard: int) -> str:
+    """The name under the store of a shard's commit record."""
+    return f"{COMMITS}/{shard_name(shard)}.json"
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,12 @@ class Manifest:
     metadata: dict[str, str]
     """sha256 of every zarr.json, by its name under the store."""
 
-    @property
+    def rejected_of(self, shard: int) -> tuple[int, ...]:
+        """The rejected rows of one shard."""
+        rows = self.plan.shard_range(shard)
+        return self.rejected[bisect_left(self.rejected, rows.start) : bisect_left(self.rejected, rows.stop)]
+
+    @cached_property
     def store_id(self) -> str:
         """The store's identity, carried by what is made from it."""
         return digest_of(to_json(self))

@@ -1,8 +1,13 @@
 """What several rooms test with: real digits in folders, small stores, small models with made weights."""
 
+import contextlib
 import io
 import os
+import socket
+import subprocess
 import sys
+import time
+import uuid
 import zlib
 from pathlib import Path
 
@@ -19,13 +24,14 @@ from models.generator import Generator, GeneratorConfig
 from models.noise import NOISE_VERSION
 from models.schedule import Schedule
 from models.tokenizer import Tokenizer, TokenizerConfig
+from pipeline import files
 from pipeline.config import to_dict
 from pipeline.exports import save_export
 from pipeline.tokens.reader import Store
 from pipeline.tokens.writer import publish, start_store, write_shard
 from storage_schemas.cards import ModelCard
 from storage_schemas.manifest import Plan, canonical_json
-from storage_schemas.tokens import token_arrays
+from storage_schemas.tokens import OK, REJECTED, noise_seed, token_arrays
 
 torch.set_num_threads(1)
 
@@ -83,11 +89,12 @@ class StoreMaker:
     def plan(self, rows: int = 20, shard_rows: int = 8, chunk_rows: int = 4, **identity) -> Plan:
         """A plan of 3 shards by default, the last one short, with every array that a token store can have."""
         arrays = token_arrays(3, (4, 4, 4), with_accumulated=True, with_latents=True)
-        facts = {"tokenizer_digest": "t0", "classes": list(self.CLASSES), "seed": 0, **identity}
+        tokenizer = {"tokenizer_digest": "t0", "tokenizer_config": to_dict(TOKENIZER)}
+        facts = {**tokenizer, "classes": list(self.CLASSES), "seed": 0, **identity}
         return Plan("tokens", rows, shard_rows, chunk_rows, arrays, facts)
 
     def columns(self, plan: Plan, shard: int) -> dict[str, np.ndarray]:
-        """Arrays of one shard: labels as said, every other value drawn from the whole range of its type, by row."""
+        """Arrays of one shard: labels and seeds as said, other values drawn from all that their type holds, by row."""
         rows = plan.shard_range(shard)
         store = zlib.crc32(canonical_json(plan.identity))
         columns = {}
@@ -99,15 +106,23 @@ class StoreMaker:
             columns["codes"] = columns["codes"] % 16
         if "label" in columns:
             columns["label"] = (np.array(rows) % len(self.CLASSES)).astype(columns["label"].dtype)
+        if "noise_seed" in columns:
+            seed, view = plan.identity.get("seed", 0), plan.identity.get("view", "center")
+            columns["noise_seed"] = np.array([noise_seed(seed, f"k{row}", view) for row in rows], np.uint64)
         return columns
 
     def index(self, plan: Plan, shard: int, rejected: tuple[int, ...] = ()) -> dict[str, np.ndarray]:
         """Index columns of one shard."""
         rows = plan.shard_range(shard)
+        bad = np.isin(rows, rejected)
         return {
             "key": np.array([f"k{row}" for row in rows]),
+            "label": (np.array(rows) % len(self.CLASSES)).astype(np.int32),
+            "view": np.full(len(rows), plan.identity.get("view", "center")),
+            "shard": np.full(len(rows), shard, np.int32),
             "row": np.arange(len(rows), dtype=np.int32),
-            "reason": np.array(["bad" if row in rejected else "" for row in rows]),
+            "status": np.where(bad, REJECTED, OK),
+            "reason": np.where(bad, "bad", ""),
         }
 
     def write(self, url: str, plan: Plan, shard: int, rejected: tuple[int, ...] = ()) -> None:
@@ -165,13 +180,57 @@ def exports() -> ExportMaker:
     return ExportMaker()
 
 
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory):
+    """An S3 server (moto's) as a process of its own, and the environment in which it is found. Kept off other tests."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = (tmp_path_factory.mktemp("s3") / "log").open("wb")
+    server = subprocess.Popen([sys.executable, "-m", "moto.server", "-p", str(port)], stdout=log, stderr=log)
+    began = time.monotonic()
+    while time.monotonic() - began < 60:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            break
+        assert server.poll() is None, "the S3 server has ended"
+        time.sleep(0.1)
+    yield {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ACCESS_KEY_ID": "AKIAIOSFODNN7EXAMPLE",
+        "AWS_SECRET_ACCESS_KEY": "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    server.kill()
+    server.wait()
+
+
+@pytest.fixture
+def s3(s3_server, monkeypatch) -> str:
+    """An empty bucket, s3://..., for this test and the processes it starts."""
+    import fsspec
+
+    for name, value in s3_server.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{uuid.uuid4().hex}"
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir(bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(params=["local", "s3"])
+def anywhere(request, tmp_path) -> str:
+    """A folder on this machine, and a bucket."""
+    return request.getfixturevalue("s3") if request.param == "s3" else str(tmp_path / "anywhere")
+
+
 def _tree(root: str | Path) -> dict[str, bytes]:
+    if "://" in str(root):
+        return {name: files.read_bytes(files.join(str(root), name)) for name, _ in files.list_files(str(root))}
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(Path(root).rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="session")
 def tree():
-    """A folder as {name under it: bytes}, hidden and temporary files included."""
+    """A folder as {name under it: bytes}, on this machine with hidden and temporary files."""
     return _tree
 
 

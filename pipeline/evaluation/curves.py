@@ -18,6 +18,7 @@ from pipeline.log import LOG, read_log
 
 Line = dict[str, Any]
 _SIZE, _DPI = (4.6, 2.9), 170
+_MOST_TICKS = 20
 
 # Title, keys drawn in one chart, logarithmic or not. A key that a log lacks is left out.
 _LINES: tuple[tuple[str, tuple[str, ...], bool], ...] = (
@@ -57,12 +58,26 @@ def training_charts(lines: list[Line]) -> list[str]:
     return found
 
 
-def bar_chart(title: str, values: Sequence[float]) -> str:
-    """Bars over t = 1 ... T, as markup."""
+def bar_chart(title: str, values: Sequence[float], places: Sequence[int] = (), name: str = "t") -> str:
+    """Bars over t = 1 ... T, or over other whole numbers of another name, as markup."""
+    places = places or range(1, len(values) + 1)
     figure, axes = _axes(title)
-    axes.bar(np.arange(1, len(values) + 1), values, color="#2f5d8a", width=0.7)
-    axes.set_xlabel("t")
-    axes.set_xticks(np.arange(1, len(values) + 1))
+    axes.bar(places, values, color="#2f5d8a", width=0.7)
+    axes.set_xlabel(name)
+    if len(places) <= _MOST_TICKS:
+        axes.set_xticks(places)
+    return _markup(figure, title)
+
+
+def rank_chart(title: str, counts: np.ndarray) -> str:
+    """A curve for every row t of counts (T, K): its counts in falling order, over their mean; as markup."""
+    figure, axes = _axes(title)
+    ranks = np.arange(1, counts.shape[1] + 1)
+    for t, (row, color) in enumerate(zip(counts, _fan_colors(len(counts)), strict=True), start=1):
+        axes.plot(ranks, np.sort(row)[::-1] / max(row.mean(), 1e-9), color=color, lw=1.1, label=f"{t}")
+    _fan_legend(axes)
+    axes.set_xlabel("codes, the most used first")
+    axes.set_ylim(bottom=0)
     return _markup(figure, title)
 
 
@@ -86,13 +101,20 @@ def _fan_chart(title: str, lines: list[Line], key: str) -> str:
     figure, axes = _axes(title)
     steps = np.array([line["step"] for line in lines])
     values = np.array([line[key] for line in lines], float)  # None becomes NaN
-    colors = plt.get_cmap("viridis")(np.linspace(0, 0.92, values.shape[1]))
-    for t, (column, color) in enumerate(zip(values.T, colors, strict=True), start=1):
+    for t, (column, color) in enumerate(zip(values.T, _fan_colors(values.shape[1]), strict=True), start=1):
         known = ~np.isnan(column)
         axes.plot(steps[known], column[known], color=color, lw=1.1, label=f"{t}")
-    axes.legend(frameon=False, fontsize=7, ncols=2, title="t", title_fontsize=7, handlelength=1, columnspacing=0.8)
+    _fan_legend(axes)
     axes.set_xlabel("optimizer step")
     return _markup(figure, title)
+
+
+def _fan_colors(count: int) -> np.ndarray:
+    return plt.get_cmap("viridis")(np.linspace(0, 0.92, count))
+
+
+def _fan_legend(axes: Axes) -> None:
+    axes.legend(frameon=False, fontsize=7, ncols=2, title="t", title_fontsize=7, handlelength=1, columnspacing=0.8)
 
 
 def _axes(title: str) -> tuple[Figure, Axes]:

@@ -30,7 +30,7 @@ td small { display: block; line-height: 1.4; max-width: 40rem; }
 .facts { table-layout: fixed; font-size: .85rem; }
 .facts td { overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 .facts td:first-child { width: 38%; color: var(--soft); }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
+.charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
 .charts img { width: 100%; height: auto; display: block; }
 .grid { display: grid; gap: clamp(2px, .6vw, 6px); align-items: center; justify-content: start; }
 .grid img { width: 100%; display: block; image-rendering: pixelated; }

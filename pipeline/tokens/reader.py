@@ -7,24 +7,21 @@ import json
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import zarr
-from zarr.core.buffer import default_buffer_prototype
-from zarr.storage import MemoryStore
 
 from pipeline import files
+from pipeline.tokens.layout import decode_shard
 from storage_schemas.manifest import (
-    COMMITS,
     INDEX,
     MANIFEST,
-    PLAN,
     STORE_ID,
     Commit,
     Manifest,
+    canonical_json,
     commit_from_json,
+    commit_name,
     digest_of,
     manifest_from_json,
     shard_name,
-    to_json,
 )
 
 
@@ -49,28 +46,24 @@ class Store:
 
     def commit(self, shard: int) -> Commit:
         """The commit record of one shard."""
-        name = f"{COMMITS}/{shard_name(shard)}.json"
-        data = self._fetch(name, self.manifest.commits[shard_name(shard)])
+        data = self.fetch(commit_name(shard), self.manifest.commits[shard_name(shard)])
         return commit_from_json(json.loads(data))
 
     def shard(self, shard: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The rows of one shard for some arrays, (rows, *row_shape) each. Raises DamagedStore."""
         commit = self.commit(shard)
-        return {name: self._array(shard, name, commit) for name in names}
+        return {name: self.decode(name, shard, self._object(name, commit)) for name in names}
 
-    def _array(self, shard: int, name: str, commit: Commit) -> np.ndarray:
-        plan = self.manifest.plan
-        key = plan.objects(shard)[name]
-        buffer = default_buffer_prototype().buffer.from_bytes
-        meta = f"{name}/zarr.json"
-        memory = MemoryStore(
-            {
-                meta: buffer(self._fetch(meta, self.manifest.metadata[meta])),
-                key: buffer(self._fetch(key, commit.objects[name].sha256)),
-            }
-        )
-        rows = plan.shard_range(shard)
-        return np.asarray(zarr.open_array(memory, path=name, mode="r")[rows.start : rows.stop])
+    def decode(self, name: str, shard: int, data: bytes) -> np.ndarray:
+        """The rows of one shard of an array, (rows, *row_shape), from the bytes of its object."""
+        return decode_shard(self.manifest.plan, self.specs[name], shard, data)
+
+    def shard_index(self, shard: int) -> pa.Table:
+        """The index of one shard, a line a row. Raises DamagedStore."""
+        return pq.read_table(io.BytesIO(self._object(INDEX, self.commit(shard))))
+
+    def _object(self, name: str, commit: Commit) -> bytes:
+        return self.fetch(self.manifest.plan.objects(commit.shard)[name], commit.objects[name].sha256)
 
     def read_all(self, name: str) -> np.ndarray:
         """A whole column, (N, *row_shape)."""
@@ -78,13 +71,10 @@ class Store:
 
     def index(self) -> pa.Table:
         """The Parquet index, all shards in order."""
-        tables = []
-        for shard in range(self.manifest.plan.num_shards):
-            key = self.manifest.plan.objects(shard)[INDEX]
-            tables.append(pq.read_table(io.BytesIO(self._fetch(key, self.commit(shard).objects[INDEX].sha256))))
-        return pa.concat_tables(tables)
+        return pa.concat_tables(self.shard_index(shard) for shard in range(self.manifest.plan.num_shards))
 
-    def _fetch(self, name: str, sha256: str) -> bytes:
+    def fetch(self, name: str, sha256: str) -> bytes:
+        """An object by its name under the store. Raises DamagedStore when it is gone or of another digest."""
         try:
             data = files.read_bytes(files.join(self.url, name))
         except FileNotFoundError:
@@ -94,36 +84,21 @@ class Store:
         return data
 
 
-def open_store(url: str, kind: str) -> Store:
-    """Open a published store of this kind. Raises ValueError when there is no manifest or it is of another kind."""
+def open_store(url: str, kind: str | None = None) -> Store:
+    """Open a published store of this kind, or of any. Raises ValueError when it has no manifest or another kind."""
     path = files.join(url, MANIFEST)
     if not files.exists(path):
         raise ValueError(f"{url!r} has no {MANIFEST}, so it is no finished store; run the job that makes it to its end")
-    data = files.read_json(path)
-    named = data.pop(STORE_ID, None) if isinstance(data, dict) else None
-    if digest_of(data) != named:
+    written = files.read_bytes(path)
+    try:
+        data = json.loads(written)
+        named = data.pop(STORE_ID)
+        whole = canonical_json({**data, STORE_ID: named}) == written and digest_of(data) == named
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
         raise DamagedStore(f"{path} is not what was published; delete it and run the job that makes the store again")
     manifest = manifest_from_json(data)
-    if manifest.plan.kind != kind:
+    if kind not in (None, manifest.plan.kind):
         raise ValueError(f"{url!r} is a store of {manifest.plan.kind}, not of {kind}; give the other folder")
     return Store(url, manifest)
-
-
-def verify(store: Store) -> list[str]:
-    """Check every object of a store against its digest. Returns one sentence for each that is damaged."""
-    problems = []
-    plan = files.join(store.url, PLAN)
-    if not files.exists(plan) or files.read_json(plan) != to_json(store.manifest.plan):
-        problems.append(f"store {store.url}: {PLAN} is not the manifest's plan")
-    for name, sha256 in store.manifest.metadata.items():
-        try:
-            store._fetch(name, sha256)
-        except DamagedStore as problem:
-            problems.append(str(problem))
-    for shard in range(store.manifest.plan.num_shards):
-        try:
-            store.shard(shard, tuple(store.specs))
-            store._fetch(store.manifest.plan.objects(shard)[INDEX], store.commit(shard).objects[INDEX].sha256)
-        except DamagedStore as problem:
-            problems.append(str(problem))
-    return list(dict.fromkeys(problems))

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline import files
-from pipeline.tokens.layout import create_arrays, encode_shard
+from pipeline.tokens.layout import create_arrays, encode_shard, metadata_objects
 from storage_schemas.manifest import (
     COMMITS,
     INDEX,
@@ -28,6 +28,7 @@ from storage_schemas.manifest import (
     Plan,
     canonical_json,
     commit_from_json,
+    commit_name,
     plan_from_json,
     shard_name,
     to_json,
@@ -37,16 +38,18 @@ from storage_schemas.manifest import (
 def start_store(url: str, plan: Plan) -> None:
     """Lay down the plan and the arrays, or find them as they should be.
 
-    Raises ValueError when another plan is there already: a store is never overwritten.
+    Raises ValueError when another plan is there already: a store is never overwritten; or where it cannot be kept so.
     """
+    files.require_create(url)
     if not files.create_bytes(files.join(url, PLAN), canonical_json(to_json(plan))):
         found = plan_from_json(files.read_json(files.join(url, PLAN)))
         if found != plan:
-            raise ValueError(f"store {url} was planned otherwise ({_difference(found, plan)}); choose another store")
+            raise ValueError(f"store {url} was planned otherwise ({difference(found, plan)}); choose another store")
     create_arrays(url, plan)
 
 
-def _difference(old: Plan, new: Plan) -> str:
+def difference(old: Plan, new: Plan) -> str:
+    """Where two plans differ, in words: "key old -> new, ..."."""
     old_facts, new_facts = ({**to_json(plan), **plan.identity} for plan in (old, new))
     keys = [key for key in {**new_facts, **old_facts} if key != "identity" and old_facts.get(key) != new_facts.get(key)]
     return ", ".join(f"{key} {_short(old_facts.get(key))} -> {_short(new_facts.get(key))}" for key in keys)
@@ -86,7 +89,7 @@ def write_shard(
     files.write_bytes(files.join(url, plan.objects(shard)[INDEX]), sink.getvalue().to_pybytes())
     objects = {name: files.digest_file(files.join(url, key)) for name, key in plan.objects(shard).items()}
     commit = Commit(shard, len(rows), rejected, objects)
-    path = files.join(url, COMMITS, f"{shard_name(shard)}.json")
+    path = files.join(url, commit_name(shard))
     if not files.create_bytes(path, canonical_json(to_json(commit))):
         return commit_from_json(files.read_json(path))
     return commit
@@ -106,26 +109,30 @@ def committed_rejects(url: str, plan: Plan) -> list[tuple[str, str]]:
 def publish(url: str, plan: Plan) -> Manifest:
     """Check every shard against its commit and write the manifest.
 
-    Raises ValueError naming the shard when one is missing or its bytes are not those committed.
+    Raises ValueError naming what is missing or not as it was written.
     """
     missing = missing_shards(url, plan)
     if missing:
         raise ValueError(f"store {url} lacks shards {missing[:5]} ({len(missing)} in all); run the job again")
+    metadata = metadata_objects(plan)
+    for name, data in metadata.items():
+        if files.read_bytes(files.join(url, name)) != data:
+            raise ValueError(f"store {url}: {name} is not what this release writes; delete it and run the job again")
     with ThreadPoolExecutor(8) as pool:
         checked = list(pool.map(lambda shard: _check_commit(url, plan, shard), range(plan.num_shards)))
-    metadata = ["zarr.json", *(f"{spec.name}/zarr.json" for spec in plan.arrays)]
     manifest = Manifest(
         plan,
-        tuple(row for commit, _ in checked for row in commit.rejected),
-        {shard_name(commit.shard): digest for commit, digest in checked},
-        {name: files.digest_file(files.join(url, name)).sha256 for name in metadata},
+        tuple(row for rejected, _ in checked for row in rejected),
+        {shard_name(shard): digest for shard, (_, digest) in enumerate(checked)},
+        {name: hashlib.sha256(data).hexdigest() for name, data in metadata.items()},
     )
     files.write_json(files.join(url, MANIFEST), {**to_json(manifest), STORE_ID: manifest.store_id})
     return manifest
 
 
-def _check_commit(url: str, plan: Plan, shard: int) -> tuple[Commit, str]:
-    record = f"{COMMITS}/{shard_name(shard)}.json"
+def _check_commit(url: str, plan: Plan, shard: int) -> tuple[tuple[int, ...], str]:
+    """The rejected rows that a commit names, and the digest of its record."""
+    record = commit_name(shard)
     data = files.read_bytes(files.join(url, record))
     try:
         commit = commit_from_json(json.loads(data))
@@ -138,4 +145,4 @@ def _check_commit(url: str, plan: Plan, shard: int) -> tuple[Commit, str]:
             found = None
         if found != commit.objects.get(name):
             raise ValueError(f"store {url}: {key} is not what {record} says; delete that record and rerun")
-    return commit, hashlib.sha256(data).hexdigest()
+    return commit.rejected, hashlib.sha256(data).hexdigest()

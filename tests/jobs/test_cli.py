@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 # Commands whose imports take seconds run in forks of one process that has them loaded.
 LOADED = """
 import importlib, json, os, runpy, sys, traceback
-for name in ("describe", "sample", "tokenize_images", "train_generator", "train_tokenizer"):
+for name in ("describe", "sample", "tokenize_images", "train_generator", "train_tokenizer", "verify"):
     importlib.import_module(f"jobs.{name}")
 for line in sys.stdin:
     arguments, folder = json.loads(line)
@@ -298,24 +299,41 @@ def test_samples_that_cannot_be_are_refused_by_the_value_and_leave_nothing(
         assert_refused(loaded_rdpm("sample", *given), "sample", key, value)
 
 
-def test_verify_says_that_a_whole_store_is_whole(rdpm, tmp_path, stores):
+def test_verify_says_that_a_whole_store_is_whole(loaded_rdpm, tmp_path, stores):
     store = stores.build(str(tmp_path / "store"))
-    ended = rdpm("verify", str(tmp_path / "store"))
+    ended = loaded_rdpm("verify", str(tmp_path / "store"))
     assert (ended.code, ended.err) == (0, "")
     assert store.id[:12] in ended.out
+    assert "zero 10, one 10; 0 rejects" in ended.out
+    assert "left out: whether accumulated" in ended.out
 
 
-def test_verify_refuses_a_store_without_a_manifest_and_a_damaged_one_by_name(rdpm, tmp_path, untouched, stores):
+def test_verify_restores_a_lost_plan_and_commit(loaded_rdpm, tmp_path, stores, tree):
+    stores.build(str(tmp_path / "store"))
+    clean = tree(tmp_path / "store")
+    (tmp_path / "store" / "plan.json").unlink()
+    (tmp_path / "store" / "commits" / "00001.json").unlink()
+    (tmp_path / "store.yaml").write_text("{job: tokenize, images: images, tokenizer: tokenizer, out: elsewhere}")
+    ended = loaded_rdpm("verify", str(tmp_path / "store"), "--repair", str(tmp_path / "store.yaml"))
+    assert (ended.code, ended.err) == (0, "")
+    assert "encoded again: none" in ended.out
+    assert tree(tmp_path / "store") == clean
+
+
+def test_verify_refuses_a_store_without_a_manifest_and_a_damaged_one_by_name(loaded_rdpm, tmp_path, untouched, stores):
     stores.build(str(tmp_path / "unfinished"))
     (tmp_path / "unfinished" / "manifest.json").unlink()
     stores.build(str(tmp_path / "damaged"))
     label = tmp_path / "damaged" / "label" / "c" / "1"
     label.write_bytes(label.read_bytes()[:-1] + b"?")
     with untouched():
-        assert_refused(rdpm("verify", f"{tmp_path}/unfinished"), "verify", f"{tmp_path}/unfinished", "manifest.json")
-        assert_refused(rdpm("verify", f"{tmp_path}/damaged"), "verify", f"{tmp_path}/damaged", "label/c/1")
-        assert_refused(rdpm("verify", f"{tmp_path}/nowhere"), "verify", f"{tmp_path}/nowhere")
-        assert_refused(rdpm("verify"), "verify", "STORE")
+        verify = partial(loaded_rdpm, "verify")
+        assert_refused(verify(f"{tmp_path}/unfinished"), "verify", f"{tmp_path}/unfinished", "manifest.json")
+        assert_refused(verify(f"{tmp_path}/damaged"), "verify", f"{tmp_path}/damaged", "label/c/1")
+        assert_refused(verify(f"{tmp_path}/nowhere"), "verify", f"{tmp_path}/nowhere")
+        assert_refused(verify(), "verify", "STORE")
+        given = [f"{tmp_path}/damaged", "--repair", str(tmp_path / "gone.yaml")]
+        assert_refused(verify(*given), "verify", "gone.yaml")
 
 
 @pytest.mark.parametrize(("name", "millions"), [("d12", 133), ("d16", 310), ("d20", 602)])

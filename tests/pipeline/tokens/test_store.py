@@ -11,13 +11,19 @@ import zarr
 
 from pipeline import files
 from pipeline.tokens.layout import create_arrays
-from pipeline.tokens.reader import Store, open_store, verify
+from pipeline.tokens.reader import Store, open_store
 from pipeline.tokens.writer import committed_rejects, missing_shards, publish, start_store, write_shard
+from pipeline.verification import verify_store
 from storage_schemas.manifest import ArraySpec, Plan, canonical_json, to_json
 from storage_schemas.samples import sample_arrays
 from storage_schemas.tokens import token_arrays
 
 REJECTED = (3, 8, 19)
+
+
+def problems(store: Store) -> list[str]:
+    """What verify says of it."""
+    return [finding.sentence for finding in verify_store(store).findings]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +48,7 @@ def test_every_array_comes_back_to_the_bit_with_its_type_and_a_short_last_shard(
             assert bits(read[name]) == bits(written[name])
     whole = np.concatenate([stores.columns(plan, shard)["latents"] for shard in range(plan.num_shards)])
     assert bits(opened.read_all("latents")) == bits(whole)
-    assert verify(opened) == []
+    assert problems(opened) == []
 
 
 @pytest.mark.parametrize(
@@ -68,15 +74,20 @@ def test_stores_of_any_arrays_and_length_come_back(tmp_path, stores, arrays, row
         assert bits(store.read_all(name)) == bits(np.concatenate(written))
 
 
-def test_a_store_on_another_file_system_is_the_same_store(clean, stores):
-    url = "memory://test-store/a"
+@pytest.mark.parametrize("remote", ["memory", "s3"])
+def test_a_store_on_another_file_system_is_the_same_store(clean, stores, remote, request, tree):
+    url = "memory://test-store/a" if remote == "memory" else f"{request.getfixturevalue('s3')}/deep/store"
     try:
         other = stores.build(url, rejected=REJECTED)
         assert other.id == clean.id
-        assert verify(open_store(url, "tokens")) == []
+        assert tree(url) == tree(clean.url)
+        assert problems(open_store(url, "tokens")) == []
         assert bits(other.read_all("codes")) == bits(clean.read_all("codes"))
+        assert other.index() == clean.index()
+        with pytest.raises(ValueError, match="rows 20 -> 21"):
+            start_store(url, stores.plan(rows=21))
     finally:
-        files.remove("memory://test-store")
+        files.remove(url)
 
 
 def test_each_array_has_exactly_one_object_a_shard_even_of_zeros(tmp_path, stores):
@@ -101,18 +112,6 @@ def test_axes_are_named_in_the_metadata(clean):
         assert metadata["dimension_names"] == ["row", *spec.dims]
         assert metadata["shape"] == [len(clean), *spec.row_shape]
         assert metadata["chunk_grid"]["configuration"]["chunk_shape"][0] == clean.manifest.plan.shard_rows
-
-
-def test_random_codes_of_twelve_bits_take_at_most_78_percent_of_sixteen(tmp_path):
-    plan = Plan("tokens", 256, 256, 64, token_arrays(10, (8, 16, 16), False, False), {})
-    url = str(tmp_path / "store")
-    start_store(url, plan)
-    codes = np.random.default_rng(0).integers(0, 4096, (256, 10, 16, 16)).astype(np.uint16)
-    columns = {"codes": codes, "noise_seed": np.zeros(256, np.uint64), "label": np.zeros(256, np.int32)}
-    commit = write_shard(url, plan, 0, columns, {"key": np.arange(256)})
-    assert commit.objects["codes"].size <= 0.78 * codes.nbytes
-    publish(url, plan)
-    assert np.array_equal(open_store(url, "tokens").read_all("codes"), codes)
 
 
 def test_the_bytes_of_large_chunks_do_not_depend_on_timing(tmp_path):
@@ -153,7 +152,7 @@ for turn, url in enumerate(urls):
     files.write_bytes(f"{facts}/ready{turn}/{mine}", b"")
     began = time.monotonic()
     while len(files.list_names(f"{facts}/ready{turn}")) < 2:
-        assert time.monotonic() - began < 10, "the other writer is gone"
+        assert time.monotonic() - began < 30, "the other writer is gone"
     start_store(url, plan)
     order = list(range(plan.num_shards))
     random.Random(mine + url).shuffle(order)
@@ -187,7 +186,7 @@ def test_two_processes_that_write_one_started_store_leave_the_same_bytes(tmp_pat
     plan = stores.plan(rows=50)
     put_facts(tmp_path / "facts", plan, stores)
     expected = stores.build(str(tmp_path / "clean"), plan)
-    urls = [str(tmp_path / f"shared{turn}") for turn in range(2)]
+    urls = [f"{tmp_path}/shared{turn}" for turn in range(2)]
     for url in urls:
         start_store(url, plan)
     assert run_together(tmp_path / "facts", urls, python, repository) == []
@@ -196,11 +195,11 @@ def test_two_processes_that_write_one_started_store_leave_the_same_bytes(tmp_pat
         assert tree(url) == tree(expected.url)
 
 
-def test_two_processes_that_start_one_store_leave_the_same_bytes(tmp_path, stores, tree, python, repository):
+def test_two_processes_that_start_one_store_leave_the_same_bytes(tmp_path, anywhere, stores, tree, python, repository):
     plan = stores.plan(rows=4)
     put_facts(tmp_path / "facts", plan, stores)
     expected = stores.build(str(tmp_path / "clean"), plan)
-    urls = [str(tmp_path / f"shared{turn}") for turn in range(6)]
+    urls = [f"{anywhere}/shared{turn}" for turn in range(3)]
     assert run_together(tmp_path / "facts", urls, python, repository) == []
     for url in urls:
         assert publish(url, plan).store_id == expected.id

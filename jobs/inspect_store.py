@@ -1,0 +1,34 @@
+"""rdpm inspect: what a token store is and what made it, in a few lines and on one HTML page."""
+
+from pipeline import files
+from pipeline.inspection import read_contents, render
+from pipeline.progress import say
+from pipeline.tokens.reader import open_store
+from pipeline.verification import tokenizer_of
+from storage_schemas.tokens import KIND
+
+JOB = "inspect"
+
+
+def main(arguments: list[str]) -> None:
+    """Entry of the subcommand. The page is STORE.html unless `out` says otherwise."""
+    url, *rest = arguments or [""]
+    options = dict(option.split("=", 1) for option in rest if "=" in option)
+    if not url or len(options) != len(rest) or not options.keys() <= {"tokenizer", "out"}:
+        raise ValueError(f"arguments {' '.join(arguments)!r} are not STORE [tokenizer=FOLDER] [out=PAGE.html]")
+    store = open_store(url, KIND)
+    plan = store.manifest.plan
+    tokenizer = tokenizer_of(store, options["tokenizer"]) if "tokenizer" in options else None
+    say(f"inspect: {store.url} is store {store.id}")
+    say(f"inspect: {plan.rows} rows, {len(store.manifest.rejected)} rejects, {plan.num_shards} shards")
+    arrays = (f"{spec.name} {spec.dtype} {list(spec.row_shape)}" for spec in plan.arrays)
+    say(f"inspect: arrays {', '.join(arrays)}")
+    made = {name: value for name, value in plan.identity.items() if isinstance(value, str | int | list)}
+    made["classes"] = len(plan.identity["classes"])
+    say(f"inspect: made with {', '.join(f'{name} {value}' for name, value in made.items())}")
+    contents = read_contents(store, quiet=False)
+    say(f"inspect: codes used by step {', '.join(f'{share:.1%}' for share in contents.usage)}")
+    say(f"inspect: perplexity by step {', '.join(f'{value:.0f}' for value in contents.perplexity)}")
+    out = options.get("out", f"{store.url}.html")
+    files.write_bytes(out, render(store, contents, tokenizer).encode())
+    say(f"inspect: wrote {out}")

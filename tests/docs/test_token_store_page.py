@@ -1,0 +1,59 @@
+"""docs/token-store.md: its code runs as it stands, without any of ours, and its tables are true."""
+
+import math
+import re
+import subprocess
+
+import numpy as np
+import pytest
+
+from pipeline import files
+from pipeline.tokens.layout import fill_value
+from pipeline.tokens.writer import publish, start_store, write_shard
+from storage_schemas.manifest import Plan
+from storage_schemas.tokens import token_arrays
+
+
+@pytest.fixture(scope="module")
+def page(repository) -> str:
+    return (repository / "docs" / "token-store.md").read_text()
+
+
+def test_the_code_runs_without_ours(page, tmp_path, stores, python):
+    stores.build(str(tmp_path / "store"), rejected=(3, 8, 19))
+    blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    assert len(blocks) == 4
+    ours = "import sys\nassert not {'pipeline', 'models', 'jobs', 'storage_schemas'} & set(sys.modules)\n"
+    checks = "assert codes.row.size == 17 and first.max() < 16 and len(counts) == 4\n"
+    program = "\n".join([*blocks, checks, ours])
+    done = subprocess.run(
+        [*python, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_table_of_arrays_is_what_is_written(page):
+    for spec in token_arrays(10, (32, 16, 16), True, True):
+        assert f"| `{spec.name}` | {spec.dtype} | {', '.join(('row', *spec.dims))} |" in page
+    assert (fill_value("uint16"), fill_value("int32"), fill_value("uint64")) == (65535, -1, 2**64 - 1)
+    assert math.isnan(fill_value("float16"))
+
+
+def test_the_sizes_are_those_of_a_store(page, tmp_path):
+    plan = Plan("tokens", 1024, 512, 256, token_arrays(10, (32, 16, 16), False, False), {})
+    draw = np.random.default_rng(0)
+    start_store(str(tmp_path), plan)
+    for shard in range(2):
+        columns = {
+            "codes": draw.integers(0, 4096, (512, 10, 16, 16)).astype(np.uint16),
+            "noise_seed": draw.integers(0, 2**64, 512, np.uint64),
+            "label": draw.integers(0, 1000, 512).astype(np.int32),
+        }
+        commit = write_shard(str(tmp_path), plan, shard, columns, {"row": np.arange(512)})
+        assert commit.objects["codes"].size / 512 == pytest.approx(3852, abs=2)
+    publish(str(tmp_path), plan)
+    sizes = dict(files.list_files(str(tmp_path)))
+    assert sizes["commits/00000.json"] == pytest.approx(600, rel=0.2)
+    line = next(line for line in (tmp_path / "manifest.json").read_text().splitlines(True) if '"00000"' in line)
+    assert len(line) == pytest.approx(77, abs=5)
+    assert "| codes, 3,840 in theory | 3,852 |" in page
