@@ -2,23 +2,25 @@
 
 from jobs.arguments import parse, settings_of
 from pipeline.progress import say
+from pipeline.rdpm import open_cards
 from pipeline.records import begin
-from pipeline.sampling import SampleConfig, open_cards, sample_set
+from pipeline.sample_files import NAMES
+from pipeline.sampling import SampleConfig, make_plan, sample_set
 from storage_schemas.manifest import MANIFEST
 
 JOB = "sample"
 Config = SampleConfig
-_HOW = ("out", "generator", "tokenizer", "threads", "resources")
+_HOW = ("out", "generator", "tokenizer", "formats", "threads", "resources")
 
 
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand."""
     config = parse(Config, JOB, arguments)
-    generator, tokenizer = open_cards(config)
-    digests = {"generator_digest": generator.digest, "tokenizer_digest": tokenizer.digest}
-    record = begin(
-        JOB, config.out, settings_of(config, *_HOW, **digests), (MANIFEST, *(("samples.npz",) if config.npz else ()))
-    )
+    cards = open_cards(config.generator, config.tokenizer)
+    make_plan(config, *cards)  # refuses a label that is no class before anything is written
+    digests = dict(zip(("generator_digest", "tokenizer_digest"), (card.digest for card in cards), strict=True))
+    makes = (MANIFEST, *(NAMES[name] for name in config.formats))
+    record = begin(JOB, config.out, settings_of(config, *_HOW, **digests), makes)
     if record.finished:
         say(f"sample: {config.out} is already there")
         return
