@@ -65,7 +65,7 @@ class RDPM:
     ) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.generator, self.tokenizer = generator.to(self.device), tokenizer.to(self.device)
-        self.batch, self.precision = batch, precision
+        self.batch, self.precision, self.compiled = batch, precision, compiled
         self._step = torch.compile(advance, fullgraph=True, dynamic=False) if compiled else advance
 
     @classmethod
