@@ -36,15 +36,21 @@ SIZES = {"d12": (12, (8, 32, 64)), "d16": (16, (8, 32, 64)), "d20": (20, (8, 32)
 
 def timed(work: Callable[[], object], repeats: int = 3) -> float:
     """Median seconds of a call, after one that is not counted."""
-    times = []
+    return timed_together([work], repeats)[0]
+
+
+def timed_together(works: list[Callable[[], object]], repeats: int) -> list[float]:
+    """The same of each of several calls, made in turn, so that a slow spell of the machine falls on all of them."""
+    times: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 1):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        if turn:
-            times.append(time.perf_counter() - start)
-    return statistics.median(times)
+        for work, found in zip(works, times, strict=True):
+            start = time.perf_counter()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:
+                found.append(time.perf_counter() - start)
+    return [statistics.median(found) for found in times]
 
 
 def export(folder: str, depth: int) -> None:
@@ -81,9 +87,10 @@ def parts(model: RDPM, repeats: int) -> dict[str, float]:
     grid, codebook = tuple(logits.shape[1:]), model.tokenizer.quantizer.codebook
     codes = logits.argmax(-1)
     steps = torch.ones_like(on_device)
+    loop, forwards = timed_together([lambda: model.draw(labels, seeds, [SAMPLER] * batch), bare], repeats)
     return {
-        "loop": timed(lambda: model.draw(labels, seeds, [SAMPLER] * batch), repeats),
-        "bare": timed(bare, repeats),
+        "loop": loop,
+        "bare": forwards,
         "noise": T * timed(lambda: normal(on_device, steps, tuple(latent.shape[1:]), Stream.SAMPLER)),
         "gumbel": T * timed(lambda: gumbel(on_device, steps, grid, Stream.GUMBEL)),
         "choose, gumbel in it": T * timed(lambda: choose_codes(logits, settings, on_device, steps)),
