@@ -11,6 +11,7 @@ COMMANDS = {
     "tokenize": ("jobs.tokenize_images", "encode images into a token store"),
     "train-generator": ("jobs.train_generator", "train the generator on token stores"),
     "sample": ("jobs.sample", "draw and decode a set of samples"),
+    "sweep": ("jobs.sweep", "sample and measure many sampler settings: a table, a plot, the best config"),
     "evaluate": ("jobs.evaluate", "measure reconstructions and samples"),
     "report": ("jobs.report", "write one HTML page about a run"),
     "ablate-tokenizer": ("jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any source"),

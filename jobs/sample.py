@@ -2,26 +2,35 @@
 
 from jobs.arguments import parse, settings_of
 from pipeline.progress import say
+from pipeline.rdpm import open_cards
 from pipeline.records import begin
-from pipeline.sampling import SampleConfig, open_cards, sample_set
+from pipeline.sample_files import NAMES
+from pipeline.sampling import SampleConfig, make_plan, sample_sets
 from storage_schemas.manifest import MANIFEST
 
 JOB = "sample"
 Config = SampleConfig
-_HOW = ("out", "generator", "tokenizer", "threads", "resources")
+_HOW = ("out", "generator", "tokenizer", "formats", "threads", "resources")
 
 
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand."""
-    config = parse(Config, JOB, arguments)
-    generator, tokenizer = open_cards(config)
-    digests = {"generator_digest": generator.digest, "tokenizer_digest": tokenizer.digest}
-    record = begin(
-        JOB, config.out, settings_of(config, *_HOW, **digests), (MANIFEST, *(("samples.npz",) if config.npz else ()))
-    )
-    if record.finished:
-        say(f"sample: {config.out} is already there")
-        return
-    manifest = sample_set(config)
-    record.finish({"store_id": manifest.store_id, "rows": manifest.plan.rows})
-    say(f"sample: {config.out} is sample set {manifest.store_id[:12]}, {manifest.plan.rows} images")
+    run([parse(Config, JOB, arguments)])
+
+
+def run(configs: list[SampleConfig]) -> None:
+    """Draw the sets that their records do not say are there, in one start of Ray."""
+    records = []
+    for config in configs:
+        cards = open_cards(config.generator, config.tokenizer)
+        make_plan(config, *cards)  # refuses a label that is no class before anything is written
+        digests = dict(zip(("generator_digest", "tokenizer_digest"), (card.digest for card in cards), strict=True))
+        makes = (MANIFEST, *(NAMES[name] for name in config.formats))
+        records.append(begin(JOB, config.out, settings_of(config, *_HOW, **digests), makes))
+        if records[-1].finished:
+            say(f"sample: {config.out} is already there")
+    left = [(config, record) for config, record in zip(configs, records, strict=True) if not record.finished]
+    if left:
+        for (config, record), manifest in zip(left, sample_sets([config for config, _ in left]), strict=True):
+            record.finish({"store_id": manifest.store_id, "rows": manifest.plan.rows})
+            say(f"sample: {config.out} is sample set {manifest.store_id[:12]}, {manifest.plan.rows} images")

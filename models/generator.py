@@ -85,14 +85,18 @@ class Generator(nn.Module):
     def forward(
         self,
         noise: Float[Tensor, "b d h w"],
-        labels: Int[Tensor, " b"],
+        labels: Int[Tensor, " b"] | Float[Tensor, "b width"],
         steps: Int[Tensor, " b"],
         accumulated: Float[Tensor, "b d h w"],
     ) -> Float[Tensor, "b h w K"]:
-        """eps_t, y, t (1-based) and z'_{t-1} to float32 logits of C_t at each position."""
+        """eps_t, y, t (1-based) and z'_{t-1} to float32 logits of C_t at each position.
+
+        labels: classes, or points of their embedding, such as a mix of two.
+        """
         h, w = noise.shape[-2:]
         x = self.project(torch.cat([noise, accumulated], dim=1).flatten(2).transpose(1, 2))
-        condition = self.steps(step_embedding(steps, 256)) + self.labels(labels)
+        classes = labels if labels.is_floating_point() else self.labels(labels)
+        condition = self.steps(step_embedding(steps, 256)) + classes
         return self.head(self.transformer(x, condition)).float().unflatten(1, (h, w))
 
 

@@ -81,9 +81,14 @@ def child_seeds(seed: int, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
     return low | (high << 32)
 
 
-@functools.cache
+@torch.compiler.assume_constant_result
 def normal_quantiles(device: torch.device | str = "cpu") -> Float[Tensor, "65536"]:
     """Mid-point quantiles of the standard normal: entry i is the quantile of (i + 1/2) / 65536."""
+    return _normal_quantiles(device)
+
+
+@functools.cache
+def _normal_quantiles(device: torch.device | str) -> Float[Tensor, "65536"]:
     upper = [NormalDist().inv_cdf((i + 0.5) / 65536) for i in range(32768, 65536)]
     table = torch.tensor([-x for x in reversed(upper)] + upper, dtype=torch.float64, device="cpu").float()
     digest = hashlib.sha256(table.numpy().astype("<f4").tobytes()).hexdigest()
@@ -100,7 +105,8 @@ def normal(
     """Standard normal noise, float32 of shape (b, *shape); variance 1, |x| < 6.2."""
     words = random_words(seeds, step, stream, math.prod(shape))
     table = normal_quantiles(seeds.device)
-    values = (table[words & 0xFFFF] + table[words >> 16]) * table.new_tensor(math.sqrt(0.5))
+    root = torch.full((), math.sqrt(0.5), device=table.device)  # made on the device: a copy would stop a CUDA graph
+    values = (table[words & 0xFFFF] + table[words >> 16]) * root
     return values.view(-1, *shape)
 
 

@@ -1,10 +1,12 @@
 """Algorithm 2: codes predicted step after step from noise, class, step and the latent accumulated so far."""
 
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from models.codebook import Codebook
@@ -14,31 +16,83 @@ from models.noise import Stream, gumbel, normal
 
 @dataclass(frozen=True)
 class SamplerConfig:
-    """How codes are drawn.
+    """How the codes of one image are drawn.
 
     guidance: lambda; logits are cond + lambda_t (cond - uncond), and 0 is the conditional model.
-    ramp: "constant" keeps lambda_t = lambda; "linear" rises from 0 at t = 1 to lambda at t = T.
-    temperature: tau of Eq. 8, which multiplies the logits: larger is less random. None is the argmax alone.
+    ramp: "constant" keeps lambda_t = lambda; "linear" rises evenly from 0 at t = 1 to lambda at t = T.
+    temperature: tau of Eq. 8, which multiplies the logits: larger is less random. None is the argmax, without noise.
+    top_k: only the k likeliest codes of a position are drawn from; 0 is all of them.
+    top_p: only the likeliest codes that together reach this probability are drawn from, after tau and top_k.
     """
 
     guidance: float = 0.0
     ramp: Literal["constant", "linear"] = "linear"
     temperature: float | None = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.guidance >= 0:
+        if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance is {self.guidance}; use 0 or more")
-        if self.temperature is not None and not self.temperature > 0:
+        if self.temperature is not None and not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature is {self.temperature}; use more than 0, or null for the most likely code")
-
         if self.ramp not in ("constant", "linear"):
             raise ValueError(f"ramp is {self.ramp!r}; use constant or linear")
+        if self.top_k < 0:
+            raise ValueError(f"top_k is {self.top_k}; use 1 or more, or 0 for every code")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p is {self.top_p}; use more than 0 and at most 1")
 
     def guidance_at(self, step: int, num_steps: int) -> float:
         """lambda_t for t = `step`."""
         if self.ramp == "constant" or num_steps == 1:
             return self.guidance
         return self.guidance * (step - 1) / (num_steps - 1)
+
+
+PRESETS = {  # the rows of Table 3; the paper gives neither lambda nor tau
+    "raw": SamplerConfig(temperature=None),
+    "cfg": SamplerConfig(guidance=2.0, ramp="constant", temperature=None),
+    "cfg-linear": SamplerConfig(guidance=2.0, ramp="linear", temperature=None),
+    "gumbel": SamplerConfig(guidance=2.0, ramp="linear", temperature=1.0),
+}
+
+
+def preset(name: str) -> SamplerConfig:
+    """A strategy of Table 3 by its name. Raises ValueError when there is no such row."""
+    if name not in PRESETS:
+        raise ValueError(f"sampler {name!r} is unknown; use {', '.join(PRESETS)}, or give its settings")
+    return PRESETS[name]
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """The settings of every image of a batch at one step. None where no image needs it: that part is not computed."""
+
+    guidance: Float[Tensor, " b"] | None
+    temperature: Float[Tensor, " b"]
+    randomness: Float[Tensor, " b"] | None
+    """What multiplies the Gumbel noise: 1, or 0 for an image that takes the argmax."""
+    top_k: Int[Tensor, " b"] | None
+    top_p: Float[Tensor, " b"] | None
+
+
+def step_settings(configs: Sequence[SamplerConfig], num_steps: int, device: torch.device) -> list[StepSettings]:
+    """Settings of a batch, one config an image, for t = 1 ... T."""
+
+    def column(values: list[float]) -> Float[Tensor, " b"]:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    temperatures = [config.temperature for config in configs]
+    temperature = column([1.0 if tau is None else tau for tau in temperatures])
+    randomness = column([float(tau is not None) for tau in temperatures]) if any(temperatures) else None
+    top_k = top_p = None
+    if any(config.top_k or config.top_p < 1 for config in configs):
+        top_k = torch.tensor([config.top_k or torch.iinfo(torch.int64).max for config in configs], device=device)
+        top_p = column([config.top_p if config.top_p < 1 else math.inf for config in configs])
+    ramps = [[config.guidance_at(t, num_steps) for config in configs] for t in range(1, num_steps + 1)]
+    guidance = [column(ramp) if any(ramp) else None for ramp in ramps]
+    return [StepSettings(guidance_t, temperature, randomness, top_k, top_p) for guidance_t in guidance]
 
 
 @dataclass(frozen=True)
@@ -49,60 +103,117 @@ class Samples:
     accumulated: Float[Tensor, "b T d h w"]
 
 
+def guided_logits(
+    generator: Generator,
+    noise: Float[Tensor, "b d h w"],
+    condition: Float[Tensor, "b width"],
+    steps: Int[Tensor, " b"],
+    accumulated: Float[Tensor, "b d h w"],
+    guidance: Float[Tensor, " b"] | None,
+) -> Float[Tensor, "b h w K"]:
+    """cond + lambda (cond - uncond), both halves in one forward (Section 3.2)."""
+    if guidance is None:
+        return generator(noise, condition, steps, accumulated)
+    empty = generator.labels(torch.full_like(steps, generator.null_label))
+    both = generator(
+        noise.repeat(2, 1, 1, 1), torch.cat([condition, empty]), steps.repeat(2), accumulated.repeat(2, 1, 1, 1)
+    )
+    cond, uncond = both.chunk(2)
+    return cond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
+
+
+def truncate(
+    logits: Float[Tensor, "b h w K"], top_k: Int[Tensor, " b"], top_p: Float[Tensor, " b"]
+) -> Float[Tensor, "b h w K"]:
+    """-inf for every code that is neither among the top_k nor in the top_p of those; the likeliest always stays."""
+    ordered = logits.sort(dim=-1, descending=True).values
+    among_k = torch.arange(logits.shape[-1], device=logits.device) < top_k.view(-1, 1, 1, 1)
+    shares = ordered.masked_fill(~among_k, -math.inf).softmax(-1)
+    kept = among_k & (shares.cumsum(-1) - shares < top_p.view(-1, 1, 1, 1))
+    last = kept.sum(-1, keepdim=True).clamp(min=1) - 1
+    return logits.masked_fill(logits < ordered.gather(-1, last), -math.inf)
+
+
 def choose_codes(
-    logits: Float[Tensor, "b h w K"], temperature: float | None, seeds: Int[Tensor, " b"], step: int
+    logits: Float[Tensor, "b h w K"], settings: StepSettings, seeds: Int[Tensor, " b"], steps: Int[Tensor, " b"]
 ) -> Int[Tensor, "b h w"]:
-    """Eq. 8: argmax(tau logits + Gumbel noise), in float32."""
-    if temperature is None:
-        return logits.argmax(-1)
-    return (logits * temperature + gumbel(seeds, step, tuple(logits.shape[1:]), Stream.GUMBEL)).argmax(-1)
+    """Eq. 8: argmax(tau logits + Gumbel noise), in float32, over the codes that top-k and top-p leave."""
+    logits = logits * settings.temperature.view(-1, 1, 1, 1)
+    if settings.top_k is not None and settings.top_p is not None:
+        logits = truncate(logits, settings.top_k, settings.top_p)
+    if settings.randomness is not None:
+        noise = gumbel(seeds, steps, tuple(logits.shape[1:]), Stream.GUMBEL)
+        logits = logits + settings.randomness.view(-1, 1, 1, 1) * noise
+    return logits.argmax(-1)
+
+
+@dataclass(frozen=True)
+class Known:
+    """Codes that are taken as they are instead of drawn, where `mask` is true (teacher forcing)."""
+
+    codes: Int[Tensor, "b T h w"]
+    mask: Bool[Tensor, "b T h w"]
+
+
+def advance(
+    generator: Generator,
+    codebook: Codebook,
+    total: Float[Tensor, "b d h w"],
+    accumulated: Float[Tensor, "b d h w"],
+    condition: Float[Tensor, "b width"],
+    seeds: Int[Tensor, " b"],
+    steps: Int[Tensor, " b"],
+    settings: StepSettings,
+    noise_stream: Stream,
+    known: Known | None,
+) -> tuple[Int[Tensor, "b h w"], Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
+    """Algorithm 2, lines 3-4: C_t, the sum of code vectors, and z'_t. `steps` holds t for each image.
+
+    Its course depends on shapes and on what is None alone, never on a value, so that the compiled graph of one step
+    serves all.
+    """
+    noise = normal(seeds, steps, tuple(total.shape[1:]), noise_stream)
+    logits = guided_logits(generator, noise, condition, steps, accumulated, settings.guidance)
+    codes = choose_codes(logits, settings, seeds, steps)
+    if known is not None:
+        at_step = (steps - 1).view(-1, 1, 1, 1).expand(-1, 1, *codes.shape[1:])
+        forced, mask = (values.gather(1, at_step).squeeze(1) for values in (known.codes, known.mask))
+        codes = torch.where(mask, forced, codes)
+    total = codebook.accumulate_step(total, codes)
+    return codes, total, codebook.phi(total)
 
 
 @torch.no_grad()
 def sample(
     generator: Generator,
     codebook: Codebook,
-    labels: Int[Tensor, " b"],
+    labels: Int[Tensor, " b"] | Float[Tensor, "b width"],
     seeds: Int[Tensor, " b"],
-    config: SamplerConfig,
-    forced: Int[Tensor, "b T h w"] | None = None,
+    configs: SamplerConfig | Sequence[SamplerConfig],
+    known: Known | None = None,
     noise_stream: Stream = Stream.SAMPLER,
+    step: Callable = advance,
+    after_step: Callable[[int, Float[Tensor, "b d h w"]], None] | None = None,
 ) -> Samples:
-    """Algorithm 2. Image i is a function of (weights, config, labels[i], seeds[i]) alone.
+    """Algorithm 2. Image i is a function of (weights, configs[i], labels[i], seeds[i]) and the batch's shape alone.
 
-    forced: codes taken instead of the drawn ones at every step (teacher forcing).
+    labels: classes, or points of their embedding. configs: one for all images, or one an image. step: `advance`, or
+    what torch.compile makes of it. after_step: called with t and z'_t.
     """
-    space = generator.config
-    shape = (space.code_dim, space.grid, space.grid)
-    total = codebook.start(labels.new_zeros(len(labels), space.grid, space.grid))
+    if isinstance(configs, SamplerConfig):
+        configs = [configs] * len(seeds)
+    T, grid = generator.config.num_steps, generator.config.grid
+    condition = labels if labels.is_floating_point() else generator.labels(labels)
+    total = codebook.start(seeds.new_zeros(len(seeds), grid, grid))
     accumulated = codebook.phi(total)
     codes, path = [], []
-    for t in range(1, space.num_steps + 1):
-        noise = normal(seeds, t, shape, noise_stream)
-        logits = guided_logits(generator, noise, labels, t, accumulated, config.guidance_at(t, space.num_steps))
-        codes_t = choose_codes(logits, config.temperature, seeds, t) if forced is None else forced[:, t - 1]
-        total = codebook.accumulate_step(total, codes_t)
-        accumulated = codebook.phi(total)
+    for t, settings in enumerate(step_settings(configs, T, seeds.device), start=1):
+        codes_t, total, accumulated = step(
+            generator, codebook, total, accumulated, condition, seeds, torch.full_like(seeds, t), settings,
+            noise_stream, known,
+        )  # fmt: skip
         codes.append(codes_t)
         path.append(accumulated)
+        if after_step is not None:
+            after_step(t, accumulated)
     return Samples(torch.stack(codes, 1), torch.stack(path, 1))
-
-
-def guided_logits(
-    generator: Generator,
-    noise: Float[Tensor, "b d h w"],
-    labels: Int[Tensor, " b"],
-    step: int,
-    accumulated: Float[Tensor, "b d h w"],
-    guidance: float,
-) -> Float[Tensor, "b h w K"]:
-    """cond + lambda (cond - uncond), both halves in one forward (Section 3.2)."""
-    steps = torch.full_like(labels, step)
-    if guidance == 0:
-        return generator(noise, labels, steps, accumulated)
-    empty = torch.full_like(labels, generator.null_label)
-    both = generator(
-        noise.repeat(2, 1, 1, 1), torch.cat([labels, empty]), steps.repeat(2), accumulated.repeat(2, 1, 1, 1)
-    )
-    cond, uncond = both.chunk(2)
-    return cond + guidance * (cond - uncond)

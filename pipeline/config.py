@@ -41,6 +41,13 @@ def config_job(path: str) -> str:
     return tree["job"]
 
 
+def save_config(path: str, job: str, config: Any) -> None:
+    """Write a config as the YAML file that load_config reads it from."""
+    files.write_bytes(
+        path, yaml.safe_dump({"job": job, **to_dict(config)}, sort_keys=False, allow_unicode=True).encode()
+    )
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """A config as plain JSON data."""
     return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
@@ -84,6 +91,9 @@ def _check_keys(kind: Any, tree: Any, prefix: str) -> None:
     """Walk dataclasses and refuse keys they do not have."""
     if isinstance(kind, types.UnionType):
         kind = next((k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)), kind)
+    if typing.get_origin(kind) is dict and isinstance(tree, dict):
+        for key, value in tree.items():
+            _check_keys(typing.get_args(kind)[1], value, f"{prefix}{key}.")
     if not dataclasses.is_dataclass(kind) or not isinstance(tree, dict):
         return
     known = typing.get_type_hints(kind)

@@ -120,6 +120,25 @@ def atomic_file(url: str) -> Iterator[Any]:
         publish(replace=True)
 
 
+@contextlib.contextmanager
+def atomic_folder(url: str) -> Iterator[str]:
+    """A folder to fill, which appears under its name, in place of an older one, when the block ends well.
+
+    A remote store cannot rename a folder: there its files appear one by one.
+    """
+    fs, path = _fs(url)
+    if not isinstance(fs, LocalFileSystem):
+        yield url
+        return
+    parent, name = os.path.split(path.rstrip("/"))
+    temporary = os.path.join(parent, f".{name}.tmp")
+    remove(temporary)  # what a killed writer left
+    os.makedirs(temporary)
+    yield temporary
+    remove(path)
+    os.rename(temporary, path)
+
+
 def write_bytes(url: str, data: bytes) -> None:
     """Write or replace an object atomically."""
     with atomic_file(url) as file:

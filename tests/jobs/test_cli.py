@@ -288,7 +288,13 @@ def test_sampling_with_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves
         assert_refused(ended, "sample", mine.digest[:12], foreign.digest[:12])
 
 
-@pytest.mark.parametrize("setting", ["per_class=0", "shard_rows=0", "sampler.temperature=0", "sampler.guidance=-1"])
+@pytest.mark.parametrize(
+    "setting",
+    [
+        *("per_class=0", "shard_rows=0", "formats=[gif]", "precision=fp8", "labels=[1, 1]"),
+        *("sampler.temperature=0", "sampler.guidance=-1", "sampler.top_p=0", "sampler=gumble"),
+    ],
+)
 def test_samples_that_cannot_be_are_refused_by_the_value_and_leave_nothing(
     loaded_rdpm, tmp_path, untouched, exports, setting
 ):
@@ -296,7 +302,16 @@ def test_samples_that_cannot_be_are_refused_by_the_value_and_leave_nothing(
     with untouched():
         given = [f"generator={tmp_path}/generator", f"tokenizer={tmp_path}/tokenizer", f"out={tmp_path}/out", setting]
         key, value = setting.split(".")[-1].split("=")
-        assert_refused(loaded_rdpm("sample", *given), "sample", key, value)
+        assert_refused(loaded_rdpm("sample", *given), "sample", key, value.strip("[]"))
+
+
+def test_sampling_a_class_that_is_none_is_refused_by_its_label_and_leaves_nothing(
+    loaded_rdpm, tmp_path, untouched, exports
+):
+    exports.generator(str(tmp_path / "generator"), exports.tokenizer(str(tmp_path / "tokenizer")))
+    with untouched():
+        given = [f"generator={tmp_path}/generator", f"tokenizer={tmp_path}/tokenizer", f"out={tmp_path}/out"]
+        assert_refused(loaded_rdpm("sample", *given, "labels=[1,2]"), "sample", "label 2", "0 to 1")
 
 
 def test_verify_says_that_a_whole_store_is_whole(loaded_rdpm, tmp_path, stores):

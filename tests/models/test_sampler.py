@@ -1,13 +1,26 @@
 """Algorithm 2: the sampler against the tokenizer's loop, guidance, and the law of drawn codes."""
 
 import math
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from scipy.stats import chi2
 
 from models.noise import Stream, child_seeds, gumbel, normal
-from models.sampler import SamplerConfig, choose_codes, guided_logits, sample
+from models.sampler import (
+    PRESETS,
+    Known,
+    SamplerConfig,
+    advance,
+    choose_codes,
+    guided_logits,
+    preset,
+    sample,
+    step_settings,
+    truncate,
+)
 
 LABELS = torch.tensor([0, 4, 2, 2, 1])
 SEEDS = child_seeds(6, torch.arange(5))
@@ -19,9 +32,14 @@ def encoded(tokenizer):
         return tokenizer.encode(torch.rand(5, 3, 16, 16) * 2 - 1, SEEDS)
 
 
+def everywhere(codes):
+    """Teacher forcing at every place of every step."""
+    return Known(codes, torch.ones_like(codes, dtype=torch.bool))
+
+
 def test_teacher_forcing_walks_the_tokenizers_path_to_the_bit(tokenizer, generator, encoded):
     """Part of invariant 1."""
-    samples = sample(generator, tokenizer.quantizer.codebook, LABELS, SEEDS, SamplerConfig(), forced=encoded.codes)
+    samples = sample(generator, tokenizer.quantizer.codebook, LABELS, SEEDS, SamplerConfig(), everywhere(encoded.codes))
     assert torch.equal(samples.codes, encoded.codes)
     for t in range(1, 4):
         assert torch.equal(samples.accumulated[:, t - 1], encoded.before[:, t])
@@ -33,11 +51,12 @@ def test_teacher_forcing_shows_the_generator_what_it_was_trained_on(tokenizer, g
     seen = []
     generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
     codebook = tokenizer.quantizer.codebook
-    sample(generator, codebook, LABELS, SEEDS, SamplerConfig(), encoded.codes, noise_stream=Stream.TOKENIZER)
+    known = everywhere(encoded.codes)
+    sample(generator, codebook, LABELS, SEEDS, SamplerConfig(), known, noise_stream=Stream.TOKENIZER)
     assert len(seen) == 4
-    for t, (noise, labels, steps, accumulated) in enumerate(seen, start=1):
+    for t, (noise, condition, steps, accumulated) in enumerate(seen, start=1):
         assert torch.equal(noise, encoded.noise[:, t - 1])
-        assert torch.equal(labels, LABELS)
+        assert torch.equal(condition, generator.labels(LABELS))
         assert steps.tolist() == [t] * 5
         assert torch.equal(accumulated, encoded.before[:, t - 1])
 
@@ -59,9 +78,10 @@ def test_each_step_draws_from_its_own_noise_and_logits(tokenizer, generator):
     with torch.no_grad():
         accumulated = torch.zeros(5, 8, 4, 4)
         for t in range(1, 5):
-            noise = normal(SEEDS, t, (8, 4, 4), Stream.SAMPLER)
-            logits = guided_logits(generator, noise, LABELS, t, accumulated, config.guidance_at(t, 4))
-            codes = choose_codes(logits, 0.8, SEEDS, t)
+            noise, steps = normal(SEEDS, t, (8, 4, 4), Stream.SAMPLER), torch.full((5,), t)
+            cond, uncond = (generator(noise, y, steps, accumulated) for y in (LABELS, torch.full_like(LABELS, 5)))
+            logits = cond + 1.5 * (t - 1) / 3 * (cond - uncond)
+            codes = (0.8 * logits + gumbel(SEEDS, t, (4, 4, 64), Stream.GUMBEL)).argmax(-1)
             assert torch.equal(codes, samples.codes[:, t - 1])
             accumulated = accumulated + codebook.phi(codebook.look_up(codes))
             torch.testing.assert_close(accumulated, samples.accumulated[:, t - 1], atol=1e-5, rtol=0)
@@ -88,26 +108,112 @@ def test_an_image_depends_on_its_label_and_its_seed(tokenizer, generator):
         assert all(not torch.equal(one, two) for one, two in zip(other, whole, strict=True))
 
 
-def step_inputs():
+def step_inputs(generator):
     noise, accumulated = torch.randn(2, 5, 8, 4, 4)
-    return noise, LABELS, 3, accumulated
+    return noise, generator.labels(LABELS).detach(), torch.full_like(LABELS, 3), accumulated
 
 
-def test_guidance_0_is_the_conditional_model_to_the_bit(generator):
-    noise, labels, step, accumulated = step_inputs()
-    conditional = generator(noise, labels, torch.full_like(labels, step), accumulated)
-    assert torch.equal(guided_logits(generator, noise, labels, step, accumulated, 0.0), conditional)
+def test_guidance_0_is_the_conditional_model(generator):
+    """To the bit where nobody is guided; beside guided neighbours up to the rounding of a larger batch."""
+    noise, condition, steps, accumulated = step_inputs(generator)
+    conditional = generator(noise, LABELS, steps, accumulated)
+    assert step_settings([SamplerConfig()] * 5, 4, noise.device)[2].guidance is None
+    assert torch.equal(guided_logits(generator, noise, condition, steps, accumulated, None), conditional)
+    beside = guided_logits(generator, noise, condition, steps, accumulated, torch.tensor([0.0, 1, 2, 3, 0]))
+    torch.testing.assert_close(beside[[0, 4]], conditional[[0, 4]], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("guidance", [0.5, 1.0, 4.0])
-def test_guidance_moves_from_the_unconditional_through_the_conditional(generator, guidance):
-    noise, labels, step, accumulated = step_inputs()
-    steps = torch.full_like(labels, step)
-    cond = generator(noise, labels, steps, accumulated)
-    uncond = generator(noise, torch.full_like(labels, 5), steps, accumulated)
-    guided = guided_logits(generator, noise, labels, step, accumulated, guidance)
-    torch.testing.assert_close(guided, cond + guidance * (cond - uncond), atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(guided, cond, atol=1e-2)
+def test_guidance_moves_each_image_from_the_unconditional_through_the_conditional(generator):
+    noise, condition, steps, accumulated = step_inputs(generator)
+    cond = generator(noise, LABELS, steps, accumulated)
+    uncond = generator(noise, torch.full_like(LABELS, 5), steps, accumulated)
+    guidance = torch.tensor([0.5, 1.0, 4.0, 2.0, 0.1])
+    guided = guided_logits(generator, noise, condition, steps, accumulated, guidance)
+    for i, strength in enumerate(guidance):
+        torch.testing.assert_close(guided[i], cond[i] + strength * (cond[i] - uncond[i]), atol=1e-4, rtol=1e-4)
+        assert not torch.allclose(guided[i], cond[i], atol=1e-3)
+
+
+MIXED = [
+    SamplerConfig(guidance=2.0, ramp="constant"),
+    SamplerConfig(temperature=None),
+    SamplerConfig(guidance=1.0, temperature=0.5, top_k=3),
+    SamplerConfig(top_p=0.3),
+    SamplerConfig(guidance=3.0, temperature=2.0, top_k=9, top_p=0.5),
+]
+
+
+def test_every_image_of_a_batch_can_have_settings_of_its_own(tokenizer, generator):
+    """As if each image's settings had been those of the whole batch."""
+    codebook = tokenizer.quantizer.codebook
+    mixed = sample(generator, codebook, LABELS, SEEDS, MIXED).codes
+    for i, config in enumerate(MIXED):
+        assert torch.equal(mixed[i], sample(generator, codebook, LABELS, SEEDS, config).codes[i])
+
+
+def test_known_codes_stay_and_the_rest_is_drawn(tokenizer, generator, encoded):
+    mask = torch.rand(encoded.codes.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    codebook = tokenizer.quantizer.codebook
+    codes = sample(generator, codebook, LABELS, SEEDS, SamplerConfig(), Known(encoded.codes, mask)).codes
+    assert torch.equal(codes[mask], encoded.codes[mask])
+    assert (codes[~mask] != encoded.codes[~mask]).float().mean() > 0.5
+    nothing = Known(encoded.codes, torch.zeros_like(mask))
+    plain = sample(generator, codebook, LABELS, SEEDS, SamplerConfig()).codes
+    assert torch.equal(sample(generator, codebook, LABELS, SEEDS, SamplerConfig(), nothing).codes, plain)
+
+
+def test_a_point_of_the_embedding_stands_for_a_class(tokenizer, generator):
+    codebook = tokenizer.quantizer.codebook
+    by_label = sample(generator, codebook, LABELS, SEEDS, SamplerConfig(guidance=1.0)).codes
+    points = generator.labels(LABELS).detach()
+    assert torch.equal(sample(generator, codebook, points, SEEDS, SamplerConfig(guidance=1.0)).codes, by_label)
+    between = points.lerp(points.roll(1, 0), 0.5)
+    assert not torch.equal(sample(generator, codebook, between, SEEDS, SamplerConfig(guidance=1.0)).codes, by_label)
+
+
+def test_every_step_is_shown(tokenizer, generator):
+    shown = []
+    samples = sample(
+        generator, tokenizer.quantizer.codebook, LABELS, SEEDS, SamplerConfig(), after_step=lambda *s: shown.append(s)
+    )
+    assert [t for t, _ in shown] == [1, 2, 3, 4]
+    assert torch.equal(torch.stack([accumulated for _, accumulated in shown], 1), samples.accumulated)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_compiled_step_is_one_graph_and_draws_the_same_codes(unchecked, tokenizer, generator):
+    """Guided, random, truncated and partly known at once: no part of a step needs Python in between."""
+    if not (shutil.which("g++") or shutil.which("clang++")):
+        pytest.skip("inductor needs a C++ compiler")
+    torch._dynamo.reset()
+    generator.transformer.blocks = generator.transformer.blocks[:1]  # half the compiler's time
+    step = torch.compile(advance, fullgraph=True, dynamic=False)
+    codebook, configs = tokenizer.quantizer.codebook, [replace(config, ramp="constant") for config in MIXED]
+    drawn = sample(generator, codebook, LABELS, SEEDS, configs).codes
+    known = Known(drawn.flip(0), torch.arange(4).view(4, 1).expand(5, 4, 4, 4) == 0)
+    eager = sample(generator, codebook, LABELS, SEEDS, configs, known)
+    compiled = sample(generator, codebook, LABELS, SEEDS, configs, known, step=step)
+    assert torch.equal(compiled.codes, eager.codes)
+    torch.testing.assert_close(compiled.accumulated, eager.accumulated)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_cuda_graph_of_the_step_draws_the_same_codes(tokenizer, generator):
+    codebook, generator = tokenizer.quantizer.codebook.cuda(), generator.cuda()
+    seeds, condition = SEEDS.cuda(), generator.labels(LABELS.cuda()).detach()
+    settings = step_settings([SamplerConfig(2.0, "constant")] * 5, 4, seeds.device)[0]
+    steps, total = torch.ones_like(seeds), torch.randn(5, 8, 4, 4, device="cuda")
+    inputs = (generator, codebook, total, codebook.phi(total).detach(), condition, seeds, steps, settings)
+    with torch.no_grad():
+        eager = advance(*inputs, Stream.SAMPLER, None)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = advance(*inputs, Stream.SAMPLER, None)
+        graph.replay()
+    assert all(torch.equal(one, two) for one, two in zip(captured, eager, strict=True))
 
 
 @pytest.mark.parametrize("num_steps", [2, 4, 10])
@@ -124,18 +230,23 @@ def test_the_constant_ramp_and_a_single_step_have_full_guidance():
     assert SamplerConfig(3.0, "linear").guidance_at(1, 1) == 3.0
 
 
+def choose(logits, seeds, step=1, **settings):
+    """choose_codes with one config for all."""
+    first = step_settings([SamplerConfig(**settings)] * len(seeds), 1, logits.device)[0]
+    return choose_codes(logits, first, seeds, torch.full_like(seeds, step))
+
+
 def test_without_temperature_the_likeliest_code_is_taken():
     logits = torch.randn(5, 4, 4, 64)
-    assert torch.equal(choose_codes(logits, None, SEEDS, 1), logits.argmax(-1))
-    assert torch.equal(choose_codes(logits, None, SEEDS + 1, 2), logits.argmax(-1))
-    assert torch.equal(choose_codes(logits, 1e6, SEEDS, 1), logits.argmax(-1))
+    for seeds, step, temperature in ((SEEDS, 1, None), (SEEDS + 1, 2, None), (SEEDS, 1, 1e6)):
+        assert torch.equal(choose(logits, seeds, step, temperature=temperature), logits.argmax(-1))
 
 
 def test_draws_differ_by_seed_step_and_position():
     flat = torch.zeros(5, 8, 8, 64)
-    codes = choose_codes(flat, 1.0, SEEDS, 1)
-    assert torch.equal(choose_codes(flat, 1.0, SEEDS, 1), codes)
-    for other in (choose_codes(flat, 1.0, SEEDS, 2), choose_codes(flat, 1.0, SEEDS + 1, 1), codes.roll(1, 2)):
+    codes = choose(flat, SEEDS)
+    assert torch.equal(choose(flat, SEEDS), codes)
+    for other in (choose(flat, SEEDS, 2), choose(flat, SEEDS + 1), codes.roll(1, 2)):
         assert (other == codes).float().mean() < 0.1
 
 
@@ -143,29 +254,70 @@ def test_draws_have_a_stream_of_their_own():
     """Not the words of the noise that the generator sees."""
     logits = torch.randn(5, 4, 4, 64)
     perturbed = 0.7 * logits + gumbel(SEEDS, 2, (4, 4, 64), Stream.GUMBEL)
-    assert torch.equal(choose_codes(logits, 0.7, SEEDS, 2), perturbed.argmax(-1))
+    assert torch.equal(choose(logits, SEEDS, 2, temperature=0.7), perturbed.argmax(-1))
 
 
-@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_codes_follow_the_softmax_of_temperature_times_logits(temperature):
+LOGITS = torch.tensor([0.0, 1.0, -1.0, 0.5, -2.0, 0.3, 1.2, -0.4])
+
+
+@pytest.mark.parametrize(
+    ("settings", "kept"),
+    [
+        ({"temperature": 0.5}, 8),
+        ({"temperature": 1.0}, 8),
+        ({"temperature": 3.0}, 8),
+        ({"top_k": 3}, 3),
+        ({"top_p": 0.6}, 3),  # the shares are .29 .24 .15 ...
+        ({"temperature": 0.5, "top_k": 5, "top_p": 0.7}, 4),  # .27 .24 .19 .17 .14 of the five
+    ],
+)
+def test_codes_follow_the_softmax_of_temperature_times_logits(settings, kept):
     """Eq. 8 is the Gumbel-max trick. A chi-square test over 200,000 draws, seeds and positions."""
-    logits = torch.tensor([0.0, 1.0, -1.0, 0.5, -2.0, 0.3, 1.2, -0.4])
     seeds = child_seeds(8, torch.arange(50_000))
-    codes = choose_codes(logits.expand(50_000, 2, 2, 8), temperature, seeds, 1)
-    expected = torch.softmax(temperature * logits.double(), 0) * codes.numel()
+    codes = choose(LOGITS.expand(50_000, 2, 2, 8), seeds, **settings)
+    likeliest = LOGITS.argsort(descending=True)[:kept]
+    expected = torch.softmax(settings.get("temperature", 1.0) * LOGITS[likeliest].double(), 0) * codes.numel()
     observed = torch.bincount(codes.flatten(), minlength=8).double()
-    assert expected.min() > 5
-    statistic = ((observed - expected).square() / expected).sum().item()
-    assert statistic < chi2.ppf(1 - 1e-4, df=7)
+    assert observed.sum() == observed[likeliest].sum()
+    statistic = ((observed[likeliest] - expected).square() / expected).sum().item()
+    assert statistic < chi2.ppf(1 - 1e-4, df=kept - 1)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0])
-def test_an_impossible_temperature_is_refused_by_its_value(temperature):
-    with pytest.raises(ValueError, match=rf"temperature is {temperature};"):
-        SamplerConfig(temperature=temperature)
+@pytest.mark.parametrize("top_p", [1e-6, 0.3, 0.9])
+def test_top_p_keeps_the_fewest_codes_that_reach_it(top_p):
+    logits = torch.randn(3, 2, 2, 50, dtype=torch.float64) * 3
+    kept = truncate(logits, torch.tensor([50] * 3), torch.tensor([top_p] * 3)).isfinite()
+    shares = logits.softmax(-1)
+    mass = (shares * kept).sum(-1)
+    least = torch.where(kept, shares, 2).amin(-1)
+    assert (mass >= top_p).all()
+    assert (mass - least < top_p).all()
+    assert (torch.where(kept, 0, shares).amax(-1) <= least).all()
 
 
-@pytest.mark.parametrize("guidance", [-0.5, -math.inf])
-def test_negative_guidance_is_refused_by_its_value(guidance):
-    with pytest.raises(ValueError, match=rf"guidance is {guidance};"):
-        SamplerConfig(guidance=guidance)
+def test_the_presets_are_the_rows_of_table_3():
+    """Raw, + CFG, + CFG linear, + Gumbel: each adds one thing to the row before."""
+    raw, cfg, linear, drawn = (preset(name) for name in ("raw", "cfg", "cfg-linear", "gumbel"))
+    assert (raw.guidance, raw.temperature) == (0, None)
+    assert cfg == replace(raw, guidance=cfg.guidance, ramp="constant")
+    assert cfg.guidance > 0
+    assert linear == replace(cfg, ramp="linear")
+    assert drawn == replace(linear, temperature=1.0)
+    assert len(PRESETS) == 4
+    with pytest.raises(ValueError, match=r"sampler 'gumble' is unknown; use raw, cfg, cfg-linear, gumbel"):
+        preset("gumble")
+
+
+IMPOSSIBLE = {
+    "temperature": (0.0, -1.0, math.nan),
+    "guidance": (-0.5, -math.inf, math.inf),
+    "ramp": ("cosine",),
+    "top_k": (-1,),
+    "top_p": (0.0, 1.5),
+}
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in IMPOSSIBLE.items() for value in values])
+def test_impossible_settings_are_refused_by_their_value(unchecked, name, value):
+    with pytest.raises(ValueError, match=rf"^{name} is {value!r}; use "):
+        SamplerConfig(**{name: value})

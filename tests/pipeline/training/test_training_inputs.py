@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.noise import Stream, child_seeds
-from models.sampler import SamplerConfig, sample
+from models.sampler import Known, SamplerConfig, sample
 from models.tokenizer import from_pixels
 from pipeline.encoding import encode_pixels
 from pipeline.exports import load_generator, load_tokenizer
@@ -78,7 +78,8 @@ def test_store_and_teacher_forced_sampler_reach_the_same_accumulated_latent(road
     seeds = torch.from_numpy(store.read_all("noise_seed").view(np.int64))[:BATCH]
     labels = torch.from_numpy(store.read_all("label").astype(np.int64))[:BATCH]
     book = tokenizer.quantizer.codebook
-    forced = sample(generator, book, labels, seeds, SamplerConfig(), forced=codes, noise_stream=Stream.TOKENIZER)
+    known = Known(codes, torch.ones_like(codes, dtype=torch.bool))
+    forced = sample(generator, book, labels, seeds, SamplerConfig(), known, noise_stream=Stream.TOKENIZER)
     assert torch.equal(forced.accumulated[:, -1], book.accumulated(codes, codes.shape[1]))
     assert torch.equal(forced.accumulated[:, -1].half(), torch.from_numpy(store.read_all("accumulated")[:BATCH]))
 
