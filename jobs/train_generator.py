@@ -10,7 +10,7 @@ from storage_schemas.cards import CARD, WEIGHTS
 
 JOB = "train-generator"
 Config = TrainGeneratorConfig
-_SEEING = ("validation", "validation_images", "validate_every", "log_every", "wandb")
+_SEEING = ("validation", "validation_images", "validate_every", "preview_every", "log_every", "wandb")
 _HOW = ("out", "stores", "tokenizer", "stream", "ranks", "threads", "checkpoint_every", "keep_checkpoints", *_SEEING)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from models.quantizer import Quantizer
 from pipeline.exports import load_tokenizer, read_card, save_export
 from pipeline.flops import generator_forward_flops
 from pipeline.log import TrainingLog
+from pipeline.rdpm import RDPM
 from pipeline.tokens.reader import Store, open_store
 from pipeline.tokens.stream import StreamConfig, TokenBatch, TokenStream
 from pipeline.training.checkpoint import Checkpoints, check_intervals
@@ -23,6 +25,9 @@ from pipeline.training.ranks import Ranks, accumulation_steps
 from storage_schemas.cards import ModelCard
 from storage_schemas.tokens import KIND
 
+_PREFIX = "generator."  # of the generator's weights in GeneratorLoss
+_PREVIEW_CLASSES, _PREVIEW_ROWS = 10, 4
+
 
 @dataclass(frozen=True)
 class TrainGeneratorConfig:
@@ -32,6 +37,7 @@ class TrainGeneratorConfig:
     on the store's codes and seeds; "fresh" quantizes the stored latents anew each time, so that no noise is seen twice.
     batch: images of a global step; micro_batch: images a rank sees at once, each at `steps_per_image` steps t.
     validation: stores of held-out images, of which `validation_images` give a loss every `validate_every` steps.
+    preview_every: steps between pictures of samples by the averaged weights, 0 for none.
     compile: let torch.compile fuse the model. ranks: processes started on this machine when no launcher did; threads:
     CPU threads of each. wandb: a Weights & Biases project to log to as well, "" for none.
     """
@@ -58,6 +64,7 @@ class TrainGeneratorConfig:
     validation: tuple[str, ...] = ()
     validation_images: int = 4096
     validate_every: int = 1000
+    preview_every: int = 0
     log_every: int = 50
     checkpoint_every: int = 1000
     keep_checkpoints: int = 1
@@ -76,6 +83,10 @@ class TrainGeneratorConfig:
             raise ValueError(
                 f"validate_every is {self.validate_every}, validation_images {self.validation_images}; use a multiple "
                 f"of log_every {self.log_every}, and one of micro_batch {self.micro_batch}"
+            )
+        if self.preview_every < 0 or self.preview_every % self.log_every:
+            raise ValueError(
+                f"preview_every is {self.preview_every}; use a multiple of log_every {self.log_every}, or 0"
             )
         if self.steps < 1:
             raise ValueError(f"steps is {self.steps}; use 1 or more")
@@ -211,6 +222,8 @@ def train_generator(config: TrainGeneratorConfig) -> ModelCard | None:
         found = {**trained.meter.take(), "gradient_norm": engine.gradient_norm, "learning_rate": lr}
         if validation and done % config.validate_every == 0:
             found["validation_loss"] = found["score"] = trained.held_out_loss(validation)
+        if config.preview_every and done % config.preview_every == 0:
+            _preview(config, engine, ranks, log, done)
         return found
 
     flops = 3 * config.steps_per_image * generator_forward_flops(config.model)
@@ -218,6 +231,20 @@ def train_generator(config: TrainGeneratorConfig) -> ModelCard | None:
     use = flops / peak / ranks.count if peak else None
     run_steps("train-generator", config, ranks, checkpoints, {"generator": engine}, log, step, figures, use)
     return _export(config, engine, ranks, stores, tokenizer_card)
+
+
+def _preview(config: TrainGeneratorConfig, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> None:
+    """Samples of the first classes by the averaged weights, the same noise each time, a column a class."""
+    weights = engine.weights("ema")
+    if not ranks.first:
+        return
+    generator = Generator(config.model)
+    generator.load_state_dict({name.removeprefix(_PREFIX): value for name, value in weights.items()})
+    drawing = RDPM(generator.eval(), load_tokenizer(config.tokenizer)[0])
+    classes = range(min(_PREVIEW_CLASSES, config.model.num_classes))
+    images = drawing.sample([label for _ in range(_PREVIEW_ROWS) for label in classes])
+    rows = images.reshape(_PREVIEW_ROWS, len(classes), *images.shape[1:])
+    log.picture(step, "samples", np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))
 
 
 def _engine(
@@ -238,7 +265,6 @@ def _export(
     weights = engine.weights("ema")
     if not ranks.first:
         return None
-    prefix = "generator."
     made_from = {
         "tokenizer_digest": tokenizer.digest,
         "stores": [store.id for store in stores],
@@ -250,5 +276,5 @@ def _export(
         "seed": config.seed,
         "optimizer": asdict(config.optimizer),
     }
-    named = {name.removeprefix(prefix): value for name, value in weights.items()}
+    named = {name.removeprefix(_PREFIX): value for name, value in weights.items()}
     return save_export(config.out, "generator", config.model, named, made_from, training, config.steps)

@@ -1,7 +1,9 @@
 """The training log continues where a resumed run does."""
 
+import sys
 from pathlib import Path
 
+import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from pipeline.log import LOG, TrainingLog, read_log
@@ -32,3 +34,19 @@ def test_other_ranks_write_nothing(tmp_path: Path) -> None:
     log.write(1, loss=1.0)
     log.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_project_without_wandb_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        TrainingLog(str(tmp_path), True, 0, "digits")
+
+
+def test_wandb_is_logged_to_when_asked_for(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    log = TrainingLog(str(tmp_path), True, 0, "digits")
+    log.write(1, loss=2.0)
+    log.close()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"loss" in run.read_bytes()
