@@ -95,7 +95,9 @@ def plan_cells(config: SweepConfig) -> list[Cell]:
             base, generator=exports.generator, tokenizer=exports.tokenizer, out=place, sampler=sampler,
             per_class=config.per_class, formats=(),
         )  # fmt: skip
-        inputs = [f"samples={place}", f"tokenizer={exports.tokenizer}", f"out={place}.metrics.json", "timed=[]"]
+        # Held-out images would only measure the tokenizer again and again.
+        inputs = [f"samples={place}", f"tokenizer={exports.tokenizer}", "images=''", "timed=[]"]
+        inputs.append(f"out={place}.metrics.json")
         cells.append(Cell(name, samples, load_config(EvaluateConfig, "evaluate", config.evaluation, inputs)))
     places = [cell.samples.out for cell in cells]
     for place in places:
