@@ -154,6 +154,7 @@ def sample_set(config: SampleConfig) -> Manifest:
     if missing:
         _run(config, plan, missing)
     manifest = publish(config.out, plan)
+    cluster.forget_attempts(config.out)
     if config.npz:
         write_npz(Store(config.out, manifest), files.join(config.out, "samples.npz"))
     return manifest
@@ -172,8 +173,7 @@ def _run(config: SampleConfig, plan: Plan, missing: list[int]) -> None:
     cluster.start(config.resources)
     try:
         with ProgressLine("sample", plan.rows, "images", done) as progress:
-            work = [{"shard": shard} for shard in missing]
-            for row in cluster.run_shards(work, None, ShardSampler, arguments, config.resources):
+            for row in cluster.run_shards(missing, None, ShardSampler, arguments, config.resources, config.out):
                 done += row["rows"]
                 progress.update(done)
     finally:

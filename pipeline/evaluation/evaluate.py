@@ -41,7 +41,7 @@ from pipeline.evaluation.reconstruction import (
 )
 from pipeline.evaluation.splits import SampleSet, Split, check_classes, load_samples, load_split
 from pipeline.exports import load_tokenizer, read_card
-from pipeline.images.sources import open_folder
+from pipeline.images.listing import list_images
 from pipeline.progress import say
 from pipeline.records import read_record
 from pipeline.tokens.reader import open_store
@@ -100,8 +100,8 @@ class EvaluateConfig:
 def input_digests(config: EvaluateConfig) -> dict[str, str]:
     """Digests of the inputs, for the job's record."""
     return {
-        "train_digest": open_folder(config.train_images).digest,
-        "held_out_digest": open_folder(config.images).digest,
+        "train_digest": list_images(config.train_images).digest,
+        "held_out_digest": list_images(config.images).digest,
         "tokenizer_digest": read_card(config.tokenizer, "tokenizer").digest,
         "store_id": open_store(config.samples, KIND).id,
     }

@@ -5,9 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from models.tokenizer import TokenizerConfig
-from pipeline import files
 from pipeline.images.decode import Reject, center_view
-from pipeline.images.sources import open_folder
+from pipeline.images.listing import list_images
 from pipeline.tokens.reader import Store, open_store
 from storage_schemas.cards import ModelCard
 from storage_schemas.samples import KIND
@@ -32,16 +31,16 @@ def load_split(root: str, config: TokenizerConfig, limit: int | None = None) -> 
 
     Raises ValueError when the folder holds no image that can be used.
     """
-    source = open_folder(root)
+    source = list_images(root)
     size, channels = config.image_size, config.autoencoder.in_channels
     pixels, labels = [], []
     count = len(source) if limit is None else min(limit, len(source))
     for index in (turn * len(source) // count for turn in range(count)):
         try:
-            pixels.append(center_view(files.read_bytes(source.url(index)), size, channels, "center").pixels)
+            pixels.append(center_view(source.read(index), size, channels))
         except Reject:
             continue
-        labels.append(source.labels[index])
+        labels.append(source.label(index))
     if not pixels:
         raise ValueError(f"image folder {root!r} holds no image that can be decoded; give another folder")
     return Split(source.digest, source.classes, np.stack(pixels), np.array(labels), count - len(pixels))
