@@ -89,7 +89,7 @@ def images_of(plan: Plan, shard: int) -> range:
 
 
 def decode_shard(batch: dict, *, plan: Plan, listing: str, size: int, channels: int) -> dict[str, np.ndarray]:
-    """A shard's number to the pixels and facts of its rows; every image is read and decoded once. Runs in a Ray task."""
+    """A shard's number to the pixels and facts of its rows, each image read and decoded once. Runs in a Ray task."""
     shard = int(batch["shard"][0])
     rows, views, images = plan.shard_range(shard), plan.identity["views"], images_of(plan, shard)
     pixels = np.zeros((len(rows), size, size, channels), np.uint8)
