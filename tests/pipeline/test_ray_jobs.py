@@ -1,15 +1,19 @@
 """The two Ray Data jobs: what they leave depends on the plan alone, not on actors, shards or order."""
 
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from models.sampler import SamplerConfig
+from pipeline import cluster, files
 from pipeline.cluster import Resources
-from pipeline.encoding import EncodeConfig, encode
+from pipeline.encoding import EncodeConfig, ShardEncoder, encode
 from pipeline.sampling import SampleConfig, sample_set
-from pipeline.tokens.reader import Store, open_store
+from pipeline.tokens.reader import Store, open_store, verify
+from pipeline.tokens.writer import missing_shards
+from storage_schemas.manifest import plan_from_json
 
 
 def few(actors: int) -> Resources:
@@ -66,6 +70,59 @@ def test_too_many_bad_images_end_the_job_before_the_manifest_and_are_named(tmp_p
     with pytest.raises(ValueError, match=r"1 of 200 images are unusable.*\.png \(cannot identify"):
         encode(settings)
     assert not (tmp_path / "store" / "manifest.json").exists()
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_its_encoder_is_named_and_the_others_are_committed(
+    tmp_path: Path, models, folder, tree
+) -> None:
+    class Fragile(ShardEncoder):
+        """Dies of shard 2, as for want of memory."""
+
+        def __call__(self, batch: dict) -> dict:
+            if int(batch["shard"][0]) == 2:
+                with open(f"{self.store}/../deaths", "a") as file:
+                    file.write("x")
+                os._exit(1)
+            return super().__call__(batch)
+
+    out = str(tmp_path / "store")
+    config = EncodeConfig(
+        folder, models[0], out, chunk_rows=16, shard_rows=32, max_rejects=0.01, resources=few(2)
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"shards \[2\] .* killed their worker 3 times"):
+        encode(config, encoder=Fragile)
+    assert (tmp_path / "deaths").read_text() == "xxx"
+    assert missing_shards(out, plan_from_json(files.read_json(f"{out}/plan.json"))) == [2]
+    encode(config)
+    assert verify(open_store(out, "tokens")) == []
+    assert not [name for name in tree(out) if name.startswith(".")]
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_its_decoder_is_given_up_after_three_times(tmp_path: Path) -> None:
+    def prepare(batch: dict) -> dict:
+        if int(batch["shard"][0]) == 3:
+            os._exit(1)
+        return {"shard": batch["shard"], "value": batch["shard"] * 10}
+
+    class Actor:
+        def __call__(self, batch: dict) -> dict:
+            return {"shard": batch["shard"], "value": batch["value"] + 1}
+
+    values = []
+
+    def run() -> None:
+        for row in cluster.run_shards(list(range(6)), prepare, Actor, {}, few(2), str(tmp_path)):
+            values.append(row["value"])
+
+    cluster.start(few(2))
+    try:
+        with pytest.raises(ValueError, match=r"shards \[3\] \(1 in all\) killed"):
+            run()
+    finally:
+        cluster.stop()
+    assert sorted(values) == [1, 11, 21, 41, 51]
 
 
 @pytest.mark.slow
