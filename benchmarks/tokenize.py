@@ -2,7 +2,7 @@
 
     python -m benchmarks.tokenize [--images 64] [--null-images 4096] [--batch 8] [--actors 1] [--threads 1]
 
-Prints, as JSON: `efficiency`, images/s of the whole job over those of the encoder and quantizer on preloaded tensors in as
+Prints, as JSON: `efficiency`, images/s of the whole job over those of encoder and quantizer on preloaded tensors in as
 many processes, at the same batch and precision; `null_encoder_ratio`, images/s of the job with an encoder that does
 nothing over those of decoding and cropping alone, in one process a core; `startup_s`, from the job's call to the first
 worker's first image, which neither counts; and the bytes that move for an image. Images are 500 x 375 JPEGs.

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import pickle
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -9,13 +10,12 @@ from typing import Any
 
 import ray
 import ray.data
-import ray.exceptions
 
 from pipeline import files
 
 _ATTEMPTS = ".attempts"  # folder under a store, while its job runs
 _MOST_DEATHS = 3
-_GIVEN_UP = "given_up"
+_GIVEN_UP, _REFUSED = "given_up", "refused"  # columns that take the place of a shard's own
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class _Attempts:
     folder: str
 
     def run(self, stage: str, shard: int, work: Callable[[dict], dict], batch: dict) -> dict:
-        """The work's result, or that the shard was given up."""
+        """The work's result, or that the shard was given up, or that its input was refused."""
         marks = [name for name in files.list_names(self.folder) if name.startswith(f"{shard}-{stage}-")]
         if len(marks) >= _MOST_DEATHS:
             return {"shard": [shard], _GIVEN_UP: [True]}
@@ -82,21 +82,31 @@ class _Attempts:
         files.write_bytes(mark, b"")
         try:
             return work(batch)
+        except ValueError as error:  # bad input: the driver says so, in these words and not in Ray's
+            return _refusal(shard, error)
         finally:
             files.remove(mark)
+
+
+def _refusal(shard: int, error: ValueError) -> dict:
+    return {"shard": [shard], _REFUSED: [pickle.dumps(error)]}
 
 
 class _Replica:
     """An actor with its attempts counted."""
 
     def __init__(self, actor: type, arguments: dict[str, Any], attempts: _Attempts) -> None:
-        self._work, self._attempts = actor(**arguments), attempts
+        self._attempts = attempts
+        try:
+            self._work = actor(**arguments)
+        except ValueError as error:
+            refusal = error
+            self._work = lambda batch: _refusal(int(batch["shard"][0]), refusal)
 
     def __call__(self, batch: dict) -> dict:
-        shard = int(batch["shard"][0])
-        if _GIVEN_UP in batch:
-            return {"shard": [shard], _GIVEN_UP: [True]}
-        return self._attempts.run("actor", shard, self._work, batch)
+        if _GIVEN_UP in batch or _REFUSED in batch:
+            return batch
+        return self._attempts.run("actor", int(batch["shard"][0]), self._work, batch)
 
 
 def forget_attempts(store: str) -> None:
@@ -139,16 +149,13 @@ def run_shards(
         compute=ray.data.ActorPoolStrategy(size=min(actors, len(items))),
     )
     given_up = []
-    try:
-        for row in dataset.iter_rows():
-            if row.get(_GIVEN_UP):
-                given_up.append(row["shard"])
-            else:
-                yield row
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, ValueError):  # bad input found by a worker: its sentence, without Ray's frames
-            raise error.cause from None
-        raise
+    for row in dataset.iter_rows():
+        if row.get(_REFUSED):
+            raise pickle.loads(row[_REFUSED])
+        if row.get(_GIVEN_UP):
+            given_up.append(row["shard"])
+        else:
+            yield row
     if given_up:
         raise ValueError(
             f"shards {sorted(given_up)[:20]} ({len(given_up)} in all) killed their worker {_MOST_DEATHS} times each; "

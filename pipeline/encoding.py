@@ -202,9 +202,8 @@ def encode(config: EncodeConfig, worklist: Worklist | None = None, encoder: type
     start_store(config.out, plan)
     missing = missing_shards(config.out, plan)
     if missing:
-        worklist.write({shard: images_of(plan, shard) for shard in missing})
         try:
-            _run(config, plan, card, missing, files.absolute(worklist.folder), encoder)
+            _run(config, worklist, plan, card, missing, encoder)
         except ListingGone:
             if not files.exists(files.join(config.out, MANIFEST)):
                 raise
@@ -216,10 +215,13 @@ def encode(config: EncodeConfig, worklist: Worklist | None = None, encoder: type
     return manifest
 
 
-def _run(config: EncodeConfig, plan: Plan, card: ModelCard, missing: list[int], listing: str, encoder: type) -> None:
+def _run(
+    config: EncodeConfig, worklist: Worklist, plan: Plan, card: ModelCard, missing: list[int], encoder: type
+) -> None:
     """Encode the missing shards; ends early when too many rows are rejected for a store."""
+    worklist.write({shard: images_of(plan, shard) for shard in missing})
     size, channels = card.config["image_size"], card.config["autoencoder"]["in_channels"]
-    prepare = partial(decode_shard, plan=plan, listing=listing, size=size, channels=channels)
+    prepare = partial(decode_shard, plan=plan, listing=files.absolute(worklist.folder), size=size, channels=channels)
     arguments = {
         "tokenizer": files.absolute(config.tokenizer),
         "store": files.absolute(config.out),

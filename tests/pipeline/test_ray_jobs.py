@@ -1,6 +1,8 @@
 """The two Ray Data jobs: what they leave depends on the plan alone, not on actors, shards or order."""
 
 import os
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +11,11 @@ import pytest
 from models.sampler import SamplerConfig
 from pipeline import cluster, files
 from pipeline.cluster import Resources
-from pipeline.encoding import EncodeConfig, ShardEncoder, encode
+from pipeline.encoding import EncodeConfig, ShardEncoder, decode_shard, encode
+from pipeline.images.worklist import Worklist, remove_worklists
 from pipeline.sampling import SampleConfig, sample_set
 from pipeline.tokens.reader import Store, open_store, verify
-from pipeline.tokens.writer import missing_shards
+from pipeline.tokens.writer import missing_shards, publish
 from storage_schemas.manifest import plan_from_json
 
 
@@ -95,6 +98,30 @@ def test_a_shard_that_kills_its_encoder_is_named_and_the_others_are_committed(
     assert (tmp_path / "deaths").read_text() == "xxx"
     assert missing_shards(out, plan_from_json(files.read_json(f"{out}/plan.json"))) == [2]
     encode(config)
+    assert verify(open_store(out, "tokens")) == []
+    assert not [name for name in tree(out) if name.startswith(".")]
+
+
+class Overtaken(Worklist):
+    """Another job on the same store does everything and publishes, once this one's listing is written."""
+
+    def write(self, images: Mapping[int, range]) -> None:
+        super().write(images)
+        plan = plan_from_json(files.read_json(f"{self._store}/plan.json"))
+        rival = ShardEncoder(f"{self._store}/../tokenizer", self._store, plan, 1)
+        for shard in images:
+            rival(decode_shard({"shard": [shard]}, plan=plan, listing=self.folder, size=8, channels=1))
+        publish(self._store, plan)
+        remove_worklists(self._store)
+
+
+@pytest.mark.slow
+def test_a_job_that_another_one_overtakes_ends_as_finished(tmp_path: Path, models, folder, tree) -> None:
+    out = str(tmp_path / "store")
+    config = EncodeConfig(folder, models[0], out, chunk_rows=16, shard_rows=32, max_rejects=0.01, resources=few(2))
+    with closing(Overtaken(folder, out)) as worklist:
+        manifest = encode(config, worklist)
+    assert manifest.store_id == open_store(out, "tokens").id
     assert verify(open_store(out, "tokens")) == []
     assert not [name for name in tree(out) if name.startswith(".")]
 
