@@ -1,6 +1,7 @@
 """The two Ray Data jobs: what they leave depends on the plan alone, not on actors, shards or order."""
 
 import os
+import shutil
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from jobs.tokenize_images import main
 from models.sampler import SamplerConfig
 from pipeline import cluster, files
 from pipeline.cluster import Resources
@@ -46,15 +48,17 @@ def folder(tmp_path: Path, digits) -> str:
 
 
 @pytest.mark.slow
-def test_one_and_three_encoders_leave_the_same_store_with_the_bad_image_in_its_place(
+def test_one_and_three_encoders_leave_the_same_store_from_folders_and_a_tar_with_the_bad_image_in_its_place(
     tmp_path: Path, models, folder, tree
 ) -> None:
-    for actors in (1, 3):
-        encode(
-            EncodeConfig(
-                folder, models[0], str(tmp_path / f"store-{actors}"), views=("center", "flip"), latents=True,
-                shard_rows=64, chunk_rows=16, batch=16, max_rejects=0.01, resources=few(actors),
-            )
+    tar = shutil.make_archive(str(tmp_path / "images"), "tar", folder)
+    for actors, images in ((1, folder), (3, tar)):
+        main(
+            [
+                f"images={images}", f"tokenizer={models[0]}", f"out={tmp_path}/store-{actors}", "views=[center,flip]",
+                "latents=true", "shard_rows=64", "chunk_rows=16", "batch=16", "max_rejects=0.01",
+                f"resources={{cpus: 4, object_store_mb: 128, actors: {actors}, actor_cpus: 0.5}}",
+            ]
         )  # fmt: skip
     assert tree(tmp_path / "store-1") == tree(tmp_path / "store-3")
     store = open_store(str(tmp_path / "store-1"), "tokens")
@@ -65,6 +69,24 @@ def test_one_and_three_encoders_leave_the_same_store_with_the_bad_image_in_its_p
     assert tuple(rejected) == store.manifest.rejected
     assert [index[number]["view"] for number in rejected] == ["center", "flip"]
     assert all("image" in index[number]["reason"] for number in rejected)
+
+
+@pytest.mark.slow
+def test_a_finished_store_of_the_same_containers_is_found_without_listing_them(
+    tmp_path: Path, models, folder, monkeypatch, capsys
+) -> None:
+    tar = shutil.make_archive(str(tmp_path / "images"), "tar", folder)
+    arguments = [
+        f"images={tar}", f"tokenizer={models[0]}", f"out={tmp_path}/store", "chunk_rows=16", "shard_rows=64",
+        "max_rejects=0.01", "resources={cpus: 4, object_store_mb: 128, actors: 1, actor_cpus: 0.5}",
+    ]  # fmt: skip
+    main(arguments)
+    assert "  shards 4/4  rejects 1" in capsys.readouterr().out
+    monkeypatch.setattr("pipeline.images.worklist.Catalog", lambda source: pytest.fail("listed again"))
+    main(arguments)
+    assert "already there" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="seed 0 -> 1"):
+        main([*arguments, "seed=1"])
 
 
 @pytest.mark.slow
