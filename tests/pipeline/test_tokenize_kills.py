@@ -38,10 +38,11 @@ class Job:
 
     def kill_one(self, draw: random.Random) -> str:
         """Kill one process of the job, or none while it only starts. Returns what it was."""
-        workers, nodes = self.processes("ray::"), self.processes("raylet")
-        if not workers and draw.random() > 0.02:  # else most starts would not come to their first shard
+        at_work = self.processes("ray::Map")
+        if not at_work and draw.random() > 0.02:  # else most starts would not come to their first shard
             return ""
-        what = draw.choices(["worker", "driver", "node"], [0.7, 0.15, 0.15])[0] if workers and nodes else "driver"
+        what = draw.choices(["worker", "driver", "node"], [0.7, 0.15, 0.15])[0] if at_work else "driver"
+        workers, nodes = self.processes("ray::"), self.processes("raylet")
         victims = {"worker": workers, "node": nodes, "driver": [self._driver]}[what]
         with contextlib.suppress(psutil.NoSuchProcess):
             draw.choice(victims).send_signal(signal.SIGKILL)
