@@ -16,10 +16,16 @@ KILLS = 30
 RESOURCES = "{cpus: 4, object_store_mb: 128, actors: 2, actor_cpus: 0.5}"
 
 
+def commits(store: Path) -> int:
+    """Shards committed so far."""
+    return len(list(store.glob("commits/*.json")))
+
+
 class Job:
     """`rdpm tokenize` as a process, with everything that it starts."""
 
-    def __init__(self, command: list[str], folder: Path) -> None:
+    def __init__(self, command: list[str], folder: Path, store: Path) -> None:
+        self._store, self._before = store, commits(store)
         self._log = open(folder / "job.log", "ab")  # noqa: SIM115, closed with the job
         self._driver = subprocess.Popen(command, cwd=folder, stdout=self._log, stderr=self._log)
         self._seen: dict[int, psutil.Process] = {}
@@ -38,8 +44,8 @@ class Job:
 
     def kill_one(self, draw: random.Random) -> str:
         """Kill one process of the job, or none while it only starts. Returns what it was."""
-        at_work = self.processes("ray::Map")
-        if not at_work and draw.random() > 0.02:  # else most starts would not come to their first shard
+        at_work = commits(self._store) > self._before
+        if not at_work and draw.random() > 0.02:  # else few starts would come to their first shard
             return ""
         what = draw.choices(["worker", "driver", "node"], [0.7, 0.15, 0.15])[0] if at_work else "driver"
         workers, nodes = self.processes("ray::"), self.processes("raylet")
@@ -95,7 +101,7 @@ def test_a_job_killed_thirty_times_leaves_the_bytes_of_a_clean_run(
         ]
         sizes = ["shard_rows=4", "chunk_rows=4", "batch=4", f"resources={RESOURCES}"]
         code = f"import sys; sys.path.insert(0, {str(repository)!r}); from jobs.cli import main; sys.exit(main())"
-        return Job([*python, "-c", code, "tokenize", *settings, *sizes], tmp_path)
+        return Job([*python, "-c", code, "tokenize", *settings, *sizes], tmp_path, tmp_path / store)
 
     draw = random.Random(time.time_ns())
     kills: list[str] = []
