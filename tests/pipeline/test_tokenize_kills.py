@@ -45,7 +45,7 @@ class Job:
     def kill_one(self, draw: random.Random) -> str:
         """Kill one process of the job, or none while it only starts. Returns what it was."""
         at_work = commits(self._store) > self._before
-        if not at_work and draw.random() > 0.02:  # else few starts would come to their first shard
+        if not at_work and draw.random() > 0.005:  # else few starts would come to their first shard
             return ""
         what = draw.choices(["worker", "driver", "node"], [0.7, 0.15, 0.15])[0] if at_work else "driver"
         workers, nodes = self.processes("ray::"), self.processes("raylet")
