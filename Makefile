@@ -32,8 +32,8 @@ demo: install ## the whole road on scikit-learn's digits: images to runs/demo/re
 	$(RDPM) report $(DEMO)/report.yaml
 	@echo "samples: runs/demo/samples/samples.npz   metrics: runs/demo/metrics.json   report: runs/demo/report.html"
 
-tokenize-imagenet: install ## encode IMAGENET=folder with TOKENIZER=folder into STORE=folder or URL
-	$(RDPM) tokenize $(IMAGENET_CONFIGS)/store.yaml images=$(IMAGENET) tokenizer=$(TOKENIZER) out=$(STORE)
+tokenize-imagenet: install ## encode IMAGENET=folder, tar or Parquet with TOKENIZER=folder into STORE=folder or URL
+	$(RDPM) tokenize $(IMAGENET_CONFIGS)/store.yaml "images=$(IMAGENET)" "tokenizer=$(TOKENIZER)" "out=$(STORE)"
 
 ablate-tokenizer: install ## the paper's Table 2 on the digits: runs/ablation/table2.md and .png, under 40 minutes on 2 cores
 	$(RDPM) prepare digits $(DEMO)/data.yaml

@@ -3,7 +3,7 @@
 from jobs.arguments import parse, settings_of
 from pipeline import files
 from pipeline.ablation import AblationConfig, ablate, plot, table
-from pipeline.images.sources import open_folder
+from pipeline.images.listing import list_images
 from pipeline.progress import say
 from pipeline.records import begin
 
@@ -15,7 +15,7 @@ _HOW = ("out", "images", "validation", "parallel")
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand."""
     config = parse(Config, JOB, arguments)
-    sources = {name: open_folder(getattr(config, name)).digest for name in ("images", "validation")}
+    sources = {name: list_images(getattr(config, name)).digest for name in ("images", "validation")}
     record = begin(JOB, config.out, settings_of(config, *_HOW, **{f"{n}_digest": d for n, d in sources.items()}))
     if not record.finished:
         results = ablate(config)

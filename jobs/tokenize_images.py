@@ -1,11 +1,14 @@
 """rdpm tokenize: images to a token store."""
 
+from contextlib import closing
+
 from jobs.arguments import parse, settings_of
 from pipeline.encoding import EncodeConfig, encode
 from pipeline.exports import read_card
-from pipeline.images.sources import open_folder
+from pipeline.images.sources.source import open_source
+from pipeline.images.worklist import Worklist
 from pipeline.progress import say
-from pipeline.records import begin
+from pipeline.records import begin, read_record
 from storage_schemas.manifest import MANIFEST
 
 JOB = "tokenize"
@@ -16,16 +19,33 @@ _HOW = ("out", "images", "tokenizer", "threads", "resources", "max_rejects")
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand."""
     config = parse(Config, JOB, arguments)
-    digests = {
-        "tokenizer_digest": read_card(config.tokenizer, "tokenizer").digest,
-        "source": open_folder(config.images).digest,
-    }
-    record = begin(JOB, config.out, settings_of(config, *_HOW, **digests), (MANIFEST,))
-    if record.finished:
+    tokenizer = read_card(config.tokenizer, "tokenizer").digest
+
+    def record_for(source: str):
+        return begin(
+            JOB, config.out, settings_of(config, *_HOW, tokenizer_digest=tokenizer, source=source), (MANIFEST,)
+        )
+
+    known = _known_digest(config)
+    if known and record_for(known).finished:
         say(f"tokenize: {config.out} is already there")
         return
-    manifest = encode(config)
+    with closing(Worklist(config.images, config.out)) as worklist:
+        record = record_for(worklist.summary.digest)
+        if record.finished:
+            say(f"tokenize: {config.out} is already there")
+            return
+        manifest = encode(config, worklist)
     result = {"store_id": manifest.store_id, "rows": manifest.plan.rows, "rejected": len(manifest.rejected)}
-    record.finish(result)
+    record.finish({**result, "containers": worklist.source.fingerprint})
     counts = f"{manifest.plan.rows} rows, {len(manifest.rejected)} rejects"
     say(f"tokenize: {config.out} is store {manifest.store_id[:12]}, {counts}")
+
+
+def _known_digest(config: EncodeConfig) -> str:
+    """The digest of a source whose containers are those of the finished record, so that they need no listing."""
+    record = read_record(config.out)
+    fingerprint = open_source(config.images).fingerprint
+    if record and fingerprint and record["result"].get("containers") == fingerprint:
+        return record["settings"]["source"]
+    return ""

@@ -2,7 +2,7 @@
 
 from jobs.arguments import parse, settings_of
 from pipeline.evaluation.validation import Validator
-from pipeline.images.sources import open_folder
+from pipeline.images.listing import list_images
 from pipeline.progress import say
 from pipeline.records import begin
 from pipeline.training.launch import launch, under_launcher
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> None:
     """Entry of the subcommand, on the command line and on every rank."""
     config = parse(Config, JOB, arguments)
     record = begin(
-        JOB, config.out, settings_of(config, *_HOW, source=open_folder(config.images).digest), (WEIGHTS, CARD)
+        JOB, config.out, settings_of(config, *_HOW, source=list_images(config.images).digest), (WEIGHTS, CARD)
     )
     if record.finished:
         say(f"train-tokenizer: {config.out} is already trained")

@@ -1,9 +1,10 @@
 """Tokenizing a source: read and decode in CPU tasks, encode in actors, commit whole shards."""
 
 import hashlib
-from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
@@ -11,12 +12,13 @@ import torch
 from models.tokenizer import Tokenizer, from_pixels
 from pipeline import cluster, files
 from pipeline.exports import load_tokenizer, read_card
-from pipeline.images.decode import Reject, View, center_view
-from pipeline.images.sources import Source, open_folder
+from pipeline.images.decode import Reject, ViewWord, decode_views, view_names
+from pipeline.images.listing import read_images
+from pipeline.images.worklist import ListingGone, Summary, Worklist, read_worklist, remove_worklists
 from pipeline.progress import ProgressLine, say
 from pipeline.tokens.writer import committed_rejects, difference, missing_shards, publish, start_store, write_shard
 from storage_schemas.cards import ModelCard
-from storage_schemas.manifest import Manifest, Plan, plan_from_json, to_json
+from storage_schemas.manifest import INDEX, MANIFEST, Manifest, Plan
 from storage_schemas.tokens import KIND, OK, REJECTED, noise_seed, token_arrays
 
 
@@ -24,20 +26,23 @@ from storage_schemas.tokens import KIND, OK, REJECTED, noise_seed, token_arrays
 class EncodeConfig:
     """A token store: which images, by which tokenizer, as which rows.
 
-    views: every image gives one row a view. batch: images an encoder sees at once, one shape for every call.
+    images: see `open_source`. views: every image gives one row a view, ten for the word ten-crop. batch: images an
+    encoder sees at once, one shape for every call. precision, compile: of the encoder; the quantizer is always fp32.
     max_rejects: share of rows that may be unusable before the job ends without a store.
     """
 
     images: str
     tokenizer: str
     out: str
-    views: tuple[View, ...] = ("center",)
+    views: tuple[ViewWord, ...] = ("center",)
     accumulated: bool = True
     latents: bool = False
     seed: int = 0
     shard_rows: int = 4096
     chunk_rows: int = 256
     batch: int = 64
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
     max_rejects: float = 0.001
     threads: int = 1
     resources: cluster.Resources = field(default_factory=cluster.Resources)
@@ -53,98 +58,116 @@ class EncodeConfig:
             raise ValueError(f"max_rejects is {self.max_rejects}; use a share from 0 to below 1")
 
 
-def make_plan(config: EncodeConfig, source: Source, card: ModelCard) -> Plan:
+def make_plan(config: EncodeConfig, images: Summary, card: ModelCard) -> Plan:
     """The plan of a store: a function of the source, the tokenizer and the settings that touch the rows."""
     tokenizer = card.config
     T, d = tokenizer["schedule"]["num_steps"], tokenizer["quantizer"]["code_dim"]
     grid = tokenizer["image_size"] // 2 ** (len(tokenizer["autoencoder"]["multipliers"]) - 1)
+    views = view_names(config.views)
     identity = {
         "tokenizer_digest": card.digest,
         "tokenizer_config": tokenizer,
         "noise_version": card.noise_version,
-        "source_digest": source.digest,
-        "classes": list(source.classes),
-        "views": list(config.views),
+        "source_digest": images.digest,
+        "classes": list(images.classes),
+        "views": views,
         "seed": config.seed,
         "encoder_batch": config.batch,
+        "precision": config.precision,
+        "compile": config.compile,
     }
-    rows = len(source) * len(config.views)
+    rows = images.images * len(views)
     shard_rows = min(config.shard_rows, -(-rows // config.chunk_rows) * config.chunk_rows)
     arrays = token_arrays(T, (d, grid, grid), config.accumulated, config.latents)
     return Plan(KIND, rows, shard_rows, config.chunk_rows, arrays, identity)
 
 
-def decode_shard(batch: dict[str, np.ndarray], *, size: int, channels: int) -> dict[str, np.ndarray]:
-    """One work item (its urls, keys, labels and views) to the pixels and facts of its rows. Runs in a Ray task."""
-    item = {name: values[0] for name, values in batch.items()}
-    count = len(item["keys"])
-    pixels = np.zeros((count, size, size, channels), np.uint8)
-    facts: dict[str, list[Any]] = {"width": [], "height": [], "source_digest": [], "reason": []}
-    for row, (url, view) in enumerate(zip(item["urls"], item["views"], strict=True)):
-        width = height = 0
-        reason = digest = ""
+def images_of(plan: Plan, shard: int) -> range:
+    """The images that a shard has rows of; row r is image r // V in view r % V, so the first and last may be shared."""
+    views, rows = len(plan.identity["views"]), plan.shard_range(shard)
+    return range(rows.start // views, -(-rows.stop // views))
+
+
+def decode_shard(batch: dict, *, plan: Plan, listing: str, size: int, channels: int) -> dict[str, np.ndarray]:
+    """A shard's number to the pixels and facts of its rows, each image read and decoded once. Runs in a Ray task."""
+    shard = int(batch["shard"][0])
+    rows, views, images = plan.shard_range(shard), plan.identity["views"], images_of(plan, shard)
+    pixels = np.zeros((len(rows), size, size, channels), np.uint8)
+    width, height = np.zeros((2, len(rows)), np.int32)
+    digests, reasons = [""] * len(rows), [""] * len(rows)
+    table = read_worklist(listing, shard)
+    for number, data in read_images(table):
+        first = (images.start + number) * len(views)
+        mine = range(max(first, rows.start), min(first + len(views), rows.stop))
+        place = slice(mine.start - rows.start, mine.stop - rows.start)
         try:
-            data = _read(url)
-            digest = hashlib.sha256(data).hexdigest()
-            decoded = center_view(data, size, channels, view)
-            pixels[row], width, height = decoded.pixels, decoded.width, decoded.height
+            if isinstance(data, Reject):
+                raise data
+            digests[place] = [hashlib.sha256(data).hexdigest()] * len(mine)
+            decoded = decode_views(data, size, channels, [views[row - first] for row in mine])
+            pixels[place], width[place], height[place] = decoded.pixels, decoded.width, decoded.height
         except Reject as reject:
-            reason = str(reject)
-        facts["source_digest"].append(digest)
-        facts["width"].append(width)
-        facts["height"].append(height)
-        facts["reason"].append(reason)
-    named = {"key": item["keys"], "view": item["views"], "label": item["labels"].astype(np.int32)}
-    columns = {name: np.asarray(values) for name, values in {**facts, **named}.items()}
-    return {"pixels": pixels, "shard": np.full(count, item["shard"]), **columns}
-
-
-def _read(url: str) -> bytes:
-    try:
-        return files.read_bytes(url)
-    except FileNotFoundError:
-        raise Reject("the file is gone since it was listed") from None
+            reasons[place] = [str(reject)] * len(mine)
+    image = np.array(rows) // len(views) - images.start
+    return {
+        "pixels": pixels,
+        "shard": np.full(len(rows), shard, np.int32),
+        "key": table["key"].take(image).to_numpy(),
+        "label": table["label"].take(image).to_numpy(),
+        "view": np.array([views[row % len(views)] for row in rows]),
+        "width": width,
+        "height": height,
+        "source_digest": np.array(digests),
+        "reason": np.array(reasons),
+    }
 
 
 class ShardEncoder:
     """A tokenizer replica: pixels of one shard to a committed shard. Runs as a Ray actor."""
 
-    def __init__(self, tokenizer: str, store: str, plan: dict[str, Any], threads: int) -> None:
+    def __init__(self, tokenizer: str, store: str, plan: Plan, threads: int) -> None:
         torch.set_num_threads(threads)
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.tokenizer = load_tokenizer(tokenizer)[0].to(self.device)
-        self.store, self.plan = store, plan_from_json(plan)
+        if plan.identity["compile"]:
+            self.tokenizer.encoder.compile(dynamic=False)
+        self.store, self.plan = store, plan
+
+    def encode(self, pixels: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+        """What the tokenizer makes of a shard's pixels and seeds, as stored."""
+        facts = self.plan.identity
+        return encode_pixels(
+            self.tokenizer, pixels, seeds, facts["encoder_batch"], self.device, bf16=facts["precision"] == "bf16"
+        )
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        shard, identity = int(batch["shard"][0]), self.plan.identity
+        shard = int(batch["shard"][0])
         pairs = zip(batch["key"], batch["view"], strict=True)
-        seeds = np.array([noise_seed(identity["seed"], str(k), str(v)) for k, v in pairs], np.uint64)
-        columns = encode_pixels(self.tokenizer, batch["pixels"], seeds, identity["encoder_batch"], self.device)
-        columns |= {"noise_seed": seeds, "label": batch["label"]}
+        seeds = np.array([noise_seed(self.plan.identity["seed"], str(k), str(v)) for k, v in pairs], np.uint64)
+        columns = self.encode(batch["pixels"], seeds) | {"noise_seed": seeds, "label": batch["label"]}
         start = self.plan.shard_range(shard).start
-        rejected = np.flatnonzero(batch["reason"] != "")
-        status = np.where(batch["reason"] != "", REJECTED, OK)
+        bad = batch["reason"] != ""
         index = {
-            **{name: batch[name] for name in ("key", "label", "view")},
-            "shard": batch["shard"].astype(np.int32),
+            **{name: batch[name] for name in ("key", "label", "view", "shard")},
             "row": np.arange(len(seeds), dtype=np.int32),
-            **{name: batch[name].astype(np.int32) for name in ("width", "height")},
-            "source_digest": batch["source_digest"],
-            "status": status,
+            **{name: batch[name] for name in ("width", "height", "source_digest")},
+            "status": np.where(bad, REJECTED, OK),
             "reason": batch["reason"],
         }
         wanted = {spec.name: columns[spec.name] for spec in self.plan.arrays}
-        commit = write_shard(self.store, self.plan, shard, wanted, index, tuple(int(start + r) for r in rejected))
+        rejected = tuple(int(start + row) for row in np.flatnonzero(bad))
+        commit = write_shard(self.store, self.plan, shard, wanted, index, rejected)
         return {"shard": [shard], "rows": [commit.rows], "rejected": [len(commit.rejected)]}
 
 
 @torch.no_grad()
 def encode_pixels(
-    tokenizer: Tokenizer, pixels: np.ndarray, seeds: np.ndarray, batch: int, device: str
+    tokenizer: Tokenizer, pixels: np.ndarray, seeds: np.ndarray, batch: int, device: str, *, bf16: bool = False
 ) -> dict[str, np.ndarray]:
     """uint8 pixels (N, H, W, C) and uint64 seeds (N,) to codes, accumulated and latents as stored.
 
     Every call of the encoder sees `batch` images; the last is padded, so that a row does not depend on its neighbours.
+    bf16: the encoder runs under autocast.
     """
     parts: dict[str, list[np.ndarray]] = {"codes": [], "accumulated": [], "latents": []}
     for start in range(0, len(pixels), batch):
@@ -152,7 +175,10 @@ def encode_pixels(
         pad = batch - len(part)
         images = np.pad(part, ((0, pad), (0, 0), (0, 0), (0, 0)))
         seeds_in = torch.from_numpy(np.pad(seed, (0, pad)).view(np.int64)).to(device)
-        latents = tokenizer.encoder(from_pixels(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))).float()
+        inputs = from_pixels(torch.from_numpy(images).to(device).permute(0, 3, 1, 2))
+        with torch.autocast(device, torch.bfloat16, enabled=bf16):
+            latents = tokenizer.encoder(inputs)
+        latents = latents.float()
         result = tokenizer.quantize(latents, seeds_in)
         keep = len(part)
         parts["codes"].append(result.codes[:keep].cpu().numpy().astype(np.uint16))
@@ -161,39 +187,32 @@ def encode_pixels(
     return {name: np.concatenate(arrays) for name, arrays in parts.items()}
 
 
-def work_items(source: Source, plan: Plan, shards: list[int]) -> list[dict[str, Any]]:
-    """What each shard is made of; row r is image r // V in view r % V."""
-    views = plan.identity["views"]
-    items = []
-    for shard in shards:
-        rows = plan.shard_range(shard)
-        images = [row // len(views) for row in rows]
-        items.append(
-            {
-                "shard": shard,
-                "keys": np.array([source.keys[i] for i in images]),
-                "urls": np.array([source.url(i) for i in images]),
-                "labels": np.array([source.labels[i] for i in images]),
-                "views": np.array([views[row % len(views)] for row in rows]),
-            }
-        )
-    return items
-
-
-def encode(config: EncodeConfig) -> Manifest:
+def encode(config: EncodeConfig, worklist: Worklist | None = None, encoder: type = ShardEncoder) -> Manifest:
     """Run the job to its manifest. Only shards without a commit are worked on.
 
-    Raises ValueError when the source or tokenizer is missing, the store holds another plan, or too many rejects.
+    worklist: the config's images, where they are listed already; it is the caller's. encoder: what runs as the actor.
+    Raises ValueError when the source or tokenizer is missing, the store holds another plan, too many images are
+    rejected, or a shard kills its worker again and again.
     """
     card = read_card(config.tokenizer, "tokenizer")
-    source = open_folder(files.absolute(config.images))
-    plan = make_plan(config, source, card)
+    if worklist is None:
+        with closing(Worklist(config.images, config.out)) as mine:
+            return encode(config, mine, encoder)
+    plan = make_plan(config, worklist.summary, card)
     start_store(config.out, plan)
     missing = missing_shards(config.out, plan)
     if missing:
-        _run(config, source, plan, card, missing)
+        try:
+            _run(config, worklist, plan, card, missing, encoder)
+        except ListingGone:
+            if not files.exists(files.join(config.out, MANIFEST)):
+                raise
+            say(f"tokenize: another job has finished {config.out}")
     _check_rejects(config, plan)
-    return publish(config.out, plan)
+    manifest = publish(config.out, plan)
+    remove_worklists(config.out)
+    cluster.forget_attempts(config.out)
+    return manifest
 
 
 def encode_again(config: EncodeConfig, plan: Plan, shards: list[int]) -> None:
@@ -202,50 +221,52 @@ def encode_again(config: EncodeConfig, plan: Plan, shards: list[int]) -> None:
     Raises ValueError when the config makes another plan than that store's.
     """
     card = read_card(config.tokenizer, "tokenizer")
-    source = open_folder(files.absolute(config.images))
-    found = make_plan(config, source, card)
-    if found != plan:
-        raise ValueError(f"the config makes another store ({difference(plan, found)}); give that of the store's job")
-    start_store(config.out, plan)
-    _run(config, source, plan, card, shards)
+    with closing(Worklist(config.images, config.out)) as worklist:
+        found = make_plan(config, worklist.summary, card)
+        if found != plan:
+            raise ValueError(
+                f"the config makes another store ({difference(plan, found)}); give that of the store's job"
+            )
+        start_store(config.out, plan)
+        _run(config, worklist, plan, card, shards, ShardEncoder)
+    cluster.forget_attempts(config.out)
 
 
-def _run(config: EncodeConfig, source: Source, plan: Plan, card: ModelCard, missing: list[int]) -> None:
+def _run(
+    config: EncodeConfig, worklist: Worklist, plan: Plan, card: ModelCard, missing: list[int], encoder: type
+) -> None:
+    """Encode the missing shards; ends early when too many rows are rejected for a store."""
+    worklist.write({shard: images_of(plan, shard) for shard in missing})
     size, channels = card.config["image_size"], card.config["autoencoder"]["in_channels"]
-    prepare = _bind(decode_shard, size=size, channels=channels)
+    prepare = partial(decode_shard, plan=plan, listing=files.absolute(worklist.folder), size=size, channels=channels)
     arguments = {
         "tokenizer": files.absolute(config.tokenizer),
         "store": files.absolute(config.out),
-        "plan": to_json(plan),
+        "plan": plan,
         "threads": config.threads,
     }
-    done = sum(len(plan.shard_range(s)) for s in set(range(plan.num_shards)) - set(missing))
-    rejects = 0
+    done, rejects = plan.rows - sum(len(plan.shard_range(shard)) for shard in missing), 0
+    shards = plan.num_shards - len(missing)
     say(f"tokenize: {plan.rows} rows in {plan.num_shards} shards, {len(missing)} to do; starting Ray")
     cluster.start(config.resources)
     try:
         with ProgressLine("tokenize", plan.rows, "images", done) as progress:
-            items = work_items(source, plan, missing)
-            for row in cluster.run_shards(items, prepare, ShardEncoder, arguments, config.resources):
-                done, rejects = done + row["rows"], rejects + row["rejected"]
-                progress.update(done, {"rejects": rejects})
+            for row in cluster.run_shards(missing, prepare, encoder, arguments, config.resources, config.out):
+                done, rejects, shards = done + row["rows"], rejects + row["rejected"], shards + 1
+                progress.update(done, {"shards": f"{shards}/{plan.num_shards}", "rejects": rejects})
+                if rejects > config.max_rejects * plan.rows:
+                    return
     finally:
         cluster.stop()
 
 
-def _bind(function: Callable, **fixed: Any) -> Callable[[dict], dict]:
-    def call(batch: dict) -> dict:
-        return function(batch, **fixed)
-
-    return call
-
-
 def _check_rejects(config: EncodeConfig, plan: Plan) -> None:
-    """Raise ValueError, with the first few reasons, when more rows were rejected than the config allows."""
+    """Raise ValueError, with the first of the list, when more rows were rejected than the config allows."""
     rejects = committed_rejects(config.out, plan)
     if len(rejects) > config.max_rejects * plan.rows:
-        listed = "; ".join(f"{key} ({reason})" for key, reason in rejects[:5])
+        listed = "; ".join(f"{key} ({reason})" for key, reason in rejects[:20])
         raise ValueError(
-            f"{len(rejects)} of {plan.rows} images are unusable, more than max_rejects {config.max_rejects}: {listed}; "
+            f"{len(rejects)} of {plan.rows} images are unusable, more than max_rejects {config.max_rejects}: {listed}"
+            f"{'; ...' if len(rejects) > 20 else ''} (all are in {config.out}/{INDEX}, with their reasons); "
             f"raise max_rejects, or mend them and delete {config.out} and its record"
         )

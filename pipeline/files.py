@@ -8,7 +8,7 @@ import re
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import fsspec
@@ -285,4 +285,38 @@ def remove(url: str) -> None:
     """Delete a file or a whole folder; nothing happens when there is none."""
     fs, path = _fs(url)
     if fs.exists(path):
-        fs.rm(path, recursive=True)
+        with contextlib.suppress(FileNotFoundError):  # somebody else deletes it too
+            fs.rm(path, recursive=True)
+
+
+def size(url: str) -> int:
+    """Bytes of an object. Raises FileNotFoundError."""
+    fs, path = _fs(url)
+    return fs.size(path)
+
+
+def read_parts(parts: Sequence[tuple[str, int, int]]) -> list[bytes | FileNotFoundError]:
+    """Objects or pieces of them, given as (url, offset, bytes), fetched together; offset -1 means the whole object."""
+    fs = _fs(parts[0][0])[0]
+    paths = [fs._strip_protocol(url) for url, _, _ in parts]
+    starts = [None if offset < 0 else offset for _, offset, _ in parts]
+    stops = [None if offset < 0 else offset + length for _, offset, length in parts]
+    found = fs.cat_ranges(paths, starts, stops, on_error="return")
+    for data in found:
+        if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
+            raise data
+    return found
+
+
+def expand(pattern: str) -> list[str]:
+    """URLs that a pattern stands for, sorted: `{000..146}` and `{a,b}` are spelled out, `*` and `?` are looked up."""
+    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if braces:
+        first, last, words = braces.groups()
+        numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)) if first else ()
+        choices = words.split(",") if words else numbers
+        return sorted({url for choice in choices for url in expand(pattern.replace(braces[0], choice, 1))})
+    if not re.search(r"[*?]", pattern):
+        return [pattern]
+    fs, path = _fs(pattern)
+    return sorted(found if is_local(pattern) else fs.unstrip_protocol(found) for found in fs.glob(path))

@@ -29,18 +29,24 @@ class ProgressLine:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, figures: Mapping[str, float] | None = None) -> None:
+    def update(self, done: int, figures: Mapping[str, float | str] | None = None) -> None:
         """Show `done` of the total, with `figures` by name."""
         self.done = done
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = (done - self._first) / elapsed
-        note = f"{rate:.1f} {self.unit}/s" + "".join(f"  {name} {value:.4g}" for name, value in (figures or {}).items())
+        note = f"{rate:.1f} {self.unit}/s" + "".join(
+            f"  {name} {_short(value)}" for name, value in (figures or {}).items()
+        )
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
         elif not self._quiet and (elapsed - self._printed > 10 or done >= self.total):
             self._printed = elapsed
             left = (self.total - done) / rate if rate > 0 else float("inf")
             print(f"{self.title}: {done}/{self.total} {self.unit}  {note}  {left:.0f} s left", flush=True)
+
+
+def _short(value: float | str) -> str:
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def say(text: str) -> None:

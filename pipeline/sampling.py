@@ -157,6 +157,7 @@ def sample_sets(configs: Sequence[SampleConfig]) -> list[Manifest]:
         first += plan.num_shards
     if work:
         _run(configs, plans, work)
+    cluster.forget_attempts(configs[0].out)
     manifests = []
     for config, plan in zip(configs, plans, strict=True):
         manifests.append(publish(config.out, plan))
@@ -181,9 +182,8 @@ def _run(configs: Sequence[SampleConfig], plans: Sequence[Plan], work: list[int]
     cluster.start(resources)
     try:
         with ProgressLine("sample", rows, "images", done) as progress:
-            items = [{"shard": number} for number in work]
             arguments = {"sets": sets, "threads": configs[0].threads}
-            for row in cluster.run_shards(items, None, ShardSampler, arguments, resources):
+            for row in cluster.run_shards(work, None, ShardSampler, arguments, resources, configs[0].out):
                 done += row["rows"]
                 progress.update(done)
     finally:

@@ -14,7 +14,7 @@ from pipeline import files
 from pipeline.evaluation.distribution import Moments, RunningMoments, RunningScore
 from pipeline.evaluation.features import Extractor, InceptionExtractor
 from pipeline.evaluation.image_sets import ArchiveImages, Chunk, FolderImages, ImageSet, open_archive, watched
-from pipeline.images.sources import open_folder
+from pipeline.images.listing import list_images
 from pipeline.progress import say
 from storage_schemas.manifest import digest_of
 
@@ -181,7 +181,7 @@ def _moments(arrays: dict[str, np.ndarray], mean: str, covariance: str, path: st
 
 def reference_digest(url: str) -> str:
     """What a reference is known by: a file's sha256, or the digest of a folder's listing."""
-    return files.digest_file(url).sha256 if url.endswith(".npz") and files.exists(url) else open_folder(url).digest
+    return files.digest_file(url).sha256 if url.endswith(".npz") and files.exists(url) else list_images(url).digest
 
 
 def open_reference(url: str, extractor: Extractor, like: ImageSet, keep: int, threads: int, folder: str) -> Statistics:

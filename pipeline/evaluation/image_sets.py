@@ -16,7 +16,8 @@ import numpy as np
 
 from pipeline import files
 from pipeline.images.decode import Reject, center_view, open_picture
-from pipeline.images.sources import SUFFIXES, open_folder
+from pipeline.images.listing import list_images
+from pipeline.images.sources.entry import SUFFIXES
 from pipeline.progress import ProgressLine
 from pipeline.tokens.reader import open_store
 from storage_schemas.manifest import MANIFEST, PLAN, digest_of
@@ -92,7 +93,7 @@ class FolderImages(ImageSet):
 
     def __init__(self, url: str, size: int, channels: int, threads: int = 1, limit: int | None = None) -> None:
         self.url, self.size, self.channels, self._threads = url, size, channels, threads
-        self._source = open_folder(url)
+        self._source = list_images(url)
         self.digest, self.classes = self._source.digest, self._source.classes
         self._count = len(self._source) if limit is None else min(limit, len(self._source))
 
@@ -107,12 +108,12 @@ class FolderImages(ImageSet):
                 views = zip(rows, pool.map(self._view, rows), strict=True)
                 seen = [(row, pixels) for row, pixels in views if pixels is not None]
                 if seen:
-                    labels = np.array([self._source.labels[row] for row, _ in seen], np.int64)
+                    labels = np.array([self._source.label(row) for row, _ in seen], np.int64)
                     yield Chunk(np.stack([pixels for _, pixels in seen]), labels)
 
     def _view(self, row: int) -> np.ndarray | None:
         try:
-            return center_view(files.read_bytes(self._source.url(row)), self.size, self.channels, "center").pixels
+            return center_view(self._source.read(row), self.size, self.channels)
         except Reject:
             return None
 

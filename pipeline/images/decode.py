@@ -6,13 +6,14 @@ Kinds of data: *encoded* bytes as stored by the source, *pixels* uint8 (H, W, C)
 import io
 import re
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageChops, ImageOps
 
-View = Literal["center", "flip"]
+ViewWord = Literal["center", "flip", "ten-crop-1.1", "ten-crop-1.05"]
 MAX_PIXELS = 178_956_970  # a picture of more is taken for a decompression bomb
 
 
@@ -21,8 +22,47 @@ class Reject(ValueError):
 
 
 @dataclass(frozen=True)
+class View:
+    """A fixed window of an image: out of the centre square of scale x S pixels a side, S x S, perhaps mirrored.
+
+    x, y: 0 at the square's left or top edge, 1 in its middle, 2 at its right or bottom edge.
+    """
+
+    scale: float = 1.0
+    x: int = 1
+    y: int = 1
+    flip: bool = False
+
+
+_PLACES = {"top-left": (0, 0), "top-right": (2, 0), "bottom-left": (0, 2), "bottom-right": (2, 2), "middle": (1, 1)}
+
+
+def _ten_crop(scale: float) -> dict[str, View]:
+    """The four corners and the middle, then their mirror images (Krizhevsky et al. 2012, at LlamaGen's scales)."""
+    return {
+        f"ten-crop-{scale}/{place}{'/flip' if flip else ''}": View(scale, x, y, flip)
+        for flip in (False, True)
+        for place, (x, y) in _PLACES.items()
+    }
+
+
+_WORDS: dict[str, dict[str, View]] = {
+    "center": {"center": View()},
+    "flip": {"flip": View(flip=True)},
+    "ten-crop-1.1": _ten_crop(1.1),
+    "ten-crop-1.05": _ten_crop(1.05),
+}
+VIEWS = {name: view for views in _WORDS.values() for name, view in views.items()}
+
+
+def view_names(words: tuple[ViewWord, ...]) -> list[str]:
+    """Names of the views that the words of a config stand for, in order."""
+    return [name for word in words for name in _WORDS[word]]
+
+
+@dataclass(frozen=True)
 class Decoded:
-    """pixels: (S, S, C) uint8. width, height: of the picture before cropping."""
+    """pixels: (V, S, S, C) uint8, one window a view. width, height: of the picture before cropping."""
 
     pixels: np.ndarray
     width: int
@@ -32,7 +72,8 @@ class Decoded:
 def open_picture(data: bytes, channels: int) -> Image.Image:
     """Decode one picture, upright, in "L" (1 channel) or "RGB" (3). Raises Reject.
 
-    EXIF rotation is applied, transparency is laid on white, of an animation the first frame is taken.
+    EXIF rotation is applied, transparency is laid on white, of an animation the first frame is taken, of 16 bits the
+    high byte. CMYK becomes RGB without a colour profile; in a JPEG its inks count from full, if Adobe's marker says so.
     """
     if not data:
         raise Reject("empty file")
@@ -43,6 +84,8 @@ def open_picture(data: bytes, channels: int) -> Image.Image:
             if picture.width * picture.height > MAX_PIXELS:
                 raise Reject(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
             picture.load()
+            if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
+                picture = ImageChops.invert(picture)  # PIL takes every CMYK JPEG for Adobe's
             picture = ImageOps.exif_transpose(picture)
     except Reject:
         raise
@@ -85,12 +128,26 @@ def crop(picture: Image.Image, size: int, left: int, top: int, flip: bool) -> np
     return np.ascontiguousarray(pixels[:, ::-1] if flip else pixels)
 
 
-def center_view(data: bytes, size: int, channels: int, view: View) -> Decoded:
-    """The fixed view of an image that a store keeps. Raises Reject."""
+def decode_views(data: bytes, size: int, channels: int, names: Sequence[str]) -> Decoded:
+    """The fixed views of an image that a store keeps; the image is decoded once, and resized once a scale.
+
+    A scale's square is that of ADM's center_crop_arr at int(scale x size), as in LlamaGen's ten crops. Raises Reject.
+    """
     picture = open_picture(data, channels)
-    small = resize_short_side(picture, size)
-    pixels = crop(small, size, (small.width - size) // 2, (small.height - size) // 2, view == "flip")
-    return Decoded(pixels, picture.width, picture.height)
+    squares = {scale: int(size * scale) for scale in sorted({VIEWS[name].scale for name in names})}
+    resized = {scale: resize_short_side(picture, side) for scale, side in squares.items()}
+    windows = []
+    for view in (VIEWS[name] for name in names):
+        small, side = resized[view.scale], squares[view.scale]
+        left = (small.width - side) // 2 + (side - size) * view.x // 2
+        top = (small.height - side) // 2 + (side - size) * view.y // 2
+        windows.append(crop(small, size, left, top, view.flip))
+    return Decoded(np.stack(windows), picture.width, picture.height)
+
+
+def center_view(data: bytes, size: int, channels: int) -> np.ndarray:
+    """The centre of an image, (S, S, C) uint8. Raises Reject."""
+    return decode_views(data, size, channels, ("center",)).pixels[0]
 
 
 def random_view(data: bytes, size: int, channels: int, draw: np.ndarray, flips: bool) -> np.ndarray:

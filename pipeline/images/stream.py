@@ -10,9 +10,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from models.noise import Stream, child_seeds, uniform
 from models.tokenizer import from_pixels
-from pipeline import files
 from pipeline.images.decode import Reject, random_view
-from pipeline.images.sources import Source
+from pipeline.images.listing import Listing
 from pipeline.order import batch_positions, rows_at
 
 _MOST_NEIGHBOURS = 100
@@ -36,7 +35,7 @@ class ImageStream(Dataset):
 
     def __init__(
         self,
-        source: Source,
+        source: Listing,
         *,
         image_size: int,
         channels: int,
@@ -67,13 +66,12 @@ class ImageStream(Dataset):
         for turn in range(_MOST_NEIGHBOURS):
             place = (row + turn) % len(self.source)
             try:
-                data = files.read_bytes(self.source.url(place))
-                return random_view(data, self.image_size, self.channels, draw, self.flips)
-            except (Reject, FileNotFoundError) as reason:
-                rejects[self.source.keys[place]] = str(reason)
+                return random_view(self.source.read(place), self.image_size, self.channels, draw, self.flips)
+            except Reject as reason:
+                rejects[self.source.key(place)] = str(reason)
         raise Reject(
-            f"{_MOST_NEIGHBOURS} images in a row of {self.source.root!r} cannot be used, the last one because: "
-            f"{rejects[self.source.keys[place]]}; mend or remove them"
+            f"{_MOST_NEIGHBOURS} images in a row of {self.source.url!r} cannot be used, the last one because: "
+            f"{rejects[self.source.key(place)]}; mend or remove them"
         )
 
     def batches(self, start: int, stop: int, workers: int) -> Iterator[ImageBatch]:

@@ -19,7 +19,7 @@ from models.losses import PerceptualLoss, adaptive_weight, discriminator_hinge, 
 from models.quantizer import Quantizer
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline.exports import save_export
-from pipeline.images.sources import Source, open_folder
+from pipeline.images.listing import Listing, list_images
 from pipeline.images.stream import ImageStream
 from pipeline.log import TrainingLog
 from pipeline.order import ORDER_VERSION
@@ -213,7 +213,7 @@ def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = No
 
     validate: from full weights to figures by name and a picture (H, W, C) uint8.
     """
-    source = open_folder(config.images)
+    source = list_images(config.images)
     ranks = join_ranks(config.threads)
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
@@ -272,7 +272,7 @@ def _name_rejects(rejects: dict[str, str], named: set[str], ranks: Ranks) -> Non
     rejects.clear()
 
 
-def _stream(config: TrainTokenizerConfig, source: Source, ranks: Ranks) -> ImageStream:
+def _stream(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> ImageStream:
     """Micro-batches: item k of a rank is its slice of the k-th group of micro_batch x ranks images."""
     return ImageStream(
         source,
@@ -286,7 +286,7 @@ def _stream(config: TrainTokenizerConfig, source: Source, ranks: Ranks) -> Image
     )
 
 
-def _export(config: TrainTokenizerConfig, engine: Engine, ranks: Ranks, source: Source) -> ModelCard | None:
+def _export(config: TrainTokenizerConfig, engine: Engine, ranks: Ranks, source: Listing) -> ModelCard | None:
     weights = engine.weights()
     if not ranks.first:
         return None

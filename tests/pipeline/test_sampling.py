@@ -19,7 +19,7 @@ from models.sampler import PRESETS, SamplerConfig
 from pipeline import files
 from pipeline.cluster import Resources
 from pipeline.config import load_config
-from pipeline.images.sources import open_folder
+from pipeline.images.listing import list_images
 from pipeline.rdpm import RDPM, open_cards
 from pipeline.sample_files import write_files
 from pipeline.sampling import SampleConfig, ShardSampler, labels_and_seeds, locate, make_plan, sample_sets
@@ -120,11 +120,12 @@ def test_every_format_holds_the_same_images_and_labels(store, tree):
     with np.load(f"{store.url}/samples.npz") as archive:
         assert np.array_equal(archive["arr_0"], images)
         assert np.array_equal(archive["arr_1"], labels)
-    source = open_folder(f"{store.url}/png")
+    source = list_images(f"{store.url}/png")
     assert source.classes == ("one", "zero")
-    for place, key in enumerate(source.keys):
+    for place in range(len(source)):
+        key = source.key(place)
         row = int(Path(key).stem)
-        assert source.classes[source.labels[place]] == ("zero", "one")[labels[row]]
+        assert source.classes[source.label(place)] == ("zero", "one")[labels[row]]
         assert np.array_equal(Image.open(f"{store.url}/png/{key}"), images[row])
     members = {}
     for path in sorted(Path(store.url, "tar").iterdir()):

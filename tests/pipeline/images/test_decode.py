@@ -2,10 +2,19 @@ import io
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageChops
 
 from pipeline.images import decode
-from pipeline.images.decode import Reject, center_view, open_picture, random_view, resize_short_side
+from pipeline.images.decode import (
+    VIEWS,
+    Reject,
+    center_view,
+    decode_views,
+    open_picture,
+    random_view,
+    resize_short_side,
+    view_names,
+)  # fmt: skip
 
 
 def encode(picture: Image.Image, fmt: str = "PNG", **options) -> bytes:
@@ -50,7 +59,7 @@ BAD = {
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
 def test_what_is_no_whole_image_is_rejected_with_a_reason(data):
     with pytest.raises(Reject) as rejected:
-        center_view(data, 8, 3, "center")
+        center_view(data, 8, 3)
     assert 3 < len(str(rejected.value)) <= 200
     assert "\n" not in str(rejected.value)
 
@@ -80,7 +89,7 @@ def test_damage_of_any_kind_gives_an_image_or_a_reject_and_no_other_error():
             for place in random.integers(0, min(len(bad), 400), 3):
                 bad[place] = random.integers(256)
             try:
-                assert center_view(bytes(bad), 8, 3, "center").pixels.shape == (8, 8, 3)
+                assert center_view(bytes(bad), 8, 3).shape == (8, 8, 3)
             except Reject:
                 rejected += 1
     assert rejected > 30
@@ -90,7 +99,7 @@ def test_grey_is_the_same_in_every_channel_of_rgb():
     levels = np.arange(64, dtype=np.uint8).reshape(8, 8)
     found = pixels_of(encode(Image.fromarray(levels)))
     assert (found == levels[..., None]).all()
-    assert center_view(encode(Image.fromarray(levels)), 8, 1, "center").pixels.tolist() == levels[..., None].tolist()
+    assert center_view(encode(Image.fromarray(levels)), 8, 1).tolist() == levels[..., None].tolist()
 
 
 def test_rgb_in_one_channel_is_its_luma():
@@ -102,6 +111,23 @@ def test_rgb_in_one_channel_is_its_luma():
 def test_cmyk_keeps_its_colours():
     found = pixels_of(encode(smooth(32, 32).convert("CMYK"), "JPEG", quality=95))
     assert np.abs(found - np.asarray(smooth(32, 32))).max() < 20
+
+
+def test_a_cmyk_jpeg_counts_its_inks_as_its_marker_says():
+    """With Adobe's marker 255 is no ink, without it 255 is all ink (as libjpeg and browsers have it)."""
+    adobe = encode(smooth(32, 32).convert("CMYK"), "JPEG", quality=95)
+    start = adobe.index(b"\xff\xee\x00\x0eAdobe")
+    plain = adobe[:start] + adobe[start + 16 :]
+    inverse = np.asarray(ImageChops.invert(Image.open(io.BytesIO(adobe))).convert("RGB")).astype(int)
+    assert np.abs(pixels_of(plain) - inverse).max() <= 2
+    assert np.abs(pixels_of(plain) - pixels_of(adobe)).max() > 100
+
+
+def test_grey_with_alpha_and_one_bit_pictures_are_what_they_show():
+    grey = Image.fromarray(np.array([[[90, 255], [90, 0]]], np.uint8), "LA")
+    assert pixels_of(encode(grey))[0].tolist() == [[90] * 3, [255] * 3]
+    bits = Image.fromarray(np.array([[True, False]]))
+    assert pixels_of(encode(bits))[0].tolist() == [[255] * 3, [0] * 3]
 
 
 def test_transparency_is_laid_on_white():
@@ -153,7 +179,7 @@ def test_exif_rotation_is_applied(orientation):
     data = encode(stored, exif=exif)
     upright = UPRIGHT[orientation](np.asarray(stored))
     assert np.array_equal(pixels_of(data), upright)
-    decoded = center_view(data, 5, 3, "center")
+    decoded = decode_views(data, 5, 3, ["center"])
     assert (decoded.height, decoded.width) == upright.shape[:2]
 
 
@@ -182,19 +208,51 @@ SHAPES = [(64, 64), (65, 127), (128, 64), (200, 333), (333, 200), (31, 17), (63,
 @pytest.mark.parametrize("size", [16, 64])
 def test_the_center_view_is_adms_center_crop(width, height, size):
     picture = noisy(width, height)
-    found = center_view(encode(picture), size, 3, "center")
+    found = decode_views(encode(picture), size, 3, ["center"])
     expected = center_crop_arr(picture, size)
-    assert found.pixels.shape == expected.shape == (size, size, 3)
-    assert np.abs(found.pixels.astype(int) - expected).max() <= 1
+    assert found.pixels.shape == (1, *expected.shape) == (1, size, size, 3)
+    assert np.abs(found.pixels[0].astype(int) - expected).max() <= 1
     assert (found.width, found.height) == (width, height)
 
 
 def test_the_flip_view_is_the_mirrored_center_view():
     for width, height in SHAPES:
         data = encode(noisy(width, height))
-        center, flip = (center_view(data, 16, 3, view).pixels for view in ("center", "flip"))
+        center, flip = decode_views(data, 16, 3, ["center", "flip"]).pixels
+        assert np.array_equal(center, center_view(data, 16, 3))
         assert np.array_equal(flip, center[:, ::-1])
         assert not np.array_equal(flip, center)
+
+
+def five_crop(picture: np.ndarray, size: int) -> list[np.ndarray]:
+    """torchvision's five windows, written out: the corners in reading order and the middle."""
+    far_y, far_x = picture.shape[0] - size, picture.shape[1] - size
+    corners = [(0, 0), (0, far_x), (far_y, 0), (far_y, far_x), (far_y // 2, far_x // 2)]
+    return [picture[y : y + size, x : x + size] for y, x in corners]
+
+
+@pytest.mark.parametrize("scale", ["1.1", "1.05"])
+@pytest.mark.parametrize(("width", "height"), [(500, 375), (333, 480), (64, 64)])
+def test_ten_crop_is_the_corners_and_the_middle_of_adms_square_and_their_mirror_images(width, height, scale):
+    picture, size = noisy(width, height), 64
+    names = view_names((f"ten-crop-{scale}",))
+    assert len(names) == len(set(names)) == 10
+    found = decode_views(encode(picture), size, 3, names).pixels
+    side = int(size * float(scale))
+    windows = five_crop(center_crop_arr(picture, side), size)
+    for number, window in enumerate(windows):
+        assert np.abs(found[number].astype(int) - window).max() <= 1
+        assert np.array_equal(found[number + 5], found[number][:, ::-1])
+        assert VIEWS[names[number + 5]].flip
+
+
+def test_an_image_is_decoded_once_for_all_its_views(monkeypatch):
+    data, opened = encode(noisy(100, 80)), []
+    alone = {name: decode_views(data, 32, 3, [name]).pixels[0] for name in VIEWS}
+    monkeypatch.setattr(decode, "open_picture", lambda *a: opened.append(1) or open_picture(*a))
+    together = decode_views(data, 32, 3, list(VIEWS)).pixels
+    assert len(opened) == 1
+    assert all(np.array_equal(pixels, alone[name]) for pixels, name in zip(together, VIEWS, strict=True))
 
 
 def test_the_short_side_gets_the_size_and_the_long_side_never_less():
@@ -237,7 +295,7 @@ def test_a_random_view_flips_below_one_half_and_only_where_asked_for():
 
 def test_a_picture_of_too_many_pixels_is_rejected_before_it_is_decoded(monkeypatch):
     monkeypatch.setattr(decode, "MAX_PIXELS", 100)
-    assert center_view(encode(noisy(10, 10)), 8, 3, "center").pixels.shape == (8, 8, 3)
+    assert center_view(encode(noisy(10, 10)), 8, 3).shape == (8, 8, 3)
     bomb = encode(Image.new("1", (5000, 5000)))
     assert len(bomb) < 10_000
     monkeypatch.setattr(Image.Image, "load", lambda _: pytest.fail("the bomb was decoded"))
@@ -255,4 +313,4 @@ def test_a_thin_picture_that_resizing_would_blow_up_is_rejected(monkeypatch):
     """1 x 300 has few pixels; with its short side at 256 it has 20 million."""
     monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
     with pytest.raises(Reject, match="1 x 300"):
-        center_view(encode(noisy(1, 300)), 256, 3, "center")
+        center_view(encode(noisy(1, 300)), 256, 3)

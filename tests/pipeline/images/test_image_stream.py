@@ -1,9 +1,11 @@
+import io
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from pipeline.images.sources import open_folder
+from pipeline.images.listing import list_images
 from pipeline.images.stream import ImageStream
 
 BATCHES = 7  # of 8 images out of 24: two epochs and a piece of the third
@@ -11,7 +13,7 @@ BATCHES = 7  # of 8 images out of 24: two epochs and a piece of the third
 
 def stream_of(folder: str, *, rank: int = 0, ranks: int = 1, seed: int = 5, flips: bool = True, size: int = 6):
     return ImageStream(
-        open_folder(folder), image_size=size, channels=1, flips=flips, batch=8, seed=seed, rank=rank, ranks=ranks
+        list_images(folder), image_size=size, channels=1, flips=flips, batch=8, seed=seed, rank=rank, ranks=ranks
     )
 
 
@@ -60,8 +62,8 @@ def test_resuming_anywhere_gives_the_rest_of_the_stream(digit_folder, uninterrup
 
 
 def test_without_crops_and_flips_every_image_comes_exactly_once_an_epoch(digit_folder):
-    source = open_folder(digit_folder)
-    stored = sorted(np.asarray(Image.open(source.url(i))).tobytes() for i in range(len(source)))
+    source = list_images(digit_folder)
+    stored = sorted(np.asarray(Image.open(io.BytesIO(source.read(i)))).tobytes() for i in range(len(source)))
     batches = read(stream_of(digit_folder, flips=False, size=8), stop=6)
     epochs = torch.cat([images for images, _ in batches]).view(2, 24, 8, 8)
     for epoch in epochs:
@@ -93,7 +95,7 @@ def test_a_source_without_a_usable_image_stops_with_one_sentence(tmp_path, worke
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "page.jpg").write_bytes(b"<html>")
     stream = ImageStream(
-        open_folder(str(tmp_path)), image_size=4, channels=1, flips=False, batch=2, seed=0, rank=0, ranks=1
+        list_images(str(tmp_path)), image_size=4, channels=1, flips=False, batch=2, seed=0, rank=0, ranks=1
     )
     with pytest.raises(ValueError, match="cannot be used") as stopped:
         read(stream, stop=1, workers=workers)

@@ -1,17 +1,26 @@
 import io
+import tarfile
 import uuid
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
 from pipeline import files
-from pipeline.images.sources import open_folder
+from pipeline.images.decode import Reject
+from pipeline.images.listing import Catalog, Listing, list_images, read_images
+from pipeline.images.sources.source import open_source
 
 
 def picture(fmt: str = "PNG", size: int = 4, level: int = 0) -> bytes:
     buffer = io.BytesIO()
     Image.new("L", (size, size), level).save(buffer, fmt)
     return buffer.getvalue()
+
+
+def keys_of(listing: Listing) -> list[str]:
+    return listing.table["key"].to_pylist()
 
 
 def lay(root: str, *names: str) -> None:
@@ -34,16 +43,16 @@ def test_listing_is_sorted_whatever_the_order_of_writing(tmp_path):
     names = ["b/2.png", "a/10.png", "b/1.png", "a/9.png", "a b/1.png", "a/sub/1.png"]
     for folder, order in (("one", names), ("other", names[::-1])):
         lay(str(tmp_path / folder), *order)
-    one, other = open_folder(str(tmp_path / "one")), open_folder(str(tmp_path / "other"))
-    assert one.keys == other.keys == tuple(sorted(names))
+    one, other = list_images(str(tmp_path / "one")), list_images(str(tmp_path / "other"))
+    assert keys_of(one) == keys_of(other) == sorted(names, key=lambda name: (name.split("/")[0], name))
     assert one.digest == other.digest
 
 
 def test_labels_are_places_among_the_sorted_class_names(root):
     lay(root, "zebra/1.png", "ant/2.png", "ant/deep/er/3.png", "bee/1.png")
-    source = open_folder(root)
+    source = list_images(root)
     assert source.classes == ("ant", "bee", "zebra")
-    assert dict(zip(source.keys, source.labels, strict=True)) == {
+    assert dict(zip(keys_of(source), source.table["label"].to_pylist(), strict=True)) == {
         "zebra/1.png": 2,
         "ant/2.png": 0,
         "ant/deep/er/3.png": 0,
@@ -53,40 +62,40 @@ def test_labels_are_places_among_the_sorted_class_names(root):
 
 def test_every_listed_image_can_be_read_at_its_url_and_has_its_size(root):
     lay(root, "a/1.png", "b/x/2.jpg")
-    source = open_folder(root)
+    source = list_images(root)
     assert len(source) == 2
-    for index, size in enumerate(source.sizes):
-        assert len(files.read_bytes(source.url(index))) == size > 0
+    for index, size in enumerate(source.table["size"].to_pylist()):
+        assert len(source.read(index)) == size > 0
 
 
 def test_hidden_files_other_suffixes_and_files_outside_classes_are_passed_over(root):
     lay(root, "a/1.png", "a/2.JPG", "a/3.JpEg")
     lay(root, "a/.hidden.png", ".cache/1.png", "a/.thumbs/1.png", "a/notes.txt", "a/png", "loose.png", "c/readme.md")
-    source = open_folder(root)
-    assert source.keys == ("a/1.png", "a/2.JPG", "a/3.JpEg")
+    source = list_images(root)
+    assert keys_of(source) == ["a/1.png", "a/2.JPG", "a/3.JpEg"]
     assert source.classes == ("a",)
 
 
 def test_a_hidden_folder_on_the_way_to_the_root_hides_nothing(tmp_path):
     lay(str(tmp_path / ".data"), "a/1.png")
-    assert open_folder(str(tmp_path / ".data")).keys == ("a/1.png",)
+    assert keys_of(list_images(str(tmp_path / ".data"))) == ["a/1.png"]
 
 
 def test_a_trailing_slash_is_the_same_source(root):
     lay(root, "a/1.png")
-    assert open_folder(root + "/") == open_folder(root)
+    assert list_images(root + "/") == list_images(root)
 
 
 def test_a_missing_folder_is_refused_by_name(tmp_path):
-    with pytest.raises(ValueError, match=r"nowhere' does not exist"):
-        open_folder(str(tmp_path / "nowhere"))
+    with pytest.raises(ValueError, match=r"nowhere' do not exist"):
+        list_images(str(tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize("names", [[], ["loose.png"], ["a/notes.txt", "a/.hidden.png"]])
 def test_a_folder_without_images_in_class_folders_is_refused_by_name(tmp_path, names):
     lay(str(tmp_path), *names)
-    with pytest.raises(ValueError, match=f"{tmp_path}' holds no images"):
-        open_folder(str(tmp_path))
+    with pytest.raises(ValueError, match=f"{tmp_path}' hold no images"):
+        list_images(str(tmp_path))
 
 
 def test_the_digest_depends_on_keys_labels_and_sizes_and_not_on_the_place(tmp_path):
@@ -94,7 +103,7 @@ def test_the_digest_depends_on_keys_labels_and_sizes_and_not_on_the_place(tmp_pa
         lay(str(tmp_path / folder), *names)
         for name, data in contents.items():
             files.write_bytes(str(tmp_path / folder / "a" / f"{name}.png"), data)
-        return open_folder(str(tmp_path / folder)).digest
+        return list_images(str(tmp_path / folder)).digest
 
     digests = [
         digest("1", "a/1.png", "b/1.png"),
@@ -105,3 +114,158 @@ def test_the_digest_depends_on_keys_labels_and_sizes_and_not_on_the_place(tmp_pa
     ]
     assert len(set(digests)) == len(digests)
     assert digest("6", "a/1.png", "b/1.png") == digests[0]
+
+
+@pytest.fixture(scope="module")
+def some_images(digits) -> dict[str, bytes]:
+    """40 real digits by class and name, with names that sort unlike their numbers and one deeper in its class."""
+    images = {}
+    for number, (pixels, label) in enumerate(zip(digits[0][:40], digits[1][:40], strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "PNG")
+        images[f"digit {label % 3}/no_{number}.png"] = buffer.getvalue()
+    return images
+
+
+def test_every_kind_of_source_gives_the_same_listing_and_the_same_bytes(tmp_path, write_source, some_images):
+    listing = list_images(write_source(tmp_path / "source", some_images))
+    assert keys_of(listing) == sorted(some_images)
+    assert listing.classes == ("digit 0", "digit 1", "digit 2")
+    assert [listing.label(i) for i in range(len(listing))] == [int(key[6]) for key in sorted(some_images)]
+    order = [7, 0, 39, 7, 12]
+    assert [listing.read(i) for i in order] == [some_images[sorted(some_images)[i]] for i in order]
+    found = dict(read_images(listing.table))
+    assert [found[i] for i in range(len(listing))] == [some_images[key] for key in sorted(some_images)]
+    class_folders = tmp_path / "folders"
+    for key, data in some_images.items():
+        files.write_bytes(f"{class_folders}/{key}", data)
+    assert listing.digest == list_images(str(class_folders)).digest
+
+
+def test_a_restart_knows_containers_by_names_and_sizes_and_folders_not_at_all(tmp_path, write_source, some_images):
+    url = write_source(tmp_path / "source", some_images)
+    source = open_source(url)
+    assert source.fingerprint == open_source(url).fingerprint
+    assert bool(source.fingerprint) == bool(source.containers)
+    for container, size in source.containers[:1]:
+        with open(container, "ab") as file:
+            file.write(bytes(1))
+        assert size + 1 == files.size(container)
+        if container.endswith(".tar"):
+            assert open_source(url).fingerprint != source.fingerprint
+
+
+def test_parquet_without_keys_keeps_its_order_and_names_rows_by_file_and_number(tmp_path, some_images):
+    keys = sorted(some_images, key=lambda key: some_images[key])
+    for number, part in enumerate((keys[:25], keys[25:])):
+        image = pa.array([{"bytes": some_images[k], "path": None} for k in part])
+        table = pa.table({"image": image, "label": [int(k[6]) for k in part]})
+        pq.write_table(table, tmp_path / f"{number}.parquet", row_group_size=4)
+    listing = list_images(str(tmp_path))
+    expected = [f"{n // 25}.parquet/{n % 25:09d}" for n in range(40)]
+    assert keys_of(listing) == expected
+    assert [listing.read(i) for i in range(len(listing))] == [some_images[k] for k in keys]
+    assert [listing.classes[listing.label(i)] for i in range(len(listing))] == [k[6] for k in keys]
+
+
+def test_classes_that_are_numbers_are_sorted_as_numbers(root):
+    lay(root, "10/1.png", "9/1.png", "100/1.png")
+    assert list_images(root).classes == ("9", "10", "100")
+    lay(root, "x/1.png")
+    assert list_images(root).classes == ("10", "100", "9", "x")
+
+
+def test_the_listing_of_batches_is_the_listing_in_memory(tmp_path, monkeypatch):
+    lay(str(tmp_path), *(f"{n % 3}/{n}.png" for n in range(20)))
+    monkeypatch.setattr("pipeline.images.listing._BATCH", 7)
+    catalog = Catalog(open_source(str(tmp_path)))
+    batches = list(catalog.batches())
+    assert [len(batch) for batch in batches] == [7, 7, 6]
+    assert pa.Table.from_batches(batches).equals(list_images(str(tmp_path)).table)
+
+
+def write_tar(path, **members: bytes) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name.replace("__", "/"))
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_long_names_links_and_folders_in_a_tar_are_read_as_tar_means_them(tmp_path):
+    long = "n" * 150 + ".png"
+    for number, kind in enumerate((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)):
+        path = tmp_path / f"{number}.tar"
+        name = long if kind != tarfile.USTAR_FORMAT else "d" * 120 + "/e.png"
+        with tarfile.open(path, "w", format=kind) as tar:
+            link = tarfile.TarInfo("a/link.png")
+            link.type, link.linkname = tarfile.SYMTYPE, "x"
+            tar.addfile(link)
+            for member in (f"a/{name}", "a/\u00e9.png"):
+                info = tarfile.TarInfo(member)
+                info.size = 700
+                tar.addfile(info, io.BytesIO(bytes([number]) * 700))
+        listing = list_images(str(path))
+        assert keys_of(listing) == sorted([f"a/{name}", "a/\u00e9.png"])
+        assert all(listing.read(i) == bytes([number]) * 700 for i in range(2))
+
+
+@pytest.mark.parametrize("cut", [0, 1, 511, 512, 700, 1024])
+def test_a_cut_tar_is_refused_by_name(tmp_path, cut):
+    """Also where the cut lies between two members, so that what is left would read well."""
+    path = tmp_path / "x.tar"
+    write_tar(path, **{"a__1.png": bytes(512), "a__2.png": bytes(512)})
+    path.write_bytes(path.read_bytes()[: 2048 - cut])
+    with pytest.raises(ValueError, match=r"x\.tar' is no whole, plain tar"):
+        list_images(str(path))
+
+
+def test_what_is_no_source_or_several_is_refused_by_name(tmp_path):
+    def refused(match: str, images: str = "") -> None:
+        with pytest.raises(ValueError, match=match) as refusal:
+            list_images(images or str(tmp_path))
+        assert "\n" not in str(refusal.value)
+
+    refused("match no file", str(tmp_path / "*.tar"))
+    refused("do not exist", str(tmp_path / "train-{000..002}.tar"))
+    lay(str(tmp_path), "a/1.png")
+    refused("neither tar nor Parquet", str(tmp_path / "a" / "1.png"))
+    write_tar(tmp_path / "x.tar", **{"loose.png": picture()})
+    refused("both folders and files like x.tar")
+    refused(r"loose\.png in .*x\.tar' has no class", str(tmp_path / "x.tar"))
+    with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
+        tar.add(tmp_path / "a")
+    refused("no whole, plain tar", str(tmp_path / "x.tar"))
+    (tmp_path / "y.parquet").write_bytes(b"PAR1 cut")
+    refused("several kinds", str(tmp_path / "{x.tar,y.parquet}"))
+    refused("no whole Parquet file", str(tmp_path / "y.parquet"))
+    pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "y.parquet")
+    refused(r"has columns \['text', 'label'\]", str(tmp_path / "y.parquet"))
+    for name in ("x.tar", "z.tar"):
+        write_tar(tmp_path / name, **{"a__1.png": picture()})
+    refused("hold 'a/1.png' twice", str(tmp_path / "{x,z}.tar"))
+
+
+def test_an_image_that_changed_or_went_since_it_was_listed_is_rejected(tmp_path):
+    lay(str(tmp_path), "a/1.png", "a/2.png", "a/3.png")
+    listing = list_images(str(tmp_path))
+    files.write_bytes(str(tmp_path / "a" / "1.png"), picture() + b"x")
+    files.remove(str(tmp_path / "a" / "2.png"))
+    found = dict(read_images(listing.table))
+    assert [str(found[0]), str(found[1])] == ["changed since it was listed", "gone since it was listed"]
+    assert found[2] == files.read_bytes(str(tmp_path / "a" / "3.png"))
+    with pytest.raises(Reject, match="changed"):
+        listing.read(0)
+
+
+def test_remote_tars_are_read_in_place(tmp_path, some_images):
+    url = f"memory://{uuid.uuid4().hex}"
+    for number in range(2):
+        path = tmp_path / "part.tar"
+        write_tar(path, **{k.replace("/", "__"): v for k, v in list(some_images.items())[number::2]})
+        files.write_bytes(f"{url}/{number}.tar", path.read_bytes())
+    for images in (url, f"{url}/*.tar", f"{url}/{{0..1}}.tar"):
+        listing = list_images(images)
+        assert keys_of(listing) == sorted(some_images)
+        assert listing.read(3) == some_images[sorted(some_images)[3]]
+    files.remove(url)

@@ -1,0 +1,169 @@
+"""The tokenizing job against what it cannot be faster than: its encoder alone, and decoding alone.
+
+    python -m benchmarks.tokenize [--images 64] [--null-images 4096] [--batch 8] [--actors 1] [--threads 1]
+
+Prints, as JSON: `efficiency`, images/s of the whole job over those of encoder and quantizer on preloaded tensors in as
+many processes, at the same batch and precision; `null_encoder_ratio`, images/s of the job with an encoder that does
+nothing over those of decoding and cropping alone, in one process a core; `startup_s`, from the job's call to the first
+worker's first image, which neither counts; and the bytes that move for an image. Images are 500 x 375 JPEGs.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import tempfile
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from models.tokenizer import Tokenizer, TokenizerConfig, from_pixels
+from pipeline.cluster import Resources
+from pipeline.encoding import EncodeConfig, ShardEncoder, encode
+from pipeline.exports import load_tokenizer, save_export
+from pipeline.images.decode import center_view
+from storage_schemas.manifest import Plan
+
+_CLASSES, _DIFFERENT = 10, 64
+
+
+def write_images(root: Path, count: int) -> None:
+    """Class folders of JPEGs of about 100 kB: gradients under noise, of which a few dozen differ."""
+    random = np.random.default_rng(0)
+    y, x = np.mgrid[0:375, 0:500].astype(np.float32)
+    pictures = []
+    for _ in range(min(count, _DIFFERENT)):
+        waves = np.stack([np.sin(x * a + y * b) for a, b in random.uniform(-0.03, 0.03, (3, 2))], -1)
+        noise = random.normal(0, 12, (375, 500, 3))
+        buffer = io.BytesIO()
+        Image.fromarray((128 + 90 * waves + noise).clip(0, 255).astype(np.uint8)).save(buffer, "JPEG", quality=90)
+        pictures.append(buffer.getvalue())
+    for number in range(count):
+        folder = root / f"class-{number % _CLASSES}"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{number:06d}.jpg").write_bytes(pictures[number % len(pictures)])
+
+
+class NullEncoder(ShardEncoder):
+    """Writes zeros."""
+
+    def __init__(self, tokenizer: str, store: str, plan: Plan, threads: int) -> None:
+        self.store, self.plan = store, plan
+
+    def encode(self, pixels: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
+        return {spec.name: np.zeros((len(seeds), *spec.row_shape), spec.dtype) for spec in self.plan.arrays}
+
+
+def first_attempt(store: Path, found: list[float], done: threading.Event) -> None:
+    """Note when a worker first begins on a shard."""
+    while not done.wait(0.005):
+        if any(store.glob(".attempts/*/*")):
+            found.append(time.monotonic())
+            return
+
+
+def job(config: EncodeConfig, images: int, encoder: type = ShardEncoder) -> dict[str, float]:
+    """images/s of a whole job from the first image on, seconds before that, and bytes stored an image."""
+    started, done, began = [], threading.Event(), time.monotonic()
+    watch = threading.Thread(target=first_attempt, args=(Path(config.out), started, done))
+    watch.start()
+    encode(config, encoder=encoder)
+    ended = time.monotonic()
+    done.set()
+    watch.join()
+    stored = sum(path.stat().st_size for path in Path(config.out).rglob("*") if path.is_file())
+    return {
+        "images_per_s": images / (ended - started[0]),
+        "startup_s": started[0] - began,
+        "stored_bytes": stored / images,
+    }
+
+
+def encoder_alone(tokenizer: str, batch: int, batches: int, threads: int, bf16: bool) -> float:
+    """images/s of encoder and quantizer on a tensor in memory. Runs in a process of its own."""
+    torch.set_num_threads(threads)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = load_tokenizer(tokenizer)[0].to(device)
+    size = model.config.image_size
+    images = from_pixels(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)).to(device)
+    seeds = torch.arange(batch, device=device)
+    with torch.no_grad():
+        for turn in range(batches + 1):
+            if turn == 1:  # the first is not counted
+                began = time.monotonic()
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                latents = model.encoder(images)
+            model.quantize(latents.float(), seeds).codes.cpu()
+    return batch * batches / (time.monotonic() - began)
+
+
+def decode_alone(paths: list[str], size: int) -> int:
+    """Decode and crop these files."""
+    return sum(center_view(Path(path).read_bytes(), size, 3).shape[0] // size for path in paths)
+
+
+def decoding_rate(root: Path, size: int, cores: int) -> float:
+    """images/s of decoding and cropping alone, one process a core."""
+    paths = sorted(str(path) for path in root.rglob("*.jpg"))
+    parts = [paths[part::cores] for part in range(cores)]
+    with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(partial(decode_alone, size=size), [part[:4] for part in parts]))  # imports are not counted
+        began = time.monotonic()
+        done = sum(pool.map(partial(decode_alone, size=size), parts))
+        return done / (time.monotonic() - began)
+
+
+def main() -> None:
+    """Entry."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=64, help="through the encoder")
+    parser.add_argument("--null-images", type=int, default=4096)
+    parser.add_argument("--shard-rows", type=int, default=256)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--actors", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    options = parser.parse_args()
+    resources = Resources(actors=options.actors, actor_cpus=0.9)
+    result: dict[str, float] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        root, tokenizer = Path(folder), f"{folder}/tokenizer"
+        config = TokenizerConfig()
+        save_export(tokenizer, "tokenizer", config, Tokenizer(config).state_dict(), {}, {}, 0)
+        write_images(root / "null", options.null_images)
+        write_images(root / "images", options.images)
+
+        def settings(name: str, rows: int) -> EncodeConfig:
+            return EncodeConfig(
+                f"{folder}/{name}", tokenizer, f"{folder}/store-{name}", shard_rows=rows, chunk_rows=rows,
+                batch=options.batch, precision=options.precision, threads=options.threads, resources=resources,
+            )  # fmt: skip
+
+        null = job(settings("null", options.shard_rows), options.null_images, NullEncoder)
+        decoding = decoding_rate(root / "null", config.image_size, os.cpu_count() or 1)
+        result |= {"null_images_per_s": null["images_per_s"], "decoding_images_per_s": decoding}
+        result["null_encoder_ratio"] = null["images_per_s"] / decoding
+
+        whole = job(settings("images", options.batch), options.images)
+        with ProcessPoolExecutor(options.actors, mp_context=multiprocessing.get_context("spawn")) as pool:
+            batches = max(1, options.images // options.batch // options.actors)
+            alone = partial(encoder_alone, tokenizer, options.batch, batches, options.threads)
+            rates = list(pool.map(alone, [options.precision == "bf16"] * options.actors))
+        result |= {"job_images_per_s": whole["images_per_s"], "encoder_images_per_s": sum(rates)}
+        result["efficiency"] = whole["images_per_s"] / sum(rates)
+        result["startup_s"] = whole["startup_s"]
+        read = sum(path.stat().st_size for path in (root / "images").rglob("*.jpg")) / options.images
+        pixels = config.image_size**2 * 3
+        result |= {"read_bytes": read, "pixel_bytes": pixels, "stored_bytes": whole["stored_bytes"]}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

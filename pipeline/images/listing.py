@@ -1,0 +1,187 @@
+"""The listing of a source: every image in order, with its label and its place; as a stream from disk, or in memory.
+
+Order: by class and key; images of Parquet files without keys keep the order of their files. Labels are places among the
+class names, sorted; as numbers, where every name is a whole number. The key of an image is `<class>/<name>`, the same
+from whatever it is stored in.
+"""
+
+import hashlib
+import re
+import sqlite3
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import groupby, islice, zip_longest
+
+import pyarrow as pa
+
+from pipeline import files
+from pipeline.images.decode import Reject
+from pipeline.images.sources import parquet
+from pipeline.images.sources.entry import Entry
+from pipeline.images.sources.source import Source, open_source
+from storage_schemas.manifest import canonical_json
+
+SCHEMA = pa.schema(
+    {
+        "key": pa.string(),
+        "label": pa.int32(),
+        "size": pa.int64(),
+        "url": pa.string(),
+        "offset": pa.int64(),
+        "row_group": pa.int32(),
+        "row": pa.int32(),
+    }
+)
+_BATCH = 4096  # rows held at once while listing
+_TOGETHER = 32  # images fetched at once
+
+
+class Catalog:
+    """A source's images, sorted in a temporary data base on disk, so that memory does not grow with their number.
+
+    digest: of the class names and of every key, label and size, in order. Raises ValueError when there is no image, or
+    two of one key.
+    """
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._folder = tempfile.TemporaryDirectory(prefix="rdpm-listing-")
+        self._data = sqlite3.connect(f"{self._folder.name}/images", isolation_level=None)
+        self._data.execute("PRAGMA journal_mode = OFF")
+        self._data.execute("PRAGMA synchronous = OFF")
+        self._data.execute(
+            "CREATE TABLE image (class TEXT, key TEXT, size INT, url TEXT, offset INT, row_group INT, row INT, "
+            f"PRIMARY KEY ({'class, key' if source.by_class else 'key'})) WITHOUT ROWID"
+        )
+        self._fill(source.entries())
+        self.classes = _sorted_classes([name for (name,) in self._data.execute("SELECT DISTINCT class FROM image")])
+        (self.rows,) = self._data.execute("SELECT count(*) FROM image").fetchone()
+        if not self.rows:
+            raise ValueError(f"images {source.url!r} hold no images in class folders; expected <class>/<image> there")
+        self.digest = self._digest()
+
+    def _fill(self, entries: Iterable[Entry]) -> None:
+        last = ""
+
+        def rows() -> Iterator[tuple]:
+            nonlocal last
+            for class_name, name, *rest in entries:
+                last = f"{class_name}/{name}" if self.source.by_class else name
+                yield class_name, last, *rest
+
+        self._data.execute("BEGIN")
+        try:
+            self._data.executemany("INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
+        except sqlite3.IntegrityError:
+            raise ValueError(f"images {self.source.url!r} hold {last!r} twice; give every image its own name") from None
+        self._data.execute("COMMIT")
+
+    def _rows(self) -> Iterator[tuple[str, int, int, str, int, int, int]]:
+        """key, label, size, url, offset, row_group, row of every image in order."""
+        labels = {name: label for label, name in enumerate(self.classes)}
+        columns = "class, key, size, url, offset, row_group, row"
+        if self.source.by_class:  # one class after another, since their order is not that of their names
+            found = (
+                row for name in self.classes
+                for row in self._data.execute(f"SELECT {columns} FROM image WHERE class = ? ORDER BY key", (name,))
+            )  # fmt: skip
+        else:
+            found = (row for row in self._data.execute(f"SELECT {columns} FROM image ORDER BY key"))
+        return ((key, labels[name], *rest) for name, key, *rest in found)
+
+    def _digest(self) -> str:
+        sha = hashlib.sha256(canonical_json(list(self.classes)))
+        for key, label, size, *_ in self._rows():
+            sha.update(f"{key}\0{label}\0{size}\n".encode())
+        return sha.hexdigest()
+
+    def batches(self) -> Iterator[pa.RecordBatch]:
+        """The listing in order, as batches of SCHEMA."""
+        rows = self._rows()
+        while part := list(islice(rows, _BATCH)):
+            columns = zip(*part, strict=True)
+            arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
+            yield pa.record_batch(arrays, schema=SCHEMA)
+
+    def close(self) -> None:
+        """Delete the data base."""
+        self._data.close()
+        self._folder.cleanup()
+
+
+def _sorted_classes(names: list[str]) -> tuple[str, ...]:
+    numbers = all(re.fullmatch(r"-?\d+", name) for name in names)
+    return tuple(sorted(names, key=(lambda name: (int(name), name)) if numbers else None))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A source's listing in memory, as one Arrow table of SCHEMA, whose pages forked workers share."""
+
+    url: str
+    classes: tuple[str, ...]
+    digest: str
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def key(self, index: int) -> str:
+        """`<class>/<name>`."""
+        return self.table["key"][index].as_py()
+
+    def label(self, index: int) -> int:
+        """Place among `classes`."""
+        return self.table["label"][index].as_py()
+
+    def read(self, index: int) -> bytes:
+        """One encoded image. Raises Reject when it is gone or of another size than listed."""
+        ((_, data),) = read_images(self.table.slice(index, 1))
+        if isinstance(data, Reject):
+            raise data
+        return data
+
+
+def list_images(images: str) -> Listing:
+    """List a source in memory. Raises ValueError when it is none, or empty."""
+    with closing(Catalog(open_source(images))) as catalog:
+        table = pa.Table.from_batches(catalog.batches())
+        if catalog.source.containers:  # few URLs, many images
+            table = table.set_column(SCHEMA.get_field_index("url"), "url", table["url"].dictionary_encode())
+        return Listing(catalog.source.url, catalog.classes, catalog.digest, table.combine_chunks())
+
+
+def read_images(listing: pa.Table) -> Iterator[tuple[int, bytes | Reject]]:
+    """(row of the listing, encoded image) for every row: in order, but row group by row group from Parquet files.
+
+    Each object or row group is read once. What is gone or not of the size listed comes as a Reject.
+    """
+    rows = listing.to_pylist()
+    in_parquet = bool(rows) and rows[0]["row_group"] >= 0
+    for index, data in _from_row_groups(rows) if in_parquet else _from_objects(rows):
+        if isinstance(data, FileNotFoundError):
+            yield index, Reject("gone since it was listed")
+        elif len(data) != rows[index]["size"]:
+            yield index, Reject("changed since it was listed")
+        else:
+            yield index, data
+
+
+def _from_objects(rows: list[dict]) -> Iterator[tuple[int, bytes | FileNotFoundError]]:
+    for start in range(0, len(rows), _TOGETHER):
+        part = rows[start : start + _TOGETHER]
+        yield from enumerate(files.read_parts([(row["url"], row["offset"], row["size"]) for row in part]), start)
+
+
+def _from_row_groups(rows: list[dict]) -> Iterator[tuple[int, bytes | FileNotFoundError]]:
+    place = {index: (row["url"], row["row_group"]) for index, row in enumerate(rows)}
+    order = sorted(place, key=lambda index: (*place[index], rows[index]["row"]))
+    for (url, group), part in groupby(order, key=place.__getitem__):
+        indices = list(part)
+        try:
+            images = parquet.read_rows(url, group, [rows[i]["row"] for i in indices])
+            yield from zip_longest(indices, images, fillvalue=b"")  # a file that got shorter: nothing is there
+        except FileNotFoundError as gone:
+            yield from ((index, gone) for index in indices)

@@ -1,0 +1,82 @@
+"""One interface over the kinds of sources, told apart by what a path or URL holds."""
+
+import posixpath
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from pipeline import files
+from pipeline.images.sources import archive, folder, parquet
+from pipeline.images.sources.entry import Entry
+from storage_schemas.manifest import digest_of
+
+_WANTED = "give a folder of class folders, or tar files, or Parquet files"
+
+
+@dataclass(frozen=True)
+class Source:
+    """Labelled images at a path, URL or pattern, not yet listed.
+
+    containers: (url, bytes) of every tar or Parquet file; none for class folders. by_class: whether images are sorted
+    by class and key; Parquet files without keys keep their order. entries: finds every image, in any order.
+    """
+
+    url: str
+    containers: tuple[tuple[str, int], ...]
+    by_class: bool
+    entries: Callable[[], Iterator[Entry]]
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the containers' names and sizes; class folders have none, since only listing them tells."""
+        return digest_of({"url": self.url, "containers": self.containers}) if self.containers else ""
+
+
+def open_source(images: str) -> Source:
+    """Recognise class folders, tar files (of class tars, class folders or WebDataset samples) and Parquet files.
+
+    images: a folder, a file, or a pattern such as `s3://bucket/train-{000..146}.tar` or `data/*.parquet`.
+    Raises ValueError when there is nothing, nothing of these kinds, or several of them together.
+    """
+    root = files.absolute(images.rstrip("/"))
+    if re.search(r"[*?{]", root) and not files.exists(root):
+        urls = files.expand(root)
+    elif files.is_file(root):
+        urls = [root]
+    elif files.exists(root):
+        urls = [files.join(root, name) for name in files.list_names(root) if name.endswith((".tar", ".parquet"))]
+        if not urls:
+            return Source(root, (), True, partial(folder.entries, root))
+        if files.list_folders(root):
+            raise ValueError(f"images {images!r} hold both folders and files like {_base(urls[0])}; {_WANTED}")
+    else:
+        raise ValueError(f"images {images!r} do not exist; {_WANTED}")
+    return _of_containers(images, root, urls)
+
+
+def _of_containers(images: str, root: str, urls: list[str]) -> Source:
+    kinds = {url.rpartition(".")[2] for url in urls}
+    if not urls:
+        raise ValueError(f"images {images!r} match no file; {_WANTED}")
+    if len(kinds) > 1:
+        raise ValueError(f"images {images!r} are of several kinds ({', '.join(sorted(kinds))}); {_WANTED}")
+    if not kinds <= {"tar", "parquet"}:
+        raise ValueError(f"images {images!r} are neither tar nor Parquet files; {_WANTED}")
+    try:
+        containers = tuple((url, files.size(url)) for url in urls)
+    except FileNotFoundError as error:
+        raise ValueError(f"images {images!r} do not exist: {error}; {_WANTED}") from None
+    if kinds == {"tar"}:
+        return Source(root, containers, True, lambda: (found for url in urls for found in archive.entries(url)))
+    keyed = {parquet.has_keys(url) for url in urls}
+    if len(keyed) > 1:
+        raise ValueError(f"some files of {images!r} have keys and some have none; give one kind")
+    by_class = keyed == {True}
+    return Source(
+        root, containers, by_class, lambda: (e for url in urls for e in parquet.entries(url, _base(url), by_class))
+    )
+
+
+def _base(url: str) -> str:
+    return posixpath.basename(url)

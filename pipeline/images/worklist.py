@@ -1,0 +1,109 @@
+"""A source's listing cut into one small file a shard, kept under the store while its job lasts.
+
+    STORE/.listing/<name>/00000.parquet   the images of a shard, as rows of `listing.SCHEMA`
+    STORE/.listing/<name>/summary.json    written last
+
+So a driver hands out numbers, a worker reads what it needs, and memory does not grow with the number of images. A
+restart takes up the listing of the same containers; class folders are listed again, since only that tells a change.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline import files
+from pipeline.images.listing import SCHEMA, Catalog
+from pipeline.images.sources.source import open_source
+from storage_schemas.manifest import digest_of, shard_name
+
+FOLDER, _SUMMARY = ".listing", "summary.json"
+
+
+class ListingGone(ValueError):
+    """A shard's listing is not there, as after another job on the same store has published it."""
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a plan says of its images: digest of the listing, class names, number of images."""
+
+    digest: str
+    classes: tuple[str, ...]
+    images: int
+
+
+class Worklist:
+    """The images of a job. summary: from the listing of an earlier start where that holds, else listed now."""
+
+    def __init__(self, images: str, store: str) -> None:
+        self.source = open_source(images)
+        self._store = store
+        self._catalog: Catalog | None = None
+        self.summary = self._kept() or self._listed()
+
+    @property
+    def folder(self) -> str:
+        """Where the files of the shards lie: a name for the place and content of this source."""
+        name = self.source.fingerprint or digest_of({"url": self.source.url, "digest": self.summary.digest})
+        return files.join(self._store, FOLDER, name[:16])
+
+    def _kept(self) -> Summary | None:
+        if self.source.fingerprint and files.exists(files.join(self.folder, _SUMMARY)):
+            found = files.read_json(files.join(self.folder, _SUMMARY))
+            return Summary(found["digest"], tuple(found["classes"]), found["images"])
+        return None
+
+    def _listed(self) -> Summary:
+        catalog = self._catalog = self._catalog or Catalog(self.source)
+        return Summary(catalog.digest, catalog.classes, catalog.rows)
+
+    def write(self, images_of: Mapping[int, range]) -> None:
+        """Make sure that the files of these shards, given with their images and ascending, are there."""
+        there = set(files.list_names(self.folder))
+        if self._catalog is None and there.issuperset(f"{shard_name(shard)}.parquet" for shard in images_of):
+            return
+        if self._listed() != self.summary:
+            raise ValueError(
+                f"images {self.source.url!r} are not what they were when {self._store} was begun; choose another out"
+            )
+        assert self._catalog is not None
+        for shard, table in zip(images_of, _cut(self._catalog.batches(), images_of.values()), strict=True):
+            sink = pa.BufferOutputStream()
+            pq.write_table(table, sink, compression="zstd")
+            files.write_bytes(_file(self.folder, shard), sink.getvalue().to_pybytes())
+        files.write_json(files.join(self.folder, _SUMMARY), asdict(self.summary))
+
+    def close(self) -> None:
+        """Free what listing took."""
+        if self._catalog:
+            self._catalog.close()
+
+
+def _file(folder: str, shard: int) -> str:
+    return files.join(folder, f"{shard_name(shard)}.parquet")
+
+
+def _cut(batches: Iterator[pa.RecordBatch], wanted: Iterable[range]) -> Iterator[pa.Table]:
+    """The rows of each range; ranges ascend and may share rows. Holds one range and a batch."""
+    held, first = SCHEMA.empty_table(), 0
+    for rows in wanted:
+        while first + len(held) < rows.stop:
+            skip = min(max(rows.start - first, 0), len(held))
+            held, first = pa.concat_tables([held.slice(skip), pa.Table.from_batches([next(batches)])]), first + skip
+        held, first = held.slice(rows.start - first), rows.start
+        yield held.slice(0, len(rows))
+
+
+def read_worklist(folder: str, shard: int) -> pa.Table:
+    """The listing of one shard's images. Raises ListingGone."""
+    try:
+        return pq.read_table(pa.BufferReader(files.read_bytes(_file(folder, shard))))
+    except FileNotFoundError:
+        raise ListingGone(f"{_file(folder, shard)} is gone; run the job again") from None
+
+
+def remove_worklists(store: str) -> None:
+    """Delete every listing under a store."""
+    files.remove(files.join(store, FOLDER))
