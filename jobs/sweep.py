@@ -5,7 +5,7 @@ from dataclasses import replace
 from jobs import evaluate, sample
 from jobs.arguments import parse, settings_of
 from pipeline import files
-from pipeline.config import load_config, save_config, to_dict
+from pipeline.config import load_config, save_config
 from pipeline.progress import say
 from pipeline.rdpm import open_cards
 from pipeline.records import begin
@@ -22,8 +22,8 @@ def main(arguments: list[str]) -> None:
     config = parse(Config, JOB, arguments)
     cells = plan_cells(config)
     digests = [[card.digest for card in open_cards(c.samples.generator, c.samples.tokenizer)] for c in cells]
-    measured = [to_dict(replace(cell.evaluation, samples="", out="")) for cell in cells[:1]]
-    record = begin(JOB, config.out, settings_of(config, "out", digests=digests, evaluation_settings=measured), _MAKES)
+    measured = settings_of(cells[0].evaluation, "samples", "tokenizer", "out")
+    record = begin(JOB, config.out, settings_of(config, "out", digests=digests, measured=measured), _MAKES)
     if not record.finished:
         sample.run([cell.samples for cell in cells])
         for cell in cells:
