@@ -3,8 +3,6 @@
 import importlib
 import sys
 
-from pipeline.files import masked, remote_errors
-
 COMMANDS = {
     "prepare": ("jobs.prepare", "digits: write scikit-learn's digits as image folders"),
     "train-tokenizer": ("jobs.train_tokenizer", "train the tokenizer on a folder of images"),
@@ -49,6 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     if "-h" in rest or "--help" in rest:
         print(f"usage: rdpm {name} {_USAGE.get(name, _OPTIONS)}\n{COMMANDS[name][1]}")
         return 0
+    from pipeline.files import masked, remote_errors
+
     try:
         importlib.import_module(COMMANDS[name][0]).main(rest)
     except ValueError as error:

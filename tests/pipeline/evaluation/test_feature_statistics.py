@@ -190,7 +190,7 @@ def test_foreign_references_are_refused(archive, tmp_path):
         reference(adms, FlatInception(4))
     with pytest.raises(ValueError, match="does not exist"):
         reference(tmp_path / "nowhere.npz", judge())
-    with pytest.raises(ValueError, match="does not exist"):
+    with pytest.raises(ValueError, match="nowhere' do not exist"):
         reference(tmp_path / "nowhere", judge())
 
 
