@@ -231,3 +231,8 @@ def _load_program(path: str, data: bytes, device: str) -> Callable[[Tensor], Any
             f"extractor {path!r} is no TorchScript or torch.export file ({reason}); save one with torch.jit.save "
             "or torch.export.save"
         ) from None
+
+
+def open_extractor(name: str, inception_weights: str, batch: int) -> Extractor:
+    """ "inception", with its weights' path or "" for their download, or the path of a program. Raises ValueError."""
+    return InceptionExtractor(inception_weights, batch) if name == "inception" else FileExtractor(name, batch)

@@ -10,9 +10,8 @@ from pipeline.evaluation.feature_statistics import reference_digest
 from pipeline.evaluation.features import (
     ClassifierExtractor,
     Extractor,
-    FileExtractor,
-    InceptionExtractor,
     load_or_train_classifier,
+    open_extractor,
 )
 from pipeline.evaluation.image_sets import CHUNK, ArchiveImages, FolderImages, PictureImages, StoreImages, open_samples
 from pipeline.evaluation.protocol import NEIGHBOURS
@@ -131,10 +130,8 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
 
 def make_extractor(config: EvaluateConfig, train: FolderImages | None, folder: str) -> Extractor:
     """The extractor of the config. The classifier is trained on the training images, or found in `folder`."""
-    if config.extractor == "inception":
-        return InceptionExtractor(config.inception_weights, config.batch)
     if config.extractor != "classifier":
-        return FileExtractor(config.extractor, config.batch)
+        return open_extractor(config.extractor, config.inception_weights, config.batch)
     assert train
     images = hold(train)
     shape = ClassifierConfig(num_classes=len(images.classes), channels=images.pixels.shape[-1])

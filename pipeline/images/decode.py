@@ -150,9 +150,11 @@ def center_view(data: bytes, size: int, channels: int) -> np.ndarray:
     return decode_views(data, size, channels, ("center",)).pixels[0]
 
 
-def random_view(data: bytes, size: int, channels: int, draw: np.ndarray, flips: bool) -> np.ndarray:
+def random_view(data: bytes, size: int, channels: int, draw: np.ndarray, flips: bool) -> Decoded:
     """Short side resized, a random window, a flip half of the time. draw: three numbers in [0, 1). Raises Reject."""
-    small = resize_short_side(open_picture(data, channels), size)
+    picture = open_picture(data, channels)
+    small = resize_short_side(picture, size)
     left = int(draw[0] * (small.width - size + 1))
     top = int(draw[1] * (small.height - size + 1))
-    return crop(small, size, left, top, bool(flips and draw[2] < 0.5))
+    window = crop(small, size, left, top, bool(flips and draw[2] < 0.5))
+    return Decoded(window[None], picture.width, picture.height)

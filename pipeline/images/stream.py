@@ -22,12 +22,14 @@ class ImageBatch:
     """images: (b, C, S, S) in [-1, 1]. seeds: of their noise, (b,) int64. position: of the first in the stream.
 
     rejects: reason by key of the images that could not be used; the next usable one of the source took each place.
+    enlarged: size by key of the images that are smaller than the crop.
     """
 
     images: Tensor
     seeds: Tensor
     position: int
     rejects: dict[str, str]
+    enlarged: dict[str, str]
 
 
 class ImageStream(Dataset):
@@ -54,19 +56,23 @@ class ImageStream(Dataset):
         seeds = child_seeds(self.seed, torch.from_numpy(positions))
         draws = uniform(seeds, 0, (3,), Stream.AUGMENTATION).numpy()
         rejects: dict[str, str] = {}
+        enlarged: dict[str, str] = {}
         try:
-            views = [self._view(int(row), draw, rejects) for row, draw in zip(rows, draws, strict=True)]
+            views = [self._view(int(row), draw, rejects, enlarged) for row, draw in zip(rows, draws, strict=True)]
         except Reject as nothing_usable:
             return nothing_usable  # raised by `batches`, since a worker would wrap it in its traceback
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
-        return ImageBatch(from_pixels(pixels), seeds, int(positions[0]), rejects)
+        return ImageBatch(from_pixels(pixels), seeds, int(positions[0]), rejects, enlarged)
 
-    def _view(self, row: int, draw: np.ndarray, rejects: dict[str, str]) -> np.ndarray:
-        """The drawn view of a row, or of the next usable one; notes in `rejects` what could not be used."""
+    def _view(self, row: int, draw: np.ndarray, rejects: dict[str, str], enlarged: dict[str, str]) -> np.ndarray:
+        """The drawn view of a row, or of the next usable one; notes what could not be used, and what is small."""
         for turn in range(_MOST_NEIGHBOURS):
             place = (row + turn) % len(self.source)
             try:
-                return random_view(self.source.read(place), self.image_size, self.channels, draw, self.flips)
+                seen = random_view(self.source.read(place), self.image_size, self.channels, draw, self.flips)
+                if min(seen.width, seen.height) < self.image_size:
+                    enlarged[self.source.key(place)] = f"{seen.width} x {seen.height}"
+                return seen.pixels[0]
             except Reject as reason:
                 rejects[self.source.key(place)] = str(reason)
         raise Reject(

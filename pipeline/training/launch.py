@@ -14,6 +14,11 @@ def under_launcher() -> bool:
     return "RANK" in os.environ
 
 
+def first_rank() -> bool:
+    """Whether this process, a rank or on its own, is the one to speak."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def launch(ranks: int, arguments: list[str]) -> None:
     """Run `rdpm` with these arguments once a rank, as torchrun does, and wait; SIGTERM is passed on to the ranks.
 

@@ -1,14 +1,45 @@
-"""What the generator's log says of its losses and its speed."""
+"""What the logs say of losses, codes and speed."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.training.ranks import sum_over_ranks
+from models.tokenizer import TokenizerConfig
+from pipeline.training.ranks import mean_over_ranks, sum_over_ranks
 
 # Dense bfloat16 FLOP/s by what CUDA calls the device, from the vendor's data sheets.
 _PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
+
+
+class TermMeter:
+    """Means of the loss terms, and how often each code was used at each step, since the last look."""
+
+    def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
+        self._sums: dict[str, Tensor] = {}
+        self._calls = 0
+        self._counts = torch.zeros(config.schedule.num_steps, config.quantizer.codebook_size, device=device)
+
+    def add(self, terms: dict[str, Tensor]) -> None:
+        """Count one micro-batch."""
+        codes = terms.pop("codes")
+        steps = torch.arange(codes.shape[1], device=codes.device).view(1, -1, 1, 1).expand_as(codes)
+        ones = torch.ones((), device=codes.device).expand(codes.numel())
+        self._counts.index_put_((steps.flatten(), codes.flatten()), ones, accumulate=True)
+        self._calls += 1
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0) + value.detach().double()
+
+    def take(self) -> dict[str, Any]:
+        """Means over calls and ranks, `usage_by_step`, `perplexity_by_step`; then start anew. Every rank calls it."""
+        means = {name: mean_over_ranks(value / self._calls).item() for name, value in sorted(self._sums.items())}
+        counts = sum_over_ranks(self._counts)
+        share = counts / counts.sum(1, keepdim=True)
+        perplexity = torch.exp(-(share * share.clamp_min(1e-30).log()).sum(1))
+        usage = (counts > 0).float().mean(1)
+        self._sums, self._calls = {}, 0
+        self._counts.zero_()
+        return {**means, "usage_by_step": usage.tolist(), "perplexity_by_step": perplexity.tolist()}
 
 
 class StepLossMeter:

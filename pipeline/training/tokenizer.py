@@ -23,12 +23,13 @@ from pipeline.images.listing import Listing, list_images
 from pipeline.images.stream import ImageStream
 from pipeline.log import TrainingLog
 from pipeline.order import ORDER_VERSION
-from pipeline.progress import say
 from pipeline.training.checkpoint import Checkpoints, check_intervals
 from pipeline.training.engine import Engine, EngineConfig, join_ranks
+from pipeline.training.image_notes import ImageNotes
 from pipeline.training.loop import run_steps
+from pipeline.training.meters import TermMeter
 from pipeline.training.optimizers import OptimizerConfig, adam
-from pipeline.training.ranks import Ranks, accumulation_steps, from_first_rank, gather, mean_over_ranks, sum_over_ranks
+from pipeline.training.ranks import Ranks, accumulation_steps, from_first_rank, sum_over_ranks
 from storage_schemas.cards import ModelCard
 
 Validate = Callable[[dict[str, Tensor]], tuple[dict[str, float], np.ndarray]]
@@ -57,6 +58,7 @@ class TrainTokenizerConfig:
     """One tokenizer from a folder of class folders. batch and micro_batch count images; `steps` are updates.
 
     validation: a folder of held-out images, of which some are reconstructed every `validate_every` steps; "" for none.
+    validation_extractor: features for their rFID: "inception", a TorchScript or torch.export file, or "none".
     """
 
     images: str
@@ -78,6 +80,8 @@ class TrainTokenizerConfig:
     workers: int = 4
     validation: str = ""
     validation_images: int = 1000
+    validation_extractor: str = "none"
+    inception_weights: str = ""
     validate_every: int = 1000
     log_every: int = 50
     checkpoint_every: int = 1000
@@ -178,36 +182,6 @@ class TokenizerStep:
         engine.step(self.config.loss.adversarial * terms["discriminator"], rate, f"{where} (discriminator)")
 
 
-class TermMeter:
-    """Means of the loss terms, and how often each code was used at each step, since the last look."""
-
-    def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
-        self._sums: dict[str, Tensor] = {}
-        self._calls = 0
-        self._counts = torch.zeros(config.schedule.num_steps, config.quantizer.codebook_size, device=device)
-
-    def add(self, terms: dict[str, Tensor]) -> None:
-        """Count one micro-batch."""
-        codes = terms.pop("codes")
-        steps = torch.arange(codes.shape[1], device=codes.device).view(1, -1, 1, 1).expand_as(codes)
-        ones = torch.ones((), device=codes.device).expand(codes.numel())
-        self._counts.index_put_((steps.flatten(), codes.flatten()), ones, accumulate=True)
-        self._calls += 1
-        for name, value in terms.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach().double()
-
-    def take(self) -> dict[str, Any]:
-        """Means over calls and ranks, `usage_by_step`, `perplexity_by_step`; then start anew. Every rank calls it."""
-        means = {name: mean_over_ranks(value / self._calls).item() for name, value in sorted(self._sums.items())}
-        counts = sum_over_ranks(self._counts)
-        share = counts / counts.sum(1, keepdim=True)
-        perplexity = torch.exp(-(share * share.clamp_min(1e-30).log()).sum(1))
-        usage = (counts > 0).float().mean(1)
-        self._sums, self._calls = {}, 0
-        self._counts.zero_()
-        return {**means, "usage_by_step": usage.tolist(), "perplexity_by_step": perplexity.tolist()}
-
-
 def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = None) -> ModelCard | None:
     """Train to the end, or on from the last checkpoint, and export. Returns the card, on the first rank.
 
@@ -222,8 +196,7 @@ def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = No
     train_step = TokenizerStep(config, ranks, accumulation, checkpoints)
     log = TrainingLog(config.out, ranks.first, checkpoints.step)
     meter = TermMeter(config.model, ranks.device)
-    rejects: dict[str, str] = {}
-    named: set[str] = set()
+    notes = ImageNotes(ranks)
     first, last = checkpoints.step * accumulation, config.steps * accumulation
     batches = _stream(config, source, ranks).batches(first, last, config.workers)
 
@@ -235,7 +208,7 @@ def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = No
             waited += time.monotonic() - clock
             where = f"step {number + 1}, the {len(batch.images)} images from position {batch.position} of the stream"
             meter.add(train_step(batch.images.to(ranks.device), batch.seeds.to(ranks.device), number, where))
-            rejects.update(batch.rejects)
+            notes.add(batch)
         train_step.end_iteration()
         return waited
 
@@ -245,7 +218,7 @@ def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = No
         found = {"reconstruction": terms["reconstruction"], **terms, "learning_rate": lr}
         if validate and done % config.validate_every == 0:
             found |= _validate(validate, train_step.engines["tokenizer"], ranks, log, done)
-        _name_rejects(rejects, named, ranks)
+        notes.say()
         return found
 
     run_steps("train-tokenizer", config, ranks, checkpoints, train_step.engines, log, step, figures)
@@ -260,16 +233,6 @@ def _validate(validate: Validate, engine: Engine, ranks: Ranks, log: TrainingLog
     figures, picture = validate(weights)
     log.picture(step, "validation", picture)
     return {**figures, "score": -figures["validation_psnr"]}
-
-
-def _name_rejects(rejects: dict[str, str], named: set[str], ranks: Ranks) -> None:
-    """Say once, for all ranks, which images could not be used. Every rank calls it."""
-    for part in gather(rejects):
-        for key, reason in sorted(part.items()):
-            if key not in named and ranks.first:
-                say(f"train-tokenizer: image {key} cannot be used ({reason}); another takes its place")
-            named.add(key)
-    rejects.clear()
 
 
 def _stream(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> ImageStream:

@@ -1,9 +1,13 @@
 """What training shows of held-out images is what the tokenizer does to them."""
 
 import numpy as np
+import pytest
 import torch
 
-from pipeline.evaluation.reconstruction import psnr, ssim
+from pipeline.evaluation.classifier import Classifier, ClassifierConfig
+from pipeline.evaluation.distribution import frechet_of
+from pipeline.evaluation.features import ClassifierExtractor
+from pipeline.evaluation.reconstruction import decode_codes, encode_images, psnr, ssim
 from pipeline.evaluation.splits import load_split
 from pipeline.evaluation.validation import Validator
 from pipeline.exports import load_tokenizer
@@ -40,3 +44,17 @@ def test_other_weights_give_other_figures(tmp_path, exports, digit_folder) -> No
 
 def test_a_limit_takes_images_of_every_class(digit_folder, exports) -> None:
     assert set(load_split(digit_folder, exports.tokenizer_config, 12).labels.tolist()) == set(range(10))
+
+
+def test_rfid_is_the_frechet_distance_to_the_validation_images(tmp_path, exports, digit_folder) -> None:
+    exports.tokenizer(str(tmp_path))
+    tokenizer = load_tokenizer(str(tmp_path))[0]
+    extractor = ClassifierExtractor(Classifier(ClassifierConfig(num_classes=10, channels=1)), 16)
+    validator = Validator(digit_folder, tokenizer.config, 24, "none", extractor)
+    figures, _ = validator(dict(tokenizer.state_dict()))
+    pixels = load_split(digit_folder, tokenizer.config, 24).pixels
+    codes = encode_images(tokenizer, pixels, 0, 0, 16)
+    back = decode_codes(tokenizer, codes, codes.shape[1], 16)
+    expected = frechet_of(extractor.extract(pixels).features, extractor.extract(back).features)
+    assert figures["validation_rfid"] == pytest.approx(expected, rel=1e-3)
+    assert expected > 0
