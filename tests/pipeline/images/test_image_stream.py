@@ -122,3 +122,11 @@ def test_a_truncated_image_is_named_and_its_neighbour_takes_its_place(tmp_path, 
 def test_batches_know_their_place_in_the_stream(digit_folder):
     batches = list(stream_of(digit_folder, rank=1, ranks=2).batches(2, 5, 0))
     assert [batch.position for batch in batches] == [20, 28, 36]
+
+
+def test_images_smaller_than_the_crop_are_named_with_their_size(digit_folder):
+    (batch,) = stream_of(digit_folder, size=12).batches(0, 1, 0)
+    assert len(batch.enlarged) == 8
+    assert set(batch.enlarged.values()) == {"8 x 8"}
+    (batch,) = stream_of(digit_folder, size=8).batches(0, 1, 0)
+    assert batch.enlarged == {}

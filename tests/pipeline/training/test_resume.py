@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -79,6 +80,23 @@ def test_every_zero_stage_on_any_ranks_trains_alike(inputs: Path, tmp_path: Path
     for ranks in (1, 2):
         for name in STAGES:
             assert worst(trace(tmp_path / f"{ranks}-{name}"), first, "loss") < 1e-5, (ranks, name)
+
+
+@pytest.mark.slow
+def test_a_damaged_or_foreign_checkpoint_is_refused_by_name(inputs: Path, tmp_path: Path) -> None:
+    job = ["once", "generator", str(inputs), f"{tmp_path}/out"]
+    options = ["micro_batch=2", "checkpoint_every=2", "keep_checkpoints=2"]
+    run_ranks("resume_worker.py", 1, *job, "4", *options)
+    said = run_ranks("resume_worker.py", 1, *job, "6", *options, "model.depth=2", fails=True)
+    assert "step-00000004 continues another training (model " in said
+    part = tmp_path / "out" / "checkpoints" / "step-00000004" / "part-00000-00000.safetensors"
+    data = bytearray(part.read_bytes())
+    data[-1] ^= 1
+    part.write_bytes(data)
+    said = run_ranks("resume_worker.py", 1, *job, "6", *options, fails=True)
+    assert "step-00000004 is damaged (part-00000-00000.safetensors)" in said
+    shutil.rmtree(part.parent)
+    assert "going on from step 2" in run_ranks("resume_worker.py", 1, *job, "6", *options)
 
 
 def start_job(arguments: list[str]) -> subprocess.Popen:
