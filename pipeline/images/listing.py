@@ -8,7 +8,6 @@ from whatever it is stored in.
 import hashlib
 import re
 import sqlite3
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -47,8 +46,7 @@ class Catalog:
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._folder = tempfile.TemporaryDirectory(prefix="rdpm-listing-")
-        self._data = sqlite3.connect(f"{self._folder.name}/images", isolation_level=None)
+        self._data = sqlite3.connect("", isolation_level=None)  # a file without a name, on disk beyond a small cache
         self._data.execute("PRAGMA journal_mode = OFF")
         self._data.execute("PRAGMA synchronous = OFF")
         self._data.execute(
@@ -106,9 +104,8 @@ class Catalog:
             yield pa.record_batch(arrays, schema=SCHEMA)
 
     def close(self) -> None:
-        """Delete the data base."""
+        """Free the data base."""
         self._data.close()
-        self._folder.cleanup()
 
 
 def _sorted_classes(names: list[str]) -> tuple[str, ...]:
