@@ -29,6 +29,7 @@ demo: install ## the whole road on scikit-learn's digits: images to runs/demo/re
 	$(RDPM) train-generator $(DEMO)/generator.yaml
 	$(RDPM) sample $(DEMO)/samples.yaml
 	$(RDPM) evaluate $(DEMO)/evaluation.yaml
+	$(RDPM) sweep $(DEMO)/sweep.yaml
 	$(RDPM) report $(DEMO)/report.yaml
 	@echo "samples: runs/demo/samples/samples.npz   metrics: runs/demo/metrics.json   report: runs/demo/report.html"
 

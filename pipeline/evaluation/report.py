@@ -30,7 +30,8 @@ from storage_schemas.tokens import KIND
 class ReportConfig:
     """What a run left behind: metrics.json, two exports, the token store, the sample store, the two image folders.
 
-    out: the page. also_png: where the grid of samples is written as a picture of its own, if anywhere.
+    sweep: folder of a finished sweep over the generator's sampler settings, or "". out: the page. also_png: where the
+    grid of samples is written as a picture of its own, if anywhere.
     """
 
     metrics: str
@@ -41,6 +42,7 @@ class ReportConfig:
     images: str
     train_images: str
     out: str
+    sweep: str = ""
     also_png: str = ""
 
 
@@ -63,12 +65,21 @@ def input_digests(config: ReportConfig) -> dict[str, str]:
     """Digests of the inputs, for the job's record. Raises ValueError when one is missing."""
     if not files.exists(config.metrics):
         raise ValueError(f"metrics {config.metrics!r} does not exist; run rdpm evaluate first")
+    sweep = {"sweep_digest": files.digest_file(_sweep_rows(config)).sha256} if config.sweep else {}
     return {
+        **sweep,
         "metrics_digest": files.digest_file(config.metrics).sha256,
         "tokenizer_digest": read_card(config.tokenizer, "tokenizer").digest,
         "generator_digest": read_card(config.generator, "generator").digest,
         "store_id": open_store(config.store, KIND).id,
     }
+
+
+def _sweep_rows(config: ReportConfig) -> str:
+    path = files.join(config.sweep, "sweep.json")
+    if not files.exists(path):
+        raise ValueError(f"sweep {config.sweep!r} has no sweep.json; run rdpm sweep to its end first")
+    return path
 
 
 def write_report(config: ReportConfig) -> int:
@@ -110,6 +121,11 @@ def open_run(config: ReportConfig) -> Run:
         raise ValueError(
             f"generator {config.generator!r} was not trained on store {config.store!r} ({run.store.id[:12]})"
         )
+    if config.sweep:
+        record = read_record(config.sweep)
+        swept = {digest for pair in record["settings"]["digests"] for digest in pair} if record else set()
+        if run.generator_card.digest not in swept:
+            raise ValueError(f"sweep {config.sweep!r} is not of generator {config.generator!r}; give one of this run")
     return run
 
 
@@ -130,7 +146,9 @@ def render(run: Run) -> str:
         f"{len(run.samples.classes)} classes, measured against {len(run.held_out.labels)} held-out and "
         f"{len(run.train.labels)} training images."
     )
-    return page.page("RDPM: report of a run", lead, [*_results(run), *_curves(run), *_provenance(run)])
+    return page.page(
+        "RDPM: report of a run", lead, [*_results(run), *_sweep(run.config), *_curves(run), *_provenance(run)]
+    )
 
 
 def _results(run: Run) -> list[str]:
@@ -158,6 +176,23 @@ def _results(run: Run) -> list[str]:
             "their distances (root mean square, grey levels).",
             nearest_grids(run.samples, run.train),
         ),
+    ]
+
+
+def _sweep(config: ReportConfig) -> list[str]:
+    if not config.sweep:
+        return []
+    rows = files.read_json(_sweep_rows(config))
+    names = [name for name in rows[0]["measures"] if all(name in row["measures"] for row in rows)]
+    figures = [(row["name"], "", [f"{row['measures'][name]:.4g}" for name in names]) for row in rows]
+    plot = page.image(files.read_bytes(files.join(config.sweep, "pareto.png")), "measures against each other")
+    return [
+        page.section(
+            "Sampler settings",
+            "In the form of the paper's Table 3, on fewer samples than the numbers above, so distances are larger.",
+            page.numbers(["", *(name.replace("_", " ") for name in names)], figures),
+            page.charts([plot]),
+        )
     ]
 
 

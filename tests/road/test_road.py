@@ -46,9 +46,9 @@ def commands(run: Path) -> dict[str, list[str]]:
             f"timed=[{data},{tokenizer},{store},{generator},{samples}]",
         ],
         "report": [
-            f"{CONFIGS}/report.yaml", f"images={data}/val", f"train_images={data}/train", f"tokenizer={tokenizer}",
-            f"generator={generator}", f"store={store}", f"samples={samples}", f"metrics={run}/metrics.json",
-            f"out={run}/report.html",
+            f"{CONFIGS}/report.yaml", 'sweep=""', f"images={data}/val", f"train_images={data}/train",
+            f"tokenizer={tokenizer}", f"generator={generator}", f"store={store}", f"samples={samples}",
+            f"metrics={run}/metrics.json", f"out={run}/report.html",
         ],
     }  # fmt: skip
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,7 +27,7 @@ from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, warnings_of
 from pipeline.evaluation.feature_statistics import Statistics
 from pipeline.evaluation.reconstruction import encode_images
 from pipeline.evaluation.report import ReportConfig
-from pipeline.exports import save_export
+from pipeline.exports import read_card, save_export
 from pipeline.tokens.writer import publish, start_store, write_shard
 from storage_schemas.manifest import Plan
 from storage_schemas.samples import sample_arrays
@@ -319,6 +320,24 @@ def test_jobs_write_metrics_and_one_self_contained_page(run, tmp_path, capsys):
     ):
         assert part in page
     assert Image.open(tmp_path / "sheet.png").size == (10 * 52 + 4, 3 * 52 + 4)
+
+    with pytest.raises(ValueError, match="has no sweep"):
+        jobs.report.run(dataclasses.replace(report, sweep=f"{tmp_path}/sweep", out=f"{tmp_path}/swept.html"))
+    sweep = tmp_path / "sweep"
+    sweep.mkdir()
+    (sweep / "sweep.json").write_text(json.dumps([{"name": "Raw", "measures": {"frechet_distance": 1.25}}]))
+    (sweep / "pareto.png").write_bytes((tmp_path / "sheet.png").read_bytes())
+    for digest, said in (("0" * 64, "is not of generator"), (read_card(f"{root}/generator", "generator").digest, "")):
+        (tmp_path / "sweep.record.json").write_text(json.dumps({"settings": {"digests": [[digest, "t"]]}}))
+        swept = dataclasses.replace(report, sweep=str(sweep), out=f"{tmp_path}/swept-{digest[:4]}.html")
+        if said:
+            with pytest.raises(ValueError, match=said):
+                jobs.report.run(swept)
+        else:
+            jobs.report.run(swept)
+            shown = Path(swept.out).read_text()
+            assert "Sampler settings" in shown
+            assert "1.25" in shown
 
     other = _samples(run, "other", *_pixels(60, 60 + DRAWN))
     with pytest.raises(ValueError, match="give the files of one run"):
