@@ -10,7 +10,7 @@ TOKENIZER ?= runs/imagenet256/tokenizer
 STORE ?= runs/imagenet256/store
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format tokenize-imagenet ablate-tokenizer clean
+.PHONY: help install demo test test-long lint format tokenize-imagenet ablate-tokenizer clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -42,6 +42,9 @@ ablate-tokenizer: install ## the paper's Table 2 on the digits: runs/ablation/ta
 
 test: install ## the test suite, under 15 minutes on 2 cores
 	$(BIN)/python -m pytest
+
+test-long: install ## the tests that take minutes each
+	$(BIN)/python -m pytest -m long
 
 lint: install ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check .
