@@ -88,6 +88,7 @@ class Engine:
         if state:
             model.load_state_dict(_named(state, "weight", "buffer"))
         self.config, self._optimizer = config, optimizer
+        self._norm = torch.zeros(())  # at stage 0 DeepSpeed clips by it and does not tell it
         zero: dict[str, Any] = {"stage": config.zero_stage}
         if config.offload:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -138,13 +139,15 @@ class Engine:
             )
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
+        if self.config.zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
+            gradients = (parameter.grad for parameter in self.module.parameters())
+            self._norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
         self._engine.step()
 
     @property
     def gradient_norm(self) -> float:
         """Norm of the gradient of the last update, before clipping."""
-        norm = self._engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+        return float(self._norm if self.config.zero_stage == 0 else self._engine.get_global_grad_norm())
 
     def state(self, *kinds: str) -> Iterator[tuple[str, Tensor]]:
         """Everything that training changes, or these kinds of it, as full tensors, one at a time.

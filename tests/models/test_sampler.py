@@ -187,6 +187,7 @@ def test_the_compiled_step_is_one_graph_and_draws_the_same_codes(unchecked, toke
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("inductor needs a C++ compiler")
     torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     generator.transformer.blocks = generator.transformer.blocks[:1]  # half the compiler's time
     step = torch.compile(advance, fullgraph=True, dynamic=False)
     codebook, configs = tokenizer.quantizer.codebook, [replace(config, ramp="constant") for config in MIXED]

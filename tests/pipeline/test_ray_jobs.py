@@ -90,7 +90,7 @@ def test_a_finished_store_of_the_same_containers_is_found_without_listing_them(
         main([*arguments, "seed=1"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_too_many_bad_images_end_the_job_before_the_manifest_and_are_named(tmp_path: Path, models, folder) -> None:
     settings = EncodeConfig(folder, models[0], str(tmp_path / "store"), chunk_rows=16, shard_rows=64, resources=few(1))
     with pytest.raises(ValueError, match=r"1 of 200 images are unusable.*\.png \(cannot identify"):
@@ -98,7 +98,7 @@ def test_too_many_bad_images_end_the_job_before_the_manifest_and_are_named(tmp_p
     assert not (tmp_path / "store" / "manifest.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shard_that_kills_its_encoder_is_named_and_the_others_are_committed(
     tmp_path: Path, models, folder, tree
 ) -> None:
@@ -138,7 +138,7 @@ class Overtaken(Worklist):
         remove_worklists(self._store)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_job_that_another_one_overtakes_ends_as_finished(tmp_path: Path, models, folder, tree) -> None:
     out = str(tmp_path / "store")
     config = EncodeConfig(folder, models[0], out, chunk_rows=16, shard_rows=32, max_rejects=0.01, resources=few(2))

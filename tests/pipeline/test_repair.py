@@ -126,7 +126,7 @@ def test_a_store_whose_metadata_this_release_would_not_write_is_left_alone(store
     assert tree(store.url) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_job_encodes_damaged_shards_again_and_refuses_what_would_make_another_store(
     tmp_path, exports, digit_folder, tree
 ):

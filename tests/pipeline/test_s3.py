@@ -112,7 +112,7 @@ def test_missing_credentials_are_one_sentence(s3, monkeypatch, capfd):
     fsspec.filesystem("s3").clear_instance_cache()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_jobs_on_one_store_by_mistake_leave_one_store_and_no_credential(
     anywhere, s3_server, tmp_path, exports, digit_folder, python, repository, tree
 ):

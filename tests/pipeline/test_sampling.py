@@ -206,7 +206,7 @@ def test_several_sets_in_one_run_are_what_each_would_be_alone(run, store, tmp_pa
         assert manifest.store_id == alone.id
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_five_times_leaves_what_an_unbroken_one_leaves(run, python, repository, tmp_path, tree):
     settings = {"per_class": 600, "shard_rows": 60, "formats": ("npz", "tar")}
     whole = drawn(config_of(run, f"{tmp_path}/whole", **settings))

@@ -82,8 +82,8 @@ def images(tmp_path: Path, digits) -> str:
     return str(tmp_path / "images")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [5, pytest.param(30, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("count", [30])
 def test_a_job_killed_again_and_again_leaves_the_bytes_of_a_clean_run(
     count: int, tmp_path: Path, images, exports, tree, python, repository
 ) -> None:
