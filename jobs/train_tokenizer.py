@@ -36,7 +36,7 @@ def main(arguments: list[str]) -> None:
             f"train-tokenizer: all images are of one class, {source.classes[0]!r}; for a generator of several classes "
             "give the folder that holds the class folders"
         )
-    card = train_tokenizer(config, _validator(config))
+    card = train_tokenizer(config, source, _validator(config))
     leave_ranks()
     if card is not None:
         record.finish({"digest": card.digest, "steps": card.steps})

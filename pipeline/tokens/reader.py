@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,7 @@ class Store:
         self.url, self.manifest = url.rstrip("/"), manifest
         self.specs = {spec.name: spec for spec in manifest.plan.arrays}
 
-    @property
+    @cached_property
     def id(self) -> str:
         """The store's identity: the digest of its manifest."""
         return self.manifest.store_id

@@ -156,7 +156,7 @@ class Checkpoints:
         for engine, owner in engines.items():
             for name, value in owner.state():
                 if place % self.ranks.count == self.ranks.rank:
-                    mine[f"{engine}/{name}"] = value.cpu().clone()
+                    mine[f"{engine}/{name}"] = value.to("cpu", copy=True)
                 place += 1
         self._writing = self._writer.submit(self._write, step, mine, score)
 

@@ -1,6 +1,7 @@
 """The door to DeepSpeed: joining the ranks, and engines whose state is plain tensors, whatever ZeRO shards."""
 
 import logging
+import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
@@ -88,7 +89,7 @@ class Engine:
         if state:
             model.load_state_dict(_named(state, "weight", "buffer"))
         self.config, self._optimizer = config, optimizer
-        self._norm = torch.zeros(())  # at stage 0 DeepSpeed clips by it and does not tell it
+        self._norm = torch.zeros(())  # at stage 0, where DeepSpeed would clip without telling the norm
         zero: dict[str, Any] = {"stage": config.zero_stage}
         if config.offload:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -99,7 +100,7 @@ class Engine:
             config={
                 "train_micro_batch_size_per_gpu": micro_batch,
                 "gradient_accumulation_steps": accumulation,
-                "gradient_clipping": config.clip,
+                "gradient_clipping": config.clip if config.zero_stage else 0.0,
                 "zero_allow_untested_optimizer": True,
                 "zero_force_ds_cpu_optimizer": False,  # the average of weights lives in our own
                 "zero_optimization": zero,
@@ -140,8 +141,7 @@ class Engine:
         for group in self._engine.optimizer.param_groups:
             group["lr"] = rate
         if self.config.zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
-            gradients = (parameter.grad for parameter in self.module.parameters())
-            self._norm = torch.nn.utils.get_total_norm([g for g in gradients if g is not None])
+            self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip or math.inf)
         self._engine.step()
 
     @property
@@ -153,7 +153,8 @@ class Engine:
         """Everything that training changes, or these kinds of it, as full tensors, one at a time.
 
         Named KIND/PARAMETER, where KIND is "buffer", "weight", "step", or a key of the optimizer's state ("exp_avg",
-        "ema"). Each is brought together from all ranks, so every rank must go through it to the end.
+        "ema"). Each is brought together from all ranks, so every rank must go through it to the end. Some share memory
+        with the model: copy what is to be kept.
         """
         parameters = dict(self.module.named_parameters())
         for name, value in self.module.state_dict().items():
@@ -175,7 +176,7 @@ class Engine:
     def weights(self, kind: str = "weight") -> dict[str, Tensor]:
         """Full float32 weights, or with "ema" their averages, and buffers; every rank calls it, the first has them."""
         first = dist.get_rank() == 0
-        found = {name: value.cpu().clone() for name, value in self.state("buffer", kind) if first}
+        found = {name: value.to("cpu", copy=True) for name, value in self.state("buffer", kind) if first}
         return _named(found, "buffer", kind)
 
     def _states(self) -> list[dict[str, Tensor]]:
@@ -202,7 +203,9 @@ class Engine:
         from deepspeed.utils import safe_get_full_optimizer_state
 
         if kind == "weight":
-            with zero.GatheredParameters([parameter], enabled=self.config.zero_stage == 3):
+            if self.config.zero_stage < 3:
+                return parameter.detach()
+            with zero.GatheredParameters([parameter]):
                 return parameter.detach().clone()
         if self.config.zero_stage == 0:
             return self._optimizer.state.get(parameter, {}).get(kind)

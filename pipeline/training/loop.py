@@ -67,13 +67,14 @@ def run_steps(
     start = checkpoints.step
     if ranks.first and start:
         say(f"{job}: going on from step {start}")
-    stop, window, score = StopRequest(), Window(pace.batch, start), None
+    stop, window = StopRequest(), Window(pace.batch, start)
     with ProgressLine(job, pace.steps, "steps", start, quiet=not ranks.first) as progress:
         for number in range(start, pace.steps):
             window.waited += step(number)
             done = number + 1
             last = done == pace.steps
             stopping = any_rank(stop.here) and not last
+            score = None
             if done % pace.log_every == 0 or last:
                 found = figures(done)
                 score = found.pop("score", None)

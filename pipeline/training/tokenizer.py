@@ -19,7 +19,7 @@ from models.losses import PerceptualLoss, adaptive_weight, discriminator_hinge, 
 from models.quantizer import Quantizer
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline.exports import save_export
-from pipeline.images.listing import Listing, list_images
+from pipeline.images.listing import Listing
 from pipeline.images.stream import ImageStream
 from pipeline.log import TrainingLog
 from pipeline.order import ORDER_VERSION
@@ -182,12 +182,13 @@ class TokenizerStep:
         engine.step(self.config.loss.adversarial * terms["discriminator"], rate, f"{where} (discriminator)")
 
 
-def train_tokenizer(config: TrainTokenizerConfig, validate: Validate | None = None) -> ModelCard | None:
+def train_tokenizer(
+    config: TrainTokenizerConfig, source: Listing, validate: Validate | None = None
+) -> ModelCard | None:
     """Train to the end, or on from the last checkpoint, and export. Returns the card, on the first rank.
 
-    validate: from full weights to figures by name and a picture (H, W, C) uint8.
+    source: config.images, listed. validate: from full weights to figures by name and a picture (H, W, C) uint8.
     """
-    source = list_images(config.images)
     ranks = join_ranks(config.threads)
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights

@@ -13,6 +13,7 @@ import sys
 
 from jobs.arguments import parse
 from pipeline import files
+from pipeline.images.listing import list_images
 from pipeline.training.generator import TrainGeneratorConfig, train_generator
 from pipeline.training.ranks import barrier, leave_ranks
 from pipeline.training.tokenizer import TrainTokenizerConfig, train_tokenizer
@@ -37,9 +38,8 @@ def train(kind: str, folder: str, out: str, steps: int, options: list[str]) -> N
     """One training, to its end."""
     common = [f"out={out}", f"steps={steps}", "batch=8", "log_every=1", "engine.precision=fp32", *options]
     if kind == "tokenizer":
-        train_tokenizer(
-            parse(TrainTokenizerConfig, "train-tokenizer", [f"images={folder}/images", *TOKENIZER, *common])
-        )
+        config = parse(TrainTokenizerConfig, "train-tokenizer", [f"images={folder}/images", *TOKENIZER, *common])
+        train_tokenizer(config, list_images(config.images))
         return
     inputs = [f"stores=[{folder}/store]", f"tokenizer={folder}/tokenizer"]
     train_generator(parse(TrainGeneratorConfig, "train-generator", [*inputs, *GENERATOR, *common]))
