@@ -3,22 +3,16 @@
 from typing import Any
 
 import torch
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.generator import Generator
 from models.tokenizer import Tokenizer
-from pipeline.flops import generator_forward_flops
+from pipeline.flops import count_parameters, generator_forward_flops
 from pipeline.memory import generator_bytes_per_sample, tokenizer_bytes_per_sample
 from pipeline.training.generator import TrainGeneratorConfig
 from pipeline.training.tokenizer import TrainTokenizerConfig
 
 _FP32 = 4
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers of a model."""
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def memory_by_stage(parameters: int, ranks: int, moments: int) -> dict[str, int]:

@@ -1,6 +1,5 @@
 """Tokenizing a source: read and decode in CPU tasks, encode in actors, commit whole shards."""
 
-import hashlib
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -12,9 +11,9 @@ import torch
 from models.tokenizer import Tokenizer, from_pixels
 from pipeline import cluster, files
 from pipeline.exports import load_tokenizer, read_card
-from pipeline.images.decode import Reject, ViewWord, decode_views, view_names
-from pipeline.images.listing import read_images
-from pipeline.images.worklist import ListingGone, Summary, Worklist, read_worklist, remove_worklists
+from pipeline.images.decode import ViewWord, view_names
+from pipeline.images.shards import decode_shard, images_of
+from pipeline.images.worklist import ListingGone, Summary, Worklist, remove_worklists
 from pipeline.progress import ProgressLine, say
 from pipeline.tokens.writer import committed_rejects, difference, missing_shards, publish, start_store, write_shard
 from storage_schemas.cards import ModelCard
@@ -80,46 +79,6 @@ def make_plan(config: EncodeConfig, images: Summary, card: ModelCard) -> Plan:
     shard_rows = min(config.shard_rows, -(-rows // config.chunk_rows) * config.chunk_rows)
     arrays = token_arrays(T, (d, grid, grid), config.accumulated, config.latents)
     return Plan(KIND, rows, shard_rows, config.chunk_rows, arrays, identity)
-
-
-def images_of(plan: Plan, shard: int) -> range:
-    """The images that a shard has rows of; row r is image r // V in view r % V, so the first and last may be shared."""
-    views, rows = len(plan.identity["views"]), plan.shard_range(shard)
-    return range(rows.start // views, -(-rows.stop // views))
-
-
-def decode_shard(batch: dict, *, plan: Plan, listing: str, size: int, channels: int) -> dict[str, np.ndarray]:
-    """A shard's number to the pixels and facts of its rows, each image read and decoded once. Runs in a Ray task."""
-    shard = int(batch["shard"][0])
-    rows, views, images = plan.shard_range(shard), plan.identity["views"], images_of(plan, shard)
-    pixels = np.zeros((len(rows), size, size, channels), np.uint8)
-    width, height = np.zeros((2, len(rows)), np.int32)
-    digests, reasons = [""] * len(rows), [""] * len(rows)
-    table = read_worklist(listing, shard)
-    for number, data in read_images(table):
-        first = (images.start + number) * len(views)
-        mine = range(max(first, rows.start), min(first + len(views), rows.stop))
-        place = slice(mine.start - rows.start, mine.stop - rows.start)
-        try:
-            if isinstance(data, Reject):
-                raise data
-            digests[place] = [hashlib.sha256(data).hexdigest()] * len(mine)
-            decoded = decode_views(data, size, channels, [views[row - first] for row in mine])
-            pixels[place], width[place], height[place] = decoded.pixels, decoded.width, decoded.height
-        except Reject as reject:
-            reasons[place] = [str(reject)] * len(mine)
-    image = np.array(rows) // len(views) - images.start
-    return {
-        "pixels": pixels,
-        "shard": np.full(len(rows), shard, np.int32),
-        "key": table["key"].take(image).to_numpy(),
-        "label": table["label"].take(image).to_numpy(),
-        "view": np.array([views[row % len(views)] for row in rows]),
-        "width": width,
-        "height": height,
-        "source_digest": np.array(digests),
-        "reason": np.array(reasons),
-    }
 
 
 class ShardEncoder:

@@ -1,9 +1,15 @@
-"""FLOPs of the generator, counted by running it on tensors without data."""
+"""What models weigh and compute, counted without data."""
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from models.generator import Generator, GeneratorConfig
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Trainable numbers of a model."""
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def generator_forward_flops(space: GeneratorConfig) -> int:

@@ -25,8 +25,10 @@ table { border-collapse: collapse; width: 100%; }
 th, td { text-align: left; vertical-align: top; padding: .45rem .75rem .45rem 0; border-top: 1px solid var(--line); }
 thead th { border-top: 0; font-size: .85rem; font-weight: 600; color: var(--soft); }
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-right: 0; }
+th.number { white-space: normal; }
 td.number + td.number, th.number + th.number { padding-left: 1rem; }
 td small { display: block; line-height: 1.4; max-width: 40rem; }
+.wide { overflow-x: auto; }
 .facts { table-layout: fixed; font-size: .85rem; }
 .facts td { overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 .facts td:first-child { width: 38%; color: var(--soft); }
@@ -101,7 +103,8 @@ def numbers(heads: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]]
         small = f"<small>{escape(explanation)}</small>" if explanation else ""
         cells = "".join(f'<td class="number">{escape(value)}</td>' for value in values)
         body.append(f"<tr><td>{escape(name)}{small}</td>{cells}</tr>")
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>"
+    return f'<div class="wide">{table}</div>'
 
 
 def facts(title: str, rows: Sequence[tuple[str, str]]) -> str:

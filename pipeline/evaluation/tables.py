@@ -3,6 +3,7 @@
 from typing import Any
 
 from pipeline.evaluation import page
+from pipeline.evaluation.paper import TABLE_5
 
 # name, key of the samples, key of the held-out images, note
 _Rows = tuple[tuple[str, str, str, str], ...]
@@ -69,6 +70,30 @@ def numbers_section(metrics: dict[str, Any]) -> str:
         page.heading("Time"),
         page.numbers(("Job", "seconds"), seconds),
     )
+
+
+def paper_section(metrics: dict[str, Any], name: str, parameters: int, steps: int) -> str:
+    """The run as a line of the paper's Table 5, above the paper's lines.
+
+    name: of the generator; parameters: how many it has; steps: T.
+    """
+    found, protocol = metrics["generator"], metrics["protocol"]
+    extractor = protocol["extractor"]["name"]
+    lead = "The first line is this run; the others are as the paper prints them, for ImageNet at 256 x 256. "
+    if extractor == "inception":
+        lead += f"They compare where this run is of those, and of 50,000; it has {protocol['samples']['images']}."
+    else:
+        lead += f"Nothing compares across them: here the images, and the {extractor}'s features, are others."
+    measures = ("frechet_distance", "inception_score", "precision", "recall")
+    mine = (name, "discrete diffusion", (f"{parameters / 1e6:.3g}M", str(steps), *(_short(found[m]) for m in measures)))
+    theirs = [
+        (row.model, row.kind, (row.parameters, row.steps, *("-" if value is None else str(value) for value in values)))
+        for row in TABLE_5
+        for values in [(row.fid, row.inception_score, row.precision, row.recall)]
+    ]
+    names = names_of(extractor)
+    heads = ("Model", "Parameters", "Steps", names["frechet"], names["score"], "Precision", "Recall")
+    return page.section("Beside the paper's Table 5", lead, page.numbers(heads, [mine, *theirs]))
 
 
 def names_of(extractor: str) -> dict[str, str]:

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from pipeline import files
-from pipeline.encoding import EncodeConfig, ShardEncoder, decode_shard, encode_pixels, images_of, make_plan
+from pipeline.encoding import EncodeConfig, ShardEncoder, encode_pixels, make_plan
 from pipeline.exports import load_tokenizer, read_card
 from pipeline.images.decode import VIEWS, decode_views
+from pipeline.images.shards import decode_shard, images_of
 from pipeline.images.worklist import Worklist, remove_worklists
 from pipeline.tokens.reader import Store
 from pipeline.tokens.writer import publish, start_store

@@ -13,7 +13,8 @@ from jobs.tokenize_images import main
 from models.sampler import SamplerConfig
 from pipeline import cluster, files
 from pipeline.cluster import Resources
-from pipeline.encoding import EncodeConfig, ShardEncoder, decode_shard, encode
+from pipeline.encoding import EncodeConfig, ShardEncoder, encode
+from pipeline.images.shards import decode_shard
 from pipeline.images.worklist import Worklist, remove_worklists
 from pipeline.sampling import SampleConfig, sample_set
 from pipeline.tokens.reader import Store, open_store

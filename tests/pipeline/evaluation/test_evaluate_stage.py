@@ -316,6 +316,8 @@ def test_jobs_write_metrics_and_one_self_contained_page(run, tmp_path, capsys):
         "Step by step",
         "Reconstructions",
         "Loss by step t",
+        "Nothing compares across them",
+        "RDPM (depth=20)",
         run.tokenizer_digest,
     ):
         assert part in page

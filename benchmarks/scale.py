@@ -1,0 +1,162 @@
+"""What grows with the number of images: planning, going on, and the memory of a tokenizing job.
+
+    python -m benchmarks.scale [--keys 1280000] [--commits 100000] [--rows 10000 1000000]
+
+Images are 8 x 8 PNGs in Parquet files, the tokenizer is a tiny one. Prints one line of JSON: `planning_s`, listing and
+planning of that many keys, all worklists written; `resume_s`, from a job's start to knowing the one shard that so many
+commits leave; for each number of rows, a whole job's seconds and the peak memory of its driver and of its largest
+worker in bytes (resident, without shared memory), and `memory_ratio`, the last numbers of rows over the first, of each.
+"""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from models.autoencoder import AutoencoderConfig
+from models.codebook import QuantizerConfig
+from models.schedule import Schedule
+from models.tokenizer import Tokenizer, TokenizerConfig
+from pipeline import files
+from pipeline.cluster import Resources
+from pipeline.encoding import EncodeConfig, encode, make_plan
+from pipeline.exports import read_card, save_export
+from pipeline.images.shards import images_of
+from pipeline.images.worklist import Worklist
+from pipeline.tokens.writer import missing_shards, start_store
+from storage_schemas.manifest import commit_name
+
+_FILE_ROWS, _CLASSES = 65_536, 10
+_TINY = TokenizerConfig(
+    8,
+    AutoencoderConfig(in_channels=1, channels=8, multipliers=(1, 2), num_res_blocks=1, attention_factors=(), groups=4),
+    QuantizerConfig(16, 4),
+    Schedule(num_steps=3),
+)
+
+
+def write_source(folder: str, rows: int) -> None:
+    """Parquet files of small PNGs, of which a few hundred differ."""
+    Path(folder).mkdir()
+    draw, pictures = np.random.default_rng(0), []
+    for _ in range(256):
+        sink = io.BytesIO()
+        Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(sink, "PNG")
+        pictures.append(sink.getvalue())
+    for number, first in enumerate(range(0, rows, _FILE_ROWS)):
+        mine = range(first, min(rows, first + _FILE_ROWS))
+        table = {"image": [pictures[row % 256] for row in mine], "label": [row % _CLASSES for row in mine]}
+        pq.write_table(pa.table(table), f"{folder}/{number:05d}.parquet", row_group_size=1024)
+
+
+def export(folder: str) -> str:
+    """The tiny tokenizer, untrained."""
+    save_export(folder, "tokenizer", _TINY, Tokenizer(_TINY).state_dict(), {}, {}, 0)
+    return folder
+
+
+def begin(config: EncodeConfig) -> tuple[int, float]:
+    """All that a job does before Ray: the number of shards it has to do, and the seconds taken."""
+    began = time.monotonic()
+    with closing(Worklist(config.images, config.out)) as worklist:
+        plan = make_plan(config, worklist.summary, read_card(config.tokenizer, "tokenizer"))
+        start_store(config.out, plan)
+        missing = missing_shards(config.out, plan)
+        worklist.write({shard: images_of(plan, shard) for shard in missing})
+    return len(missing), time.monotonic() - began
+
+
+def planning(root: str, keys: int) -> float:
+    """Seconds to list and plan `keys` images."""
+    write_source(f"{root}/keys", keys)
+    return begin(EncodeConfig(f"{root}/keys", f"{root}/tokenizer", f"{root}/planned"))[1]
+
+
+def resume(root: str, commits: int) -> float:
+    """Seconds to find the last shard of a store that has `commits` others."""
+    write_source(f"{root}/resumed", commits + 1)
+    config = EncodeConfig(f"{root}/resumed", f"{root}/tokenizer", f"{root}/begun", shard_rows=1, chunk_rows=1)
+    begin(config)
+    for shard in range(commits):
+        files.write_bytes(f"{config.out}/{commit_name(shard)}", b"{}")  # a job looks for its name alone
+    left, seconds = begin(config)
+    assert left == 1
+    return seconds
+
+
+def own_bytes(process: psutil.Process) -> int:
+    """Resident memory of a process that it shares with no other."""
+    found = process.memory_info()
+    return found.rss - found.shared
+
+
+def watch(peaks: dict[str, int], done: threading.Event) -> None:
+    """Keep the highest of the driver, and of any Ray worker, until `done`."""
+    driver = psutil.Process()
+    while not done.wait(0.1):
+        peaks["driver"] = max(peaks["driver"], own_bytes(driver))
+        for child in driver.children(recursive=True):
+            try:
+                if child.name().startswith("ray::"):
+                    peaks["worker"] = max(peaks["worker"], own_bytes(child))
+            except psutil.NoSuchProcess:
+                continue
+
+
+def whole_job(rows: int) -> dict[str, float]:
+    """Seconds and peak memory of a job in this process."""
+    peaks, done = {"driver": 0, "worker": 0}, threading.Event()
+    with tempfile.TemporaryDirectory() as root:
+        write_source(f"{root}/images", rows)
+        resources = Resources(object_store_mb=512, actors=1)
+        config = EncodeConfig(f"{root}/images", export(f"{root}/tokenizer"), f"{root}/store", resources=resources)
+        watching = threading.Thread(target=watch, args=(peaks, done))
+        watching.start()
+        began = time.monotonic()
+        encode(config)
+        taken = time.monotonic() - began
+        done.set()
+        watching.join()
+    return {"seconds": taken, "driver_bytes": peaks["driver"], "worker_bytes": peaks["worker"]}
+
+
+def main() -> None:
+    """Entry."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--keys", type=int, default=1_280_000)
+    parser.add_argument("--commits", type=int, default=100_000)
+    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--one", type=int, help="only one job of so many rows, in this process")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(whole_job(options.one)))
+        return
+    with tempfile.TemporaryDirectory() as root:
+        export(f"{root}/tokenizer")
+        result: dict = {"planning_s": planning(root, options.keys), "resume_s": resume(root, options.commits)}
+    jobs = {}
+    for rows in options.rows:
+        call = [sys.executable, "-m", "benchmarks.scale", "--one", str(rows)]
+        jobs[rows] = json.loads(
+            subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
+        )
+    first, last = (jobs[rows] for rows in (options.rows[0], options.rows[-1]))
+    result["jobs"] = jobs
+    result["memory_ratio"] = {who: last[f"{who}_bytes"] / first[f"{who}_bytes"] for who in ("driver", "worker")}
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
