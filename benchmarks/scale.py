@@ -1,11 +1,11 @@
-"""What grows with the number of images: planning, going on, and the memory of a tokenizing job.
+"""What grows with the number of images: planning, going on, and the memory of the tokenizing and sampling jobs.
 
-    python -m benchmarks.scale [--keys 1280000] [--commits 100000] [--rows 10000 1000000]
+    python -m benchmarks.scale [--keys 1280000] [--commits 100000] [--tokenize 10000 1000000] [--sample 1000 50000]
 
-Images are 8 x 8 PNGs in Parquet files, the tokenizer is a tiny one. Prints one line of JSON: `planning_s`, listing and
-planning of that many keys, all worklists written; `resume_s`, from a job's start to knowing the one shard that so many
-commits leave; for each number of rows, a whole job's seconds and the peak memory of its driver and of its largest
-worker in bytes (resident, without shared memory), and `memory_ratio`, the last numbers of rows over the first, of each.
+Images are 8 x 8 PNGs in Parquet files, tokenizer and generator are tiny. Prints one line of JSON: `planning_s`, listing
+and planning of that many keys, all worklists written; `resume_s`, from a job's start to knowing the one shard that so
+many commits leave; for each job and number of images its seconds and the peak memory of its driver and of its largest
+worker in bytes (resident, without shared memory); and their ratios, the most images over the fewest.
 """
 
 import argparse
@@ -16,8 +16,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -27,6 +30,7 @@ from PIL import Image
 
 from models.autoencoder import AutoencoderConfig
 from models.codebook import QuantizerConfig
+from models.generator import Generator, GeneratorConfig
 from models.schedule import Schedule
 from models.tokenizer import Tokenizer, TokenizerConfig
 from pipeline import files
@@ -35,6 +39,7 @@ from pipeline.encoding import EncodeConfig, encode, make_plan
 from pipeline.exports import read_card, save_export
 from pipeline.images.shards import images_of
 from pipeline.images.worklist import Worklist
+from pipeline.sampling import SampleConfig, sample_set
 from pipeline.tokens.writer import missing_shards, start_store
 from storage_schemas.manifest import commit_name
 
@@ -45,6 +50,7 @@ _TINY = TokenizerConfig(
     QuantizerConfig(16, 4),
     Schedule(num_steps=3),
 )
+RESOURCES = Resources(object_store_mb=512, actors=1)
 
 
 def write_source(folder: str, rows: int) -> None:
@@ -61,10 +67,9 @@ def write_source(folder: str, rows: int) -> None:
         pq.write_table(pa.table(table), f"{folder}/{number:05d}.parquet", row_group_size=1024)
 
 
-def export(folder: str) -> str:
+def export(folder: str) -> None:
     """The tiny tokenizer, untrained."""
     save_export(folder, "tokenizer", _TINY, Tokenizer(_TINY).state_dict(), {}, {}, 0)
-    return folder
 
 
 def begin(config: EncodeConfig) -> tuple[int, float]:
@@ -115,21 +120,56 @@ def watch(peaks: dict[str, int], done: threading.Event) -> None:
                 continue
 
 
-def whole_job(rows: int) -> dict[str, float]:
+def tokenize_job(root: str, images: int) -> Callable[[], object]:
+    """A tokenizing job of so many images, all else made."""
+    write_source(f"{root}/images", images)
+    return partial(encode, EncodeConfig(f"{root}/images", f"{root}/tokenizer", f"{root}/store", resources=RESOURCES))
+
+
+def sample_job(root: str, images: int) -> Callable[[], object]:
+    """A sampling job of so many images, all else made."""
+    space = GeneratorConfig(
+        depth=1, num_classes=_CLASSES, num_steps=3, codebook_size=16, code_dim=4, grid=4, attention="math"
+    )
+    digest = read_card(f"{root}/tokenizer", "tokenizer").digest
+    made_from = {"tokenizer_digest": digest, "classes": [str(label) for label in range(_CLASSES)]}
+    save_export(f"{root}/generator", "generator", space, Generator(space).state_dict(), made_from, {}, 0)
+    config = SampleConfig(
+        f"{root}/generator", f"{root}/tokenizer", f"{root}/samples", per_class=images // _CLASSES, shard_rows=500,
+        batch=100, resources=RESOURCES,
+    )  # fmt: skip
+    return partial(sample_set, config)
+
+
+JOBS = {"tokenize": tokenize_job, "sample": sample_job}
+
+
+def watched_job(kind: str, images: int) -> dict[str, float]:
     """Seconds and peak memory of a job in this process."""
     peaks, done = {"driver": 0, "worker": 0}, threading.Event()
     with tempfile.TemporaryDirectory() as root:
-        write_source(f"{root}/images", rows)
-        resources = Resources(object_store_mb=512, actors=1)
-        config = EncodeConfig(f"{root}/images", export(f"{root}/tokenizer"), f"{root}/store", resources=resources)
+        export(f"{root}/tokenizer")
+        job = JOBS[kind](root, images)
         watching = threading.Thread(target=watch, args=(peaks, done))
         watching.start()
         began = time.monotonic()
-        encode(config)
+        job()
         taken = time.monotonic() - began
         done.set()
         watching.join()
     return {"seconds": taken, "driver_bytes": peaks["driver"], "worker_bytes": peaks["worker"]}
+
+
+def compare(kind: str, counts: list[int]) -> dict[str, Any]:
+    """A job at each number of images, in a process of its own, and how memory grew."""
+    found = {}
+    for images in counts:
+        call = [sys.executable, "-m", "benchmarks.scale", "--one", kind, str(images)]
+        said = subprocess.run(call, check=True, capture_output=True, text=True).stdout
+        found[images] = json.loads(said.splitlines()[-1])
+    first, last = found[counts[0]], found[counts[-1]]
+    ratios = {f"{who}_ratio": last[f"{who}_bytes"] / first[f"{who}_bytes"] for who in ("driver", "worker")}
+    return {**found, **ratios}
 
 
 def main() -> None:
@@ -137,24 +177,21 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--keys", type=int, default=1_280_000)
     parser.add_argument("--commits", type=int, default=100_000)
-    parser.add_argument("--rows", type=int, nargs="+", default=[10_000, 1_000_000])
-    parser.add_argument("--one", type=int, help="only one job of so many rows, in this process")
+    parser.add_argument("--tokenize", type=int, nargs="+", default=[10_000, 1_000_000])
+    parser.add_argument("--sample", type=int, nargs="+", default=[1_000, 50_000])
+    parser.add_argument("--one", nargs=2, metavar=("JOB", "IMAGES"), help="only this job, in this process")
     options = parser.parse_args()
     if options.one:
-        print(json.dumps(whole_job(options.one)))
+        print(json.dumps(watched_job(options.one[0], int(options.one[1]))))
         return
     with tempfile.TemporaryDirectory() as root:
         export(f"{root}/tokenizer")
-        result: dict = {"planning_s": planning(root, options.keys), "resume_s": resume(root, options.commits)}
-    jobs = {}
-    for rows in options.rows:
-        call = [sys.executable, "-m", "benchmarks.scale", "--one", str(rows)]
-        jobs[rows] = json.loads(
-            subprocess.run(call, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
-        )
-    first, last = (jobs[rows] for rows in (options.rows[0], options.rows[-1]))
-    result["jobs"] = jobs
-    result["memory_ratio"] = {who: last[f"{who}_bytes"] / first[f"{who}_bytes"] for who in ("driver", "worker")}
+        result: dict[str, Any] = {
+            "planning_s": planning(root, options.keys),
+            "resume_s": resume(root, options.commits),
+        }
+    for kind in JOBS:
+        result[kind] = compare(kind, getattr(options, kind))
     print(json.dumps(result))
 
 
