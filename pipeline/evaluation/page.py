@@ -110,7 +110,12 @@ def numbers(heads: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]]
 def facts(title: str, rows: Sequence[tuple[str, str]]) -> str:
     """Names and values under a title that opens on a click."""
     body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f'<details><summary>{escape(title)}</summary><table class="facts"><tbody>{body}</tbody></table></details>'
+    return folded(title, f'<table class="facts"><tbody>{body}</tbody></table>')
+
+
+def folded(title: str, markup: str) -> str:
+    """Markup under a title that opens on a click."""
+    return f"<details><summary>{escape(title)}</summary>{markup}</details>"
 
 
 def charts(images: Sequence[str]) -> str:
