@@ -130,7 +130,7 @@ def test_finished_work_is_not_done_again(clean_run: Path) -> None:
     assert before == {name: (clean_run / name).stat().st_mtime_ns for name in files_of(clean_run)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_killed_in_every_stage_leaves_the_same_store_and_samples(clean_run: Path, tmp_path: Path) -> None:
     stages = commands(tmp_path)
     half_done = {
