@@ -46,6 +46,8 @@ class Job:
             return False
         workers, nodes = self.processes("ray::"), self.processes("raylet")
         victims = {"worker": workers, "node": nodes, "driver": [self._driver]}[what]
+        if not victims:  # the job is ending, and they are gone
+            return False
         with contextlib.suppress(psutil.NoSuchProcess):
             draw.choice(victims).send_signal(signal.SIGKILL)
         return True

@@ -19,7 +19,7 @@ from pipeline.evaluation.image_sets import ArchiveImages
 from pipeline.evaluation.manifold import precision_recall
 from tests.pipeline.evaluation import adm_formulas as adm
 
-IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "100"))
+IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "60"))
 
 
 @pytest.fixture(scope="module")
