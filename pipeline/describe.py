@@ -5,9 +5,8 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.generator import Generator
 from models.tokenizer import Tokenizer
-from pipeline.flops import count_parameters, generator_forward_flops
+from pipeline.flops import count_parameters, generator_forward_flops, generator_parameters
 from pipeline.memory import generator_bytes_per_sample, tokenizer_bytes_per_sample
 from pipeline.training.generator import TrainGeneratorConfig
 from pipeline.training.tokenizer import TrainTokenizerConfig
@@ -35,10 +34,8 @@ def memory_by_stage(parameters: int, ranks: int, moments: int) -> dict[str, int]
 def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
     """Parameters, FLOPs of one forward of one image at one step, of its T forwards, and memory."""
     space = config.model
-    with torch.device("meta"):
-        model = Generator(space)
     forward = generator_forward_flops(space)
-    parameters = count_parameters(model)
+    parameters = generator_parameters(space)
     return {
         "kind": "generator",
         "parameters": parameters,

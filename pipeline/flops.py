@@ -12,6 +12,12 @@ def count_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def generator_parameters(space: GeneratorConfig) -> int:
+    """Trainable numbers of a generator, which is not made for it."""
+    with torch.device("meta"):
+        return count_parameters(Generator(space))
+
+
 def generator_forward_flops(space: GeneratorConfig) -> int:
     """FLOPs of one forward of one image at one step; training takes three times as many."""
     with torch.device("meta"):

@@ -5,8 +5,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from models.generator import GeneratorConfig
 from models.tokenizer import Tokenizer
 from pipeline import files
+from pipeline.config import from_dict
 from pipeline.evaluation import page
 from pipeline.evaluation.curves import bar_chart, read_lines, training_charts
 from pipeline.evaluation.pictures import (
@@ -18,8 +20,8 @@ from pipeline.evaluation.pictures import (
 )
 from pipeline.evaluation.splits import SampleSet, Split, check_classes, load_samples, load_split
 from pipeline.evaluation.tables import numbers_section, paper_section
-from pipeline.exports import load_generator, load_tokenizer, read_card
-from pipeline.flops import count_parameters
+from pipeline.exports import load_tokenizer, read_card
+from pipeline.flops import generator_parameters
 from pipeline.records import read_record
 from pipeline.tokens.reader import Store, open_store
 from storage_schemas.cards import ModelCard
@@ -49,14 +51,13 @@ class ReportConfig:
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the page shows, read and checked. parameters: of the generator."""
+    """Everything the page shows, read and checked."""
 
     config: ReportConfig
     metrics: dict[str, Any]
     tokenizer: Tokenizer
     tokenizer_card: ModelCard
     generator_card: ModelCard
-    parameters: int
     store: Store
     samples: SampleSet
     held_out: Split
@@ -100,14 +101,12 @@ def write_report(config: ReportConfig) -> int:
 def open_run(config: ReportConfig) -> Run:
     """Read all inputs. Raises ValueError when one is missing or does not belong to the others."""
     tokenizer, tokenizer_card = load_tokenizer(config.tokenizer)
-    generator, generator_card = load_generator(config.generator)
     run = Run(
         config,
         files.read_json(config.metrics),
         tokenizer,
         tokenizer_card,
-        generator_card,
-        count_parameters(generator),
+        read_card(config.generator, "generator"),
         open_store(config.store, KIND),
         load_samples(config.samples, tokenizer_card, tokenizer.config.autoencoder.in_channels),
         load_split(config.images, tokenizer.config),
@@ -157,10 +156,11 @@ def render(run: Run) -> str:
 
 def _results(run: Run) -> list[str]:
     seed = run.metrics["protocol"]["settings"]["seed"]
-    space = run.generator_card.config
+    space = from_dict(GeneratorConfig, run.generator_card.config)
+    name = f"this run (depth={space.depth})"
     return [
         numbers_section(run.metrics),
-        paper_section(run.metrics, f"this run (depth={space['depth']})", run.parameters, space["num_steps"]),
+        paper_section(run.metrics, name, generator_parameters(space), space.num_steps),
         page.section(
             "Samples",
             "The first ten samples of each class in the order of the store, none picked.",

@@ -11,6 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
+KILLS = 30
 RESOURCES = "{cpus: 4, object_store_mb: 128, actors: 2, actor_cpus: 0.5}"
 
 
@@ -85,9 +86,8 @@ def images(tmp_path: Path, digits) -> str:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("count", [30])
 def test_a_job_killed_again_and_again_leaves_the_bytes_of_a_clean_run(
-    count: int, tmp_path: Path, images, exports, tree, python, repository
+    tmp_path: Path, images, exports, tree, python, repository
 ) -> None:
     exports.tokenizer(str(tmp_path / "tokenizer"))
 
@@ -102,8 +102,8 @@ def test_a_job_killed_again_and_again_leaves_the_bytes_of_a_clean_run(
         code = f"import sys; sys.path.insert(0, {str(repository)!r}); from jobs.cli import main; sys.exit(main())"
         return Job([*python, "-c", code, "tokenize", *settings, *sizes], tmp_path, tmp_path / store)
 
-    draw = random.Random(count)
-    kinds = ["worker", "driver", "node", *draw.choices(["worker", "driver", "node"], [0.7, 0.15, 0.15], k=count - 3)]
+    draw = random.Random(KILLS)
+    kinds = ["worker", "driver", "node", *draw.choices(["worker", "driver", "node"], [0.7, 0.15, 0.15], k=KILLS - 3)]
     store, running = 0, job("store-0")
     try:
         while kinds:
