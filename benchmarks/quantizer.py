@@ -19,11 +19,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from models.codebook import QuantizerConfig
-from models.noise import Stream, normal
-from models.quantizer import Quantizer, straight_through
-from models.schedule import Schedule
-from models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.noise import Stream, normal
+from rdpm.models.quantizer import Quantizer, straight_through
+from rdpm.models.schedule import Schedule
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 
 K, D, T, GRID = 4096, 32, 10, 16
 

@@ -28,20 +28,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from models.autoencoder import AutoencoderConfig
-from models.codebook import QuantizerConfig
-from models.generator import Generator, GeneratorConfig
-from models.schedule import Schedule
-from models.tokenizer import Tokenizer, TokenizerConfig
-from pipeline import files
-from pipeline.cluster import Resources
-from pipeline.encoding import EncodeConfig, encode, make_plan
-from pipeline.exports import read_card, save_export
-from pipeline.images.shards import images_of
-from pipeline.images.worklist import Worklist
-from pipeline.sampling import SampleConfig, sample_set
-from pipeline.tokens.writer import missing_shards, start_store
-from storage_schemas.manifest import commit_name
+from rdpm.models.autoencoder import AutoencoderConfig
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.generator import Generator, GeneratorConfig
+from rdpm.models.schedule import Schedule
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.pipeline.cluster.cluster import Resources
+from rdpm.pipeline.exports.exports import read_card, save_export
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.worklist import Worklist
+from rdpm.pipeline.sampling.stage import SampleConfig, sample_set
+from rdpm.pipeline.stores.writer import missing_shards, start_store
+from rdpm.pipeline.tokenizing.rows import images_of
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode, make_plan
+from rdpm.storage_schemas.manifest import commit_name
 
 _FILE_ROWS, _CLASSES = 65_536, 10
 _TINY = TokenizerConfig(

@@ -21,11 +21,11 @@ from collections.abc import Callable
 import numcodecs.blosc
 import numpy as np
 
-from pipeline import files
-from pipeline.tokens.reader import Store, open_store
-from pipeline.tokens.writer import publish, start_store, write_shard
-from storage_schemas.manifest import Plan
-from storage_schemas.tokens import token_arrays
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.stores.reader import Store, open_store
+from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.storage_schemas.manifest import Plan
+from rdpm.storage_schemas.tokens import token_arrays
 
 K, T, GRID, CODE_DIM = 4096, 10, 16, 32
 

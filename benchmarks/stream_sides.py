@@ -49,9 +49,9 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
 
 def write_ours(given: str, folder: str) -> None:
     """A token store in shards of 4,096 rows."""
-    from pipeline.tokens.writer import publish, start_store, write_shard
-    from storage_schemas.manifest import Plan
-    from storage_schemas.tokens import KIND, token_arrays
+    from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+    from rdpm.storage_schemas.manifest import Plan
+    from rdpm.storage_schemas.tokens import KIND, token_arrays
 
     columns = dict(zip(("codes", "noise_seed", "label"), source(given), strict=True))
     T, h, w = columns["codes"].shape[1:]
@@ -67,9 +67,9 @@ def write_ours(given: str, folder: str) -> None:
 
 def read_ours(given: str, folder: str, workers: int, epochs: int) -> Iterator[Iterable[Batch]]:
     """The stream as training uses it, a true shuffle of everything. Workers are threads."""
-    from pipeline.tokens.reader import open_store
-    from pipeline.tokens.stream import StreamConfig, TokenStream
-    from storage_schemas.tokens import KIND
+    from rdpm.pipeline.stores.reader import open_store
+    from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
+    from rdpm.storage_schemas.tokens import KIND
 
     config = StreamConfig(cache=f"{folder}.cache", workers=workers)
     stream = TokenStream([open_store(folder, KIND)], seed=SEED, latents=False, config=config)
@@ -168,7 +168,7 @@ def _as_it_is(batch: Batch) -> Batch:
 
 
 MODULES = {
-    "ours": "pipeline.tokens.stream",
+    "ours": "rdpm.pipeline.stream.token_stream",
     "gather": "numpy",
     "mosaic": "streaming",
     "litdata": "litdata",

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from PIL import Image
 
-from models.tokenizer import Tokenizer, TokenizerConfig, from_pixels
-from pipeline.cluster import Resources
-from pipeline.encoding import EncodeConfig, ShardEncoder, encode
-from pipeline.exports import load_tokenizer, save_export
-from pipeline.images.decode import center_view
-from storage_schemas.manifest import Plan
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig, from_pixels
+from rdpm.pipeline.cluster.cluster import Resources
+from rdpm.pipeline.exports.exports import load_tokenizer, save_export
+from rdpm.pipeline.images.decode import center_view
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, ShardEncoder, encode
+from rdpm.storage_schemas.manifest import Plan
 
 _CLASSES, _DIFFERENT = 10, 64
 

@@ -18,18 +18,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.codebook import QuantizerConfig
-from models.generator import Generator, GeneratorConfig, code_loss
-from models.quantizer import Quantizer
-from models.schedule import Schedule
-from pipeline.flops import generator_forward_flops
-from pipeline.tokens.reader import Store
-from pipeline.tokens.stream import StreamConfig, TokenBatch, TokenStream
-from pipeline.tokens.writer import publish, start_store, write_shard
-from pipeline.training.inputs import Draws, Inputs, training_inputs
-from pipeline.training.meters import peak_flops
-from storage_schemas.manifest import Plan
-from storage_schemas.tokens import token_arrays
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.flops import generator_forward_flops
+from rdpm.models.generator import Generator, GeneratorConfig, code_loss
+from rdpm.models.quantizer import Quantizer
+from rdpm.models.schedule import Schedule
+from rdpm.pipeline.stores.reader import Store
+from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.pipeline.stream.token_stream import StreamConfig, TokenBatch, TokenStream
+from rdpm.pipeline.training.generator.draws import Draws, Inputs, training_inputs
+from rdpm.pipeline.training.meters import peak_flops
+from rdpm.storage_schemas.manifest import Plan
+from rdpm.storage_schemas.tokens import token_arrays
 
 ROWS, SHARD = 16_384, 4_096
 

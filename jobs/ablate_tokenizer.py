@@ -1,11 +1,11 @@
 """rdpm ablate-tokenizer: the paper's Table 2 and its schedules on any source."""
 
-from jobs.arguments import parse, settings_of
-from pipeline import files
-from pipeline.ablation import AblationConfig, ablate, plot, table
-from pipeline.images.listing import list_images
-from pipeline.progress import say
-from pipeline.records import begin
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.studies.ablation import AblationConfig, ablate, plot, table
 
 JOB = "ablate-tokenizer"
 Config = AblationConfig

@@ -2,7 +2,7 @@
 
 from typing import Any, TypeVar
 
-from pipeline.config import load_config, to_dict
+from rdpm.pipeline.foundation.config import load_config, to_dict
 
 T = TypeVar("T")
 

@@ -4,18 +4,18 @@ import importlib
 import sys
 
 COMMANDS = {
-    "prepare": ("jobs.prepare", "digits: write scikit-learn's digits as image folders"),
-    "train-tokenizer": ("jobs.train_tokenizer", "train the tokenizer on a folder of images"),
-    "tokenize": ("jobs.tokenize_images", "encode images into a token store"),
-    "train-generator": ("jobs.train_generator", "train the generator on token stores"),
-    "sample": ("jobs.sample", "draw and decode a set of samples"),
-    "sweep": ("jobs.sweep", "sample and measure many sampler settings: a table, a plot, the best config"),
-    "evaluate": ("jobs.evaluate", "measure reconstructions and samples"),
-    "report": ("jobs.report", "write one HTML page about a run"),
-    "ablate-tokenizer": ("jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any source"),
-    "describe": ("jobs.describe", "parameters, FLOPs and memory of a config"),
-    "verify": ("jobs.verify", "check every byte of a store, and what its parts say against each other; mend it"),
-    "inspect": ("jobs.inspect_store", "show what a token store is, what made it and what its codes are like"),
+    "prepare": ("rdpm.jobs.prepare", "digits: write scikit-learn's digits as image folders"),
+    "train-tokenizer": ("rdpm.jobs.train_tokenizer", "train the tokenizer on a folder of images"),
+    "tokenize": ("rdpm.jobs.tokenize_images", "encode images into a token store"),
+    "train-generator": ("rdpm.jobs.train_generator", "train the generator on token stores"),
+    "sample": ("rdpm.jobs.sample", "draw and decode a set of samples"),
+    "sweep": ("rdpm.jobs.sweep", "sample and measure many sampler settings: a table, a plot, the best config"),
+    "evaluate": ("rdpm.jobs.evaluate", "measure reconstructions and samples"),
+    "report": ("rdpm.jobs.report", "write one HTML page about a run"),
+    "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any source"),
+    "describe": ("rdpm.jobs.describe", "parameters, FLOPs and memory of a config"),
+    "verify": ("rdpm.jobs.verify", "check every byte of a store, and what its parts say against each other; mend it"),
+    "inspect": ("rdpm.jobs.inspect_store", "show what a token store is, what made it and what its codes are like"),
 }
 
 _OPTIONS = "CONFIG.yaml [key=value ...]"
@@ -47,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     if "-h" in rest or "--help" in rest:
         print(f"usage: rdpm {name} {_USAGE.get(name, _OPTIONS)}\n{COMMANDS[name][1]}")
         return 0
-    from pipeline.files import masked, remote_errors
+    from rdpm.pipeline.foundation.files import masked, remote_errors
 
     try:
         importlib.import_module(COMMANDS[name][0]).main(rest)

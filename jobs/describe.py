@@ -5,11 +5,11 @@ import json
 from rich.console import Console
 from rich.table import Table
 
-from jobs.arguments import parse
-from pipeline.config import config_job
-from pipeline.describe import describe_generator, describe_tokenizer
-from pipeline.training.generator import TrainGeneratorConfig
-from pipeline.training.tokenizer import TrainTokenizerConfig
+from rdpm.jobs.arguments import parse
+from rdpm.pipeline.costs.describe import describe_generator, describe_tokenizer
+from rdpm.pipeline.foundation.config import config_job
+from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig
+from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig
 
 JOB = "describe"
 

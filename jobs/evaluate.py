@@ -5,11 +5,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from jobs.arguments import parse, settings_of
-from pipeline import files
-from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, input_digests
-from pipeline.progress import say
-from pipeline.records import begin
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.evaluation.evaluate import EvaluateConfig, evaluate, input_digests
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
 
 JOB = "evaluate"
 Config = EvaluateConfig

@@ -1,11 +1,11 @@
 """rdpm inspect: what a token store is and what made it, in a few lines and on one HTML page."""
 
-from pipeline import files
-from pipeline.inspection import read_contents, render
-from pipeline.progress import say
-from pipeline.tokens.reader import open_store
-from pipeline.verification import tokenizer_of
-from storage_schemas.tokens import KIND
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.reporting.inspection import read_contents, render
+from rdpm.pipeline.stores.reader import open_store
+from rdpm.pipeline.stores.verification import tokenizer_of
+from rdpm.storage_schemas.tokens import KIND
 
 JOB = "inspect"
 

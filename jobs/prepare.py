@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from jobs.arguments import parse, settings_of
-from pipeline import files
-from pipeline.order import permute
-from pipeline.progress import ProgressLine, say
-from pipeline.records import begin
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.permutation import permute
+from rdpm.pipeline.foundation.progress import ProgressLine, say
+from rdpm.pipeline.foundation.records import begin
 
 JOB = "prepare"
 

@@ -1,10 +1,10 @@
 """rdpm report: everything a run left behind to one HTML page."""
 
-from jobs.arguments import parse, settings_of
-from pipeline import files
-from pipeline.evaluation.report import ReportConfig, input_digests, write_report
-from pipeline.progress import say
-from pipeline.records import begin
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.reporting.report import ReportConfig, input_digests, write_report
 
 JOB = "report"
 Config = ReportConfig

@@ -1,12 +1,12 @@
 """rdpm sample: a generator and its tokenizer to a set of images."""
 
-from jobs.arguments import parse, settings_of
-from pipeline.progress import say
-from pipeline.rdpm import open_cards
-from pipeline.records import begin
-from pipeline.sample_files import NAMES
-from pipeline.sampling import SampleConfig, make_plan, sample_sets
-from storage_schemas.manifest import MANIFEST
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.inference.rdpm import open_cards
+from rdpm.pipeline.sampling.formats import NAMES
+from rdpm.pipeline.sampling.stage import SampleConfig, make_plan, sample_sets
+from rdpm.storage_schemas.manifest import MANIFEST
 
 JOB = "sample"
 Config = SampleConfig

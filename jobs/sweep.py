@@ -2,15 +2,15 @@
 
 from dataclasses import replace
 
-from jobs import evaluate, sample
-from jobs.arguments import parse, settings_of
-from pipeline import files
-from pipeline.config import load_config, save_config
-from pipeline.progress import say
-from pipeline.rdpm import open_cards
-from pipeline.records import begin
-from pipeline.sampling import SampleConfig
-from pipeline.sweep import SweepConfig, best, collect, plan_cells, plot, table
+from rdpm.jobs import evaluate, sample
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.config import load_config, save_config
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.inference.rdpm import open_cards
+from rdpm.pipeline.sampling.stage import SampleConfig
+from rdpm.pipeline.studies.sweep import SweepConfig, best, collect, plan_cells, plot, table
 
 JOB = "sweep"
 Config = SweepConfig

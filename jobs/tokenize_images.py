@@ -2,14 +2,14 @@
 
 from contextlib import closing
 
-from jobs.arguments import parse, settings_of
-from pipeline.encoding import EncodeConfig, encode
-from pipeline.exports import read_card
-from pipeline.images.sources.source import open_source
-from pipeline.images.worklist import Worklist
-from pipeline.progress import say
-from pipeline.records import begin, read_record
-from storage_schemas.manifest import MANIFEST
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.exports.exports import read_card
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin, read_record
+from rdpm.pipeline.images.sources.source import open_source
+from rdpm.pipeline.images.worklist import Worklist
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode
+from rdpm.storage_schemas.manifest import MANIFEST
 
 JOB = "tokenize"
 Config = EncodeConfig

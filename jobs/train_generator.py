@@ -1,12 +1,12 @@
 """rdpm train-generator: token stores to a trained generator."""
 
-from jobs.arguments import parse, settings_of
-from pipeline.progress import say
-from pipeline.records import begin
-from pipeline.training.generator import TrainGeneratorConfig, open_inputs, train_generator
-from pipeline.training.launch import launch, under_launcher
-from pipeline.training.ranks import leave_ranks
-from storage_schemas.cards import CARD, WEIGHTS
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig, open_inputs, train_generator
+from rdpm.pipeline.training.launch import launch, under_launcher
+from rdpm.pipeline.training.ranks import leave_ranks
+from rdpm.storage_schemas.cards import CARD, WEIGHTS
 
 JOB = "train-generator"
 Config = TrainGeneratorConfig

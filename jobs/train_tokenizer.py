@@ -1,15 +1,15 @@
 """rdpm train-tokenizer: a folder of images to a trained tokenizer."""
 
-from jobs.arguments import parse, settings_of
-from pipeline.evaluation.features import open_extractor
-from pipeline.evaluation.validation import Validator
-from pipeline.images.listing import list_images
-from pipeline.progress import say
-from pipeline.records import begin
-from pipeline.training.launch import first_rank, launch, under_launcher
-from pipeline.training.ranks import leave_ranks
-from pipeline.training.tokenizer import TrainTokenizerConfig, train_tokenizer
-from storage_schemas.cards import CARD, WEIGHTS
+from rdpm.jobs.arguments import parse, settings_of
+from rdpm.pipeline.evaluation.features import open_extractor
+from rdpm.pipeline.evaluation.validation import Validator
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
+from rdpm.pipeline.training.ranks import leave_ranks
+from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig, train_tokenizer
+from rdpm.storage_schemas.cards import CARD, WEIGHTS
 
 JOB = "train-tokenizer"
 _BATCH = 16

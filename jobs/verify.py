@@ -1,10 +1,10 @@
 """rdpm verify: check every byte of a store against its digests, and what its parts say against each other; mend it."""
 
-from models.tokenizer import Tokenizer
-from pipeline.config import load_config
-from pipeline.progress import say
-from pipeline.tokens.reader import Store, open_store
-from pipeline.verification import Verification, tokenizer_of, verify_store
+from rdpm.models.tokenizer import Tokenizer
+from rdpm.pipeline.foundation.config import load_config
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.stores.reader import Store, open_store
+from rdpm.pipeline.stores.verification import Verification, tokenizer_of, verify_store
 
 JOB = "verify"
 _SHOWN = 10  # classes named one by one
@@ -38,8 +38,8 @@ def _verify(url: str, folder: str, config: tuple[str, list[str]] | None) -> None
 
 
 def _mend(store: Store, found: Verification, path: str, overrides: list[str]) -> None:
-    from pipeline.encoding import EncodeConfig  # with Ray, which checking does not need
-    from pipeline.repair import repair
+    from rdpm.pipeline.stores.repair import repair
+    from rdpm.pipeline.tokenizing.stage import EncodeConfig  # with Ray, which checking does not need
 
     config = load_config(EncodeConfig, "tokenize", path, overrides)
     again = repair(store, found.findings, config)

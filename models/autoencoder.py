@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import attend
+from rdpm.models.attention import attend
 
 
 @dataclass(frozen=True)

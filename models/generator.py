@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.attention import Backend, check_backend
-from models.codebook import check_codebook_size
-from models.transformer import Transformer
+from rdpm.models.attention import Backend, check_backend
+from rdpm.models.codebook import check_codebook_size
+from rdpm.models.transformer import Transformer
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.codebook import Codebook, QuantizerConfig
-from models.schedule import Schedule
+from rdpm.models.codebook import Codebook, QuantizerConfig
+from rdpm.models.schedule import Schedule
 
 NoiseAt = Callable[[int], Float[Tensor, "b d h w"]]
 

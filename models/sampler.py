@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from models.codebook import Codebook
-from models.generator import Generator
-from models.noise import Stream, gumbel, normal
+from rdpm.models.codebook import Codebook
+from rdpm.models.generator import Generator
+from rdpm.models.noise import Stream, gumbel, normal
 
 
 @dataclass(frozen=True)

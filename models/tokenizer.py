@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from models.autoencoder import AutoencoderConfig, Decoder, Encoder
-from models.codebook import QuantizerConfig
-from models.noise import Stream, normal
-from models.quantizer import NoiseAt, Quantization, Quantizer, straight_through
-from models.schedule import Schedule
+from rdpm.models.autoencoder import AutoencoderConfig, Decoder, Encoder
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.noise import Stream, normal
+from rdpm.models.quantizer import NoiseAt, Quantization, Quantizer, straight_through
+from rdpm.models.schedule import Schedule
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from models.attention import Backend, attend
+from rdpm.models.attention import Backend, attend
 
 _EPS = 1e-6
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from storage_schemas.manifest import digest_of
+from rdpm.storage_schemas.manifest import digest_of
 
 SCHEMA_VERSION = 1
 WEIGHTS, CARD = "model.safetensors", "card.json"

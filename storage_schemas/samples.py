@@ -1,6 +1,6 @@
 """The sample store: images drawn by a generator, one row an index."""
 
-from storage_schemas.manifest import ArraySpec
+from rdpm.storage_schemas.manifest import ArraySpec
 
 KIND = "samples"
 INDEX_COLUMNS = ("index", "label", "seed")

@@ -2,7 +2,7 @@
 
 import hashlib
 
-from storage_schemas.manifest import ArraySpec
+from rdpm.storage_schemas.manifest import ArraySpec
 
 KIND = "tokens"
 OK, REJECTED = "ok", "rejected"

@@ -18,20 +18,20 @@ import pytest
 import torch
 from PIL import Image
 
-from models.autoencoder import AutoencoderConfig
-from models.codebook import QuantizerConfig
-from models.generator import Generator, GeneratorConfig
-from models.noise import NOISE_VERSION
-from models.schedule import Schedule
-from models.tokenizer import Tokenizer, TokenizerConfig
-from pipeline import files
-from pipeline.config import to_dict
-from pipeline.exports import save_export
-from pipeline.tokens.reader import Store
-from pipeline.tokens.writer import publish, start_store, write_shard
-from storage_schemas.cards import ModelCard
-from storage_schemas.manifest import Plan, canonical_json
-from storage_schemas.tokens import OK, REJECTED, noise_seed, token_arrays
+from rdpm.models.autoencoder import AutoencoderConfig
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.generator import Generator, GeneratorConfig
+from rdpm.models.noise import NOISE_VERSION
+from rdpm.models.schedule import Schedule
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.pipeline.exports.exports import save_export
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.config import to_dict
+from rdpm.pipeline.stores.reader import Store
+from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.storage_schemas.cards import ModelCard
+from rdpm.storage_schemas.manifest import Plan, canonical_json
+from rdpm.storage_schemas.tokens import OK, REJECTED, noise_seed, token_arrays
 
 torch.set_num_threads(1)
 

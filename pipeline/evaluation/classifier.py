@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.noise import Stream, child_seeds, normal, uniform
-from models.tokenizer import from_pixels
-from pipeline.order import rows_at
-from pipeline.progress import ProgressLine
+from rdpm.models.noise import Stream, child_seeds, normal, uniform
+from rdpm.models.tokenizer import from_pixels
+from rdpm.pipeline.foundation.permutation import rows_at
+from rdpm.pipeline.foundation.progress import ProgressLine
 
 CLASSIFIER_VERSION = 1
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.special import log_softmax
 
-from pipeline.order import permute
+from rdpm.pipeline.foundation.permutation import permute
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ import time
 import numpy as np
 import torch
 
-from models.losses import PerceptualLoss
-from pipeline import files
-from pipeline.evaluation.distribution import balanced_draws
-from pipeline.evaluation.feature_statistics import (
+from rdpm.models.losses import PerceptualLoss
+from rdpm.pipeline.evaluation.distribution import balanced_draws
+from rdpm.pipeline.evaluation.feature_statistics import (
     SPLIT_IMAGES,
     Statistics,
     describe,
@@ -21,18 +20,19 @@ from pipeline.evaluation.feature_statistics import (
     open_reference,
     reference_digest,
 )
-from pipeline.evaluation.inputs import EvaluateConfig, Inputs, input_digests, open_inputs
-from pipeline.evaluation.manifold import Precision, float16_holds
-from pipeline.evaluation.measures import (
+from rdpm.pipeline.evaluation.inputs import EvaluateConfig, Inputs, input_digests, open_inputs
+from rdpm.pipeline.evaluation.manifold import Precision, float16_holds
+from rdpm.pipeline.evaluation.measures import (
     accuracy,
     held_out_metrics,
     novelty_metrics,
     sample_metrics,
     tokenizer_metrics,
 )
-from pipeline.evaluation.protocol import Metrics, protocol
-from pipeline.progress import say
-from pipeline.records import read_record
+from rdpm.pipeline.evaluation.protocol import Metrics, protocol
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import read_record
 
 __all__ = ["EvaluateConfig", "evaluate", "input_digests"]
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
-from pipeline.evaluation.distribution import Moments, RunningMoments, RunningScore
-from pipeline.evaluation.features import Extractor, InceptionExtractor
-from pipeline.evaluation.image_sets import ArchiveImages, Chunk, FolderImages, ImageSet, open_archive, watched
-from pipeline.images.listing import list_images
-from pipeline.progress import say
-from storage_schemas.manifest import digest_of
+from rdpm.pipeline.evaluation.distribution import Moments, RunningMoments, RunningScore
+from rdpm.pipeline.evaluation.features import Extractor, InceptionExtractor
+from rdpm.pipeline.evaluation.image_sets import ArchiveImages, Chunk, FolderImages, ImageSet, open_archive, watched
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.images.listing import list_images
+from rdpm.storage_schemas.manifest import digest_of
 
 PROTOCOL_VERSION = 1  # of how images become statistics; raised when the same images would give others
 INCEPTION_FEATURES = 2048

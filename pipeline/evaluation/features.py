@@ -17,11 +17,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from models.tokenizer import from_pixels
-from pipeline import files
-from pipeline.config import to_dict
-from pipeline.evaluation.classifier import CLASSIFIER_VERSION, Classifier, ClassifierConfig, train_classifier
-from storage_schemas.manifest import digest_of
+from rdpm.models.tokenizer import from_pixels
+from rdpm.pipeline.evaluation.classifier import CLASSIFIER_VERSION, Classifier, ClassifierConfig, train_classifier
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.config import to_dict
+from rdpm.storage_schemas.manifest import digest_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_PREFIX = "6726825d"

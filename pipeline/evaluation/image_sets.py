@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import files
-from pipeline.images.decode import Reject, center_view, open_picture
-from pipeline.images.listing import list_images
-from pipeline.images.sources.entry import SUFFIXES
-from pipeline.progress import ProgressLine
-from pipeline.tokens.reader import open_store
-from storage_schemas.manifest import MANIFEST, PLAN, digest_of
-from storage_schemas.samples import KIND
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import ProgressLine
+from rdpm.pipeline.images.decode import Reject, center_view, open_picture
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.images.sources.entry import SUFFIXES
+from rdpm.pipeline.stores.reader import open_store
+from rdpm.storage_schemas.manifest import MANIFEST, PLAN, digest_of
+from rdpm.storage_schemas.samples import KIND
 
 CHUNK = 250
 

@@ -4,19 +4,26 @@ import posixpath
 from dataclasses import dataclass
 from typing import Any
 
-from models.tokenizer import Tokenizer
-from pipeline.evaluation.classifier import ClassifierConfig
-from pipeline.evaluation.feature_statistics import reference_digest
-from pipeline.evaluation.features import (
+from rdpm.models.tokenizer import Tokenizer
+from rdpm.pipeline.evaluation.classifier import ClassifierConfig
+from rdpm.pipeline.evaluation.feature_statistics import reference_digest
+from rdpm.pipeline.evaluation.features import (
     ClassifierExtractor,
     Extractor,
     load_or_train_classifier,
     open_extractor,
 )
-from pipeline.evaluation.image_sets import CHUNK, ArchiveImages, FolderImages, PictureImages, StoreImages, open_samples
-from pipeline.evaluation.protocol import NEIGHBOURS
-from pipeline.evaluation.splits import check_classes, check_tokenizer, hold
-from pipeline.exports import load_tokenizer, read_card
+from rdpm.pipeline.evaluation.image_sets import (
+    CHUNK,
+    ArchiveImages,
+    FolderImages,
+    PictureImages,
+    StoreImages,
+    open_samples,
+)
+from rdpm.pipeline.evaluation.protocol import NEIGHBOURS
+from rdpm.pipeline.evaluation.splits import check_classes, check_tokenizer, hold
+from rdpm.pipeline.exports.exports import load_tokenizer, read_card
 
 SMALLEST_PERCEPTUAL = 16  # VGG16 halves an image four times
 

@@ -2,16 +2,16 @@
 
 import numpy as np
 
-from models.losses import PerceptualLoss
-from models.tokenizer import Tokenizer
-from pipeline.evaluation.distribution import frechet_distance, moments
-from pipeline.evaluation.feature_statistics import RunningStatistics, Statistics
-from pipeline.evaluation.features import Extractor
-from pipeline.evaluation.image_sets import Chunk, ImageSet, watched
-from pipeline.evaluation.manifold import Precision, precision_recall
-from pipeline.evaluation.novelty import nearest_distance, thumbnails
-from pipeline.evaluation.protocol import NEIGHBOURS, Metrics
-from pipeline.evaluation.reconstruction import (
+from rdpm.models.losses import PerceptualLoss
+from rdpm.models.tokenizer import Tokenizer
+from rdpm.pipeline.evaluation.distribution import frechet_distance, moments
+from rdpm.pipeline.evaluation.feature_statistics import RunningStatistics, Statistics
+from rdpm.pipeline.evaluation.features import Extractor
+from rdpm.pipeline.evaluation.image_sets import Chunk, ImageSet, watched
+from rdpm.pipeline.evaluation.manifold import Precision, precision_recall
+from rdpm.pipeline.evaluation.novelty import nearest_distance, thumbnails
+from rdpm.pipeline.evaluation.protocol import NEIGHBOURS, Metrics
+from rdpm.pipeline.evaluation.reconstruction import (
     RunningFidelity,
     code_counts,
     decode_codes,

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 
-from models.losses import PerceptualLoss
-from models.noise import child_seeds
-from models.tokenizer import Tokenizer, from_pixels, to_pixels
+from rdpm.models.losses import PerceptualLoss
+from rdpm.models.noise import child_seeds
+from rdpm.models.tokenizer import Tokenizer, from_pixels, to_pixels
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _UNIFORM: dict[str, Any] = {"win_size": 7}

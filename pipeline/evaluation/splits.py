@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from models.tokenizer import TokenizerConfig
-from pipeline.evaluation.image_sets import FolderImages
-from pipeline.tokens.reader import Store, open_store
-from storage_schemas.cards import ModelCard
-from storage_schemas.samples import KIND
+from rdpm.models.tokenizer import TokenizerConfig
+from rdpm.pipeline.evaluation.image_sets import FolderImages
+from rdpm.pipeline.stores.reader import Store, open_store
+from rdpm.storage_schemas.cards import ModelCard
+from rdpm.storage_schemas.samples import KIND
 
 
 @dataclass(frozen=True)

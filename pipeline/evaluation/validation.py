@@ -3,12 +3,12 @@
 import numpy as np
 from torch import Tensor
 
-from models.losses import PerceptualLoss
-from models.tokenizer import Tokenizer, TokenizerConfig
-from pipeline.evaluation.distribution import frechet_of
-from pipeline.evaluation.features import Extractor
-from pipeline.evaluation.reconstruction import decode_codes, encode_images, lpips, psnr, ssim
-from pipeline.evaluation.splits import load_split
+from rdpm.models.losses import PerceptualLoss
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.pipeline.evaluation.distribution import frechet_of
+from rdpm.pipeline.evaluation.features import Extractor
+from rdpm.pipeline.evaluation.reconstruction import decode_codes, encode_images, lpips, psnr, ssim
+from rdpm.pipeline.evaluation.splits import load_split
 
 _SHOWN, _BATCH = 8, 16
 

@@ -15,12 +15,12 @@ from itertools import groupby, islice, zip_longest
 
 import pyarrow as pa
 
-from pipeline import files
-from pipeline.images.decode import Reject
-from pipeline.images.sources import parquet
-from pipeline.images.sources.entry import Entry
-from pipeline.images.sources.source import Source, open_source
-from storage_schemas.manifest import canonical_json
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.decode import Reject
+from rdpm.pipeline.images.sources import parquet
+from rdpm.pipeline.images.sources.entry import Entry
+from rdpm.pipeline.images.sources.source import Source, open_source
+from rdpm.storage_schemas.manifest import canonical_json
 
 SCHEMA = pa.schema(
     {

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from models.noise import Stream, child_seeds, uniform
-from models.tokenizer import from_pixels
-from pipeline.images.decode import Reject, random_view
-from pipeline.images.listing import Listing
-from pipeline.order import batch_positions, rows_at
+from rdpm.models.noise import Stream, child_seeds, uniform
+from rdpm.models.tokenizer import from_pixels
+from rdpm.pipeline.foundation.permutation import batch_positions, rows_at
+from rdpm.pipeline.images.decode import Reject, random_view
+from rdpm.pipeline.images.listing import Listing
 
 _MOST_NEIGHBOURS = 100
 

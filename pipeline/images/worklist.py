@@ -13,10 +13,10 @@ from dataclasses import asdict, dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import files
-from pipeline.images.listing import SCHEMA, Catalog
-from pipeline.images.sources.source import open_source
-from storage_schemas.manifest import digest_of, shard_name
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.listing import SCHEMA, Catalog
+from rdpm.pipeline.images.sources.source import open_source
+from rdpm.storage_schemas.manifest import digest_of, shard_name
 
 FOLDER, _SUMMARY = ".listing", "summary.json"
 

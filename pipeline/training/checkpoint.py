@@ -20,10 +20,10 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from pipeline import files
-from pipeline.training.engine import Engine
-from pipeline.training.ranks import Ranks, barrier, gather
-from storage_schemas.manifest import ObjectDigest, canonical_json
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.ranks import Ranks, barrier, gather
+from rdpm.storage_schemas.manifest import ObjectDigest, canonical_json
 
 _WHOLE = "checkpoint.json"
 _PART_BYTES = 1 << 30

@@ -13,8 +13,8 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pipeline.training.launch import end_with_launcher
-from pipeline.training.ranks import Ranks
+from rdpm.pipeline.training.launch import end_with_launcher
+from rdpm.pipeline.training.ranks import Ranks
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ def launch(ranks: int, arguments: list[str]) -> None:
     os.environ[_STARTED_HERE] = "1"
     config = LaunchConfig(1, 1, ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "jobs.cli", *arguments)
+        elastic_launch(config, sys.executable)("-u", "-m", "rdpm", *arguments)
     except SignalException as stopped:
         sys.exit(128 + stopped.sigval)
     except ChildFailedError as failed:

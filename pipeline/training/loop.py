@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import torch
 
-from pipeline.log import TrainingLog
-from pipeline.progress import ProgressLine, say
-from pipeline.training.checkpoint import Checkpoints
-from pipeline.training.engine import Engine
-from pipeline.training.ranks import Ranks, any_rank, leave_ranks
+from rdpm.pipeline.foundation.progress import ProgressLine, say
+from rdpm.pipeline.training.checkpoint import Checkpoints
+from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.log import TrainingLog
+from rdpm.pipeline.training.ranks import Ranks, any_rank, leave_ranks
 
 _STOPPED = 128 + signal.SIGTERM
 

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from models.tokenizer import TokenizerConfig
-from pipeline.training.ranks import mean_over_ranks, sum_over_ranks
+from rdpm.models.tokenizer import TokenizerConfig
+from rdpm.pipeline.training.ranks import mean_over_ranks, sum_over_ranks
 
 # Dense bfloat16 FLOP/s by what CUDA calls the device, from the vendor's data sheets.
 _PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}

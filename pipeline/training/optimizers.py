@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import nn
 
-from models.ema import AdamWithEMA
+from rdpm.pipeline.training.ema import AdamWithEMA
 
 
 @dataclass(frozen=True)

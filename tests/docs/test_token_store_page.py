@@ -7,11 +7,11 @@ import subprocess
 import numpy as np
 import pytest
 
-from pipeline import files
-from pipeline.tokens.layout import fill_value
-from pipeline.tokens.writer import publish, start_store, write_shard
-from storage_schemas.manifest import Plan
-from storage_schemas.tokens import token_arrays
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.stores.layout import fill_value
+from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.storage_schemas.manifest import Plan
+from rdpm.storage_schemas.tokens import token_arrays
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.cli import COMMANDS, main
+from rdpm.jobs.cli import COMMANDS, main
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
@@ -19,7 +19,7 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 LOADED = """
 import importlib, json, os, runpy, sys, traceback
 for name in ("describe", "sample", "tokenize_images", "train_generator", "train_tokenizer", "verify"):
-    importlib.import_module(f"jobs.{name}")
+    importlib.import_module(f"rdpm.jobs.{name}")
 for line in sys.stdin:
     arguments, folder = json.loads(line)
     child = os.fork()
@@ -28,7 +28,7 @@ for line in sys.stdin:
             os.dup2(os.open(f"{folder}/{name}", os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
         sys.argv = ["rdpm", *arguments]
         try:
-            runpy.run_module("jobs.cli", run_name="__main__", alter_sys=True)
+            runpy.run_module("rdpm", run_name="__main__", alter_sys=True)
         except SystemExit as ended:
             code = ended.code
         except BaseException:
@@ -51,10 +51,10 @@ class Ended:
 
 @pytest.fixture(scope="module")
 def rdpm(python, repository):
-    """Run `python -m jobs.cli` with these arguments."""
+    """Run `python -m rdpm` with these arguments."""
 
     def run(*arguments: str) -> Ended:
-        command = [*python, "-m", "jobs.cli", *arguments]
+        command = [*python, "-m", "rdpm", *arguments]
         done = subprocess.run(
             command, cwd=repository, env=ENVIRONMENT, capture_output=True, text=True, timeout=120, check=False
         )
@@ -130,7 +130,7 @@ def test_help_of_a_command_says_what_it_does_and_runs_nothing(rdpm):
 
 
 def test_help_loads_nothing_heavy(python, repository):
-    code = "import jobs.cli, sys; jobs.cli.main(['--help']); jobs.cli.main(['sample', '-h']); print(*sys.modules)"
+    code = "import sys; from rdpm.jobs.cli import main; main(['--help']); main(['sample', '-h']); print(*sys.modules)"
     done = subprocess.run([*python, "-c", code], cwd=repository, capture_output=True, text=True, check=True)
     assert not {"torch", "ray", "deepspeed", "zarr", "pyarrow", "fsspec"} & set(done.stdout.split())
 

@@ -7,11 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.autoencoder import AutoencoderConfig
-from models.codebook import QuantizerConfig
-from models.generator import Generator, GeneratorConfig
-from models.schedule import Schedule
-from models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.models.autoencoder import AutoencoderConfig
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.generator import Generator, GeneratorConfig
+from rdpm.models.schedule import Schedule
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 import torch
 
-from models.attention import attend, check_backend
+from rdpm.models.attention import attend, check_backend
 
 HAS_FLASH = importlib.util.find_spec("flash_attn") is not None
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.autoencoder import AttentionBlock, AutoencoderConfig, Decoder, Encoder, ResidualBlock
+from rdpm.models.autoencoder import AttentionBlock, AutoencoderConfig, Decoder, Encoder, ResidualBlock
 
 SMALL = AutoencoderConfig(channels=8, multipliers=(1, 2, 2), num_res_blocks=1, attention_factors=(4,), groups=4)
 DIM = 6

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from models.codebook import Codebook, QuantizerConfig
-from models.quantizer import Quantizer
-from models.schedule import Schedule
+from rdpm.models.codebook import Codebook, QuantizerConfig
+from rdpm.models.quantizer import Quantizer
+from rdpm.models.schedule import Schedule
 
 K, D = 6, 3
 

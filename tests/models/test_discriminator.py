@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.discriminator import Discriminator, DiscriminatorConfig, DiscriminatorLoss
+from rdpm.models.discriminator import Discriminator, DiscriminatorConfig, DiscriminatorLoss
 
 
 @pytest.mark.parametrize("channels", [1, 3])

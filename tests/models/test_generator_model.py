@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from models.codebook import Codebook, QuantizerConfig
-from models.generator import Generator, GeneratorConfig, code_loss, step_embedding
+from rdpm.models.codebook import Codebook, QuantizerConfig
+from rdpm.models.generator import Generator, GeneratorConfig, code_loss, step_embedding
 
 
 def make_inputs(b=4):

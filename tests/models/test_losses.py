@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
-import models.losses as losses_module
-from models.autoencoder import AutoencoderConfig, Decoder
-from models.discriminator import Discriminator, DiscriminatorConfig
-from models.losses import (
+import rdpm.models.losses as losses_module
+from rdpm.models.autoencoder import AutoencoderConfig, Decoder
+from rdpm.models.discriminator import Discriminator, DiscriminatorConfig
+from rdpm.models.losses import (
     PerceptualLoss,
     adaptive_weight,
     discriminator_hinge,

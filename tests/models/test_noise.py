@@ -9,8 +9,8 @@ from itertools import product
 import pytest
 import torch
 
-import models.noise as noise_module
-from models.noise import (
+import rdpm.models.noise as noise_module
+from rdpm.models.noise import (
     NOISE_VERSION,
     Stream,
     child_seeds,

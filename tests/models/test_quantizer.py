@@ -4,11 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import models.codebook as codebook_module
-from models.codebook import Codebook, QuantizerConfig
-from models.noise import Stream, normal
-from models.quantizer import Quantizer, mix, straight_through
-from models.schedule import Schedule
+import rdpm.models.codebook as codebook_module
+from rdpm.models.codebook import Codebook, QuantizerConfig
+from rdpm.models.noise import Stream, normal
+from rdpm.models.quantizer import Quantizer, mix, straight_through
+from rdpm.models.schedule import Schedule
 
 bias_on_and_off = pytest.mark.parametrize("bias", [True, False], ids=["bias", "plain"])
 

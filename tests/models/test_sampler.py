@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from models.noise import Stream, child_seeds, gumbel, normal
-from models.sampler import (
+from rdpm.models.noise import Stream, child_seeds, gumbel, normal
+from rdpm.models.sampler import (
     PRESETS,
     Known,
     SamplerConfig,

@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from models.schedule import Schedule
+from rdpm.models.schedule import Schedule
 
 STEPS = (1, 2, 3, 10, 14, 20, 100)
 SCHEDULES = [

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from models.autoencoder import AutoencoderConfig
-from models.tokenizer import TokenizerConfig, from_pixels, to_pixels
+from rdpm.models.autoencoder import AutoencoderConfig
+from rdpm.models.tokenizer import TokenizerConfig, from_pixels, to_pixels
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from models.transformer import Block, Transformer, modulate, position_embedding, rotary_angles, rotate
+from rdpm.models.transformer import Block, Transformer, modulate, position_embedding, rotary_angles, rotate
 
 DEPTH, GRID = 2, 4
 

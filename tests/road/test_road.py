@@ -55,7 +55,7 @@ def commands(run: Path) -> dict[str, list[str]]:
 
 def start(job: str, arguments: list[str]) -> subprocess.Popen:
     """A job in a process group of its own, so that it can be killed with everything it started."""
-    command = [sys.executable, "-m", "jobs.cli", job, *arguments]
+    command = [sys.executable, "-m", "rdpm", job, *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from storage_schemas.manifest import (
+from rdpm.storage_schemas.manifest import (
     SCHEMA_VERSION,
     ArraySpec,
     Commit,
@@ -18,8 +18,8 @@ from storage_schemas.manifest import (
     plan_from_json,
     to_json,
 )
-from storage_schemas.samples import sample_arrays
-from storage_schemas.tokens import noise_seed, token_arrays
+from rdpm.storage_schemas.samples import sample_arrays
+from rdpm.storage_schemas.tokens import noise_seed, token_arrays
 
 PLAN = Plan(
     "tokens", 70, 32, 8, token_arrays(10, (8, 4, 4), True, True), {"classes": ["ä", "b"], "tokenizer": {"depth": 2}}

@@ -10,8 +10,8 @@ import tarfile
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from pipeline import files
-from pipeline.images.sources.entry import Entry, is_image
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.sources.entry import Entry, is_image
 
 _BLOCK = 512
 

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from pipeline import files
-from pipeline.images.sources.entry import Entry, is_image
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.sources.entry import Entry, is_image
 
 
 def entries(root: str) -> Iterator[Entry]:

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline import files
-from pipeline.images.sources.entry import Entry
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.sources.entry import Entry
 
 _BATCH = 64  # rows decoded at once, so that memory does not grow with the row group
 _LABELS, _KEYS = ("label", "labels", "cls", "class"), ("key", "__key__", "file_name", "filename")

@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from pipeline import files
-from pipeline.images.sources import archive, folder, parquet
-from pipeline.images.sources.entry import Entry
-from storage_schemas.manifest import digest_of
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.sources import archive, folder, parquet
+from rdpm.pipeline.images.sources.entry import Entry
+from rdpm.storage_schemas.manifest import digest_of
 
 _WANTED = "give a folder of class folders, or tar files, or Parquet files"
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipeline.evaluation import features
-from pipeline.evaluation.features import InceptionExtractor
+from rdpm.pipeline.evaluation import features
+from rdpm.pipeline.evaluation.features import InceptionExtractor
 
 
 @pytest.fixture(scope="session")

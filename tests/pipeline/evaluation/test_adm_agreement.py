@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 from scipy.spatial.distance import cdist
 
-from pipeline.evaluation.distribution import Moments, frechet_distance
-from pipeline.evaluation.feature_statistics import Statistics, describe
-from pipeline.evaluation.features import InceptionExtractor
-from pipeline.evaluation.image_sets import ArchiveImages
-from pipeline.evaluation.manifold import precision_recall
+from rdpm.pipeline.evaluation.distribution import Moments, frechet_distance
+from rdpm.pipeline.evaluation.feature_statistics import Statistics, describe
+from rdpm.pipeline.evaluation.features import InceptionExtractor
+from rdpm.pipeline.evaluation.image_sets import ArchiveImages
+from rdpm.pipeline.evaluation.manifold import precision_recall
 from tests.pipeline.evaluation import adm_formulas as adm
 
 IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "60"))

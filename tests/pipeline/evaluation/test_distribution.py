@@ -5,7 +5,7 @@ import pytest
 import scipy.linalg
 from sklearn.datasets import load_digits
 
-from pipeline.evaluation.distribution import (
+from rdpm.pipeline.evaluation.distribution import (
     Moments,
     RunningScore,
     balanced_draws,

@@ -4,9 +4,9 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from pipeline.evaluation.classifier import ClassifierConfig, shifted, train_classifier
-from pipeline.evaluation.features import ClassifierExtractor, load_or_train_classifier
-from pipeline.order import permute
+from rdpm.pipeline.evaluation.classifier import ClassifierConfig, shifted, train_classifier
+from rdpm.pipeline.evaluation.features import ClassifierExtractor, load_or_train_classifier
+from rdpm.pipeline.foundation.permutation import permute
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_a_kept_classifier_is_found_again_and_only_for_its_images(digits, tmp_pa
     first = load_or_train_classifier(str(tmp_path), config, pixels[:20], labels[:20], 0)
     load_or_train_classifier(str(tmp_path), config, pixels[1:21], labels[1:21], 0)
     assert len(list(tmp_path.iterdir())) == 2
-    monkeypatch.setattr("pipeline.evaluation.features.train_classifier", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("rdpm.pipeline.evaluation.features.train_classifier", lambda *_: pytest.fail("trained again"))
     second = load_or_train_classifier(str(tmp_path), config, pixels[:20], labels[:20], 0)
     assert ClassifierExtractor(first, 4).digest == ClassifierExtractor(second, 4).digest
 

@@ -13,25 +13,23 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import jobs.evaluate
-import jobs.report
-from models.autoencoder import AutoencoderConfig
-from models.codebook import QuantizerConfig
-from models.generator import Generator, GeneratorConfig
-from models.tokenizer import Tokenizer, TokenizerConfig
-from pipeline import files, records
-from pipeline.evaluation import inputs as stage
-from pipeline.evaluation.classifier import ClassifierConfig
-from pipeline.evaluation.distribution import Moments
-from pipeline.evaluation.evaluate import EvaluateConfig, evaluate, warnings_of
-from pipeline.evaluation.feature_statistics import Statistics
-from pipeline.evaluation.reconstruction import encode_images
-from pipeline.evaluation.report import ReportConfig
-from pipeline.exports import read_card, save_export
-from pipeline.tokens.writer import publish, start_store, write_shard
-from storage_schemas.manifest import Plan
-from storage_schemas.samples import sample_arrays
-from storage_schemas.tokens import token_arrays
+from rdpm.models.autoencoder import AutoencoderConfig
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.generator import Generator, GeneratorConfig
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.pipeline.evaluation import inputs as stage
+from rdpm.pipeline.evaluation.classifier import ClassifierConfig
+from rdpm.pipeline.evaluation.distribution import Moments
+from rdpm.pipeline.evaluation.evaluate import EvaluateConfig, evaluate, warnings_of
+from rdpm.pipeline.evaluation.feature_statistics import Statistics
+from rdpm.pipeline.evaluation.reconstruction import encode_images
+from rdpm.pipeline.exports.exports import read_card, save_export
+from rdpm.pipeline.foundation import files, records
+from rdpm.pipeline.reporting.report import ReportConfig
+from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.storage_schemas.manifest import Plan
+from rdpm.storage_schemas.samples import sample_arrays
+from rdpm.storage_schemas.tokens import token_arrays
 
 CLASSES = ("0", "1", "<b>&2")
 TRAIN, HELD_OUT, DRAWN = 20, 5, 10  # images a class

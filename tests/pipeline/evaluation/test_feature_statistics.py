@@ -8,13 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.evaluation import feature_statistics, image_sets
-from pipeline.evaluation.classifier import Classifier, ClassifierConfig, initialize
-from pipeline.evaluation.distribution import frechet_distance, inception_score
-from pipeline.evaluation.feature_statistics import describe, describe_once, load_statistics, open_reference
-from pipeline.evaluation.features import ClassifierExtractor, Extractor
-from pipeline.evaluation.image_sets import ArchiveImages
-from pipeline.evaluation.manifold import precision_recall
+from rdpm.pipeline.evaluation import feature_statistics, image_sets
+from rdpm.pipeline.evaluation.classifier import Classifier, ClassifierConfig, initialize
+from rdpm.pipeline.evaluation.distribution import frechet_distance, inception_score
+from rdpm.pipeline.evaluation.feature_statistics import describe, describe_once, load_statistics, open_reference
+from rdpm.pipeline.evaluation.features import ClassifierExtractor, Extractor
+from rdpm.pipeline.evaluation.image_sets import ArchiveImages
+from rdpm.pipeline.evaluation.manifold import precision_recall
 from tests.pipeline.evaluation import adm_formulas as adm
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.evaluation.classifier import Classifier, ClassifierConfig
-from pipeline.evaluation.features import INCEPTION_FILE, ClassifierExtractor, FileExtractor, InceptionExtractor
+from rdpm.pipeline.evaluation.classifier import Classifier, ClassifierConfig
+from rdpm.pipeline.evaluation.features import INCEPTION_FILE, ClassifierExtractor, FileExtractor, InceptionExtractor
 
 
 def _images(n, size=8, channels=1):

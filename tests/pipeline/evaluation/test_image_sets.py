@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.evaluation import image_sets
-from pipeline.evaluation.image_sets import ArchiveImages, FolderImages, PictureImages, StoreImages, open_samples
-from pipeline.tokens.writer import publish, start_store, write_shard
-from storage_schemas.manifest import Plan
-from storage_schemas.samples import sample_arrays
+from rdpm.pipeline.evaluation import image_sets
+from rdpm.pipeline.evaluation.image_sets import ArchiveImages, FolderImages, PictureImages, StoreImages, open_samples
+from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.storage_schemas.manifest import Plan
+from rdpm.storage_schemas.samples import sample_arrays
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation.manifold import float16_holds, precision_recall
+from rdpm.pipeline.evaluation.manifold import float16_holds, precision_recall
 
 
 @pytest.fixture

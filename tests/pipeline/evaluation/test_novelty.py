@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from pipeline.evaluation import novelty
-from pipeline.evaluation.novelty import nearest, nearest_distance, thumbnails
+from rdpm.pipeline.evaluation import novelty
+from rdpm.pipeline.evaluation.novelty import nearest, nearest_distance, thumbnails
 
 
 def _images(seed, n, size, channels=1):

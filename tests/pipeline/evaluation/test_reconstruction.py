@@ -5,19 +5,19 @@ import pytest
 import torch
 from torchvision.models.vgg import cfgs, make_layers
 
-from models import losses
-from models.autoencoder import AutoencoderConfig
-from models.codebook import QuantizerConfig
-from models.noise import child_seeds
-from models.tokenizer import Tokenizer, TokenizerConfig, from_pixels, to_pixels
-from pipeline.evaluation import image_sets
-from pipeline.evaluation.classifier import Classifier, ClassifierConfig
-from pipeline.evaluation.distribution import frechet_of
-from pipeline.evaluation.feature_statistics import describe
-from pipeline.evaluation.features import ClassifierExtractor
-from pipeline.evaluation.image_sets import ArchiveImages
-from pipeline.evaluation.measures import tokenizer_metrics
-from pipeline.evaluation.reconstruction import (
+from rdpm.models import losses
+from rdpm.models.autoencoder import AutoencoderConfig
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.noise import child_seeds
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig, from_pixels, to_pixels
+from rdpm.pipeline.evaluation import image_sets
+from rdpm.pipeline.evaluation.classifier import Classifier, ClassifierConfig
+from rdpm.pipeline.evaluation.distribution import frechet_of
+from rdpm.pipeline.evaluation.feature_statistics import describe
+from rdpm.pipeline.evaluation.features import ClassifierExtractor
+from rdpm.pipeline.evaluation.image_sets import ArchiveImages
+from rdpm.pipeline.evaluation.measures import tokenizer_metrics
+from rdpm.pipeline.evaluation.reconstruction import (
     PAIRS,
     POOLED,
     RunningFidelity,

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from pipeline.images import decode
-from pipeline.images.decode import (
+from rdpm.pipeline.images import decode
+from rdpm.pipeline.images.decode import (
     VIEWS,
     Reject,
     center_view,

@@ -5,8 +5,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pipeline.images.listing import list_images
-from pipeline.images.stream import ImageStream
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.images.stream import ImageStream
 
 BATCHES = 7  # of 8 images out of 24: two epochs and a piece of the third
 

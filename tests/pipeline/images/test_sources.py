@@ -7,10 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pipeline import files
-from pipeline.images.decode import Reject
-from pipeline.images.listing import Catalog, Listing, list_images, read_images
-from pipeline.images.sources.source import open_source
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.decode import Reject
+from rdpm.pipeline.images.listing import Catalog, Listing, list_images, read_images
+from rdpm.pipeline.images.sources.source import open_source
 
 
 def picture(fmt: str = "PNG", size: int = 4, level: int = 0) -> bytes:
@@ -177,7 +177,7 @@ def test_classes_that_are_numbers_are_sorted_as_numbers(root):
 
 def test_the_listing_of_batches_is_the_listing_in_memory(tmp_path, monkeypatch):
     lay(str(tmp_path), *(f"{n % 3}/{n}.png" for n in range(20)))
-    monkeypatch.setattr("pipeline.images.listing._BATCH", 7)
+    monkeypatch.setattr("rdpm.pipeline.images.listing._BATCH", 7)
     catalog = Catalog(open_source(str(tmp_path)))
     batches = list(catalog.batches())
     assert [len(batch) for batch in batches] == [7, 7, 6]

@@ -7,9 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from pipeline import files
-from pipeline.images.listing import list_images
-from pipeline.images.worklist import ListingGone, Worklist, read_worklist, remove_worklists
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.images.worklist import ListingGone, Worklist, read_worklist, remove_worklists
 
 
 @pytest.fixture
@@ -19,7 +19,7 @@ def shards() -> dict[int, range]:
 
 
 def test_shards_together_are_the_listing(digit_folder, tmp_path, shards, monkeypatch):
-    monkeypatch.setattr("pipeline.images.listing._BATCH", 3)
+    monkeypatch.setattr("rdpm.pipeline.images.listing._BATCH", 3)
     whole = list_images(digit_folder).table
     with closing(Worklist(digit_folder, str(tmp_path))) as worklist:
         assert worklist.summary.images == len(whole) == 24
@@ -40,7 +40,7 @@ def test_a_restart_takes_up_a_whole_listing_of_the_same_containers(digit_folder,
     source, store = tar_of(digit_folder, tmp_path / "images"), str(tmp_path / "store")
     with closing(Worklist(source, store)) as first:
         first.write(shards)
-    monkeypatch.setattr("pipeline.images.worklist.Catalog", lambda source: pytest.fail("listed again"))
+    monkeypatch.setattr("rdpm.pipeline.images.worklist.Catalog", lambda source: pytest.fail("listed again"))
     with closing(Worklist(source, store)) as again:
         assert again.summary == first.summary
         again.write({shard: shards[shard] for shard in (1, 4)})
@@ -83,10 +83,10 @@ def test_containers_that_changed_under_their_names_are_refused_where_it_shows(di
 PLANNING = """
 import json, resource, sys, tempfile
 from contextlib import closing
-import pipeline.encoding
-from pipeline.images import worklist
-from pipeline.images.sources.entry import Entry
-from pipeline.images.sources.source import Source
+import rdpm.pipeline.tokenizing.stage
+from rdpm.pipeline.images import worklist
+from rdpm.pipeline.images.sources.entry import Entry
+from rdpm.pipeline.images.sources.source import Source
 
 def entries():
     for i in range(images):

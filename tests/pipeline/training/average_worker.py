@@ -8,11 +8,11 @@ import json
 import torch
 import torch.distributed as dist
 
-from models.generator import GeneratorConfig
-from pipeline.training.engine import Engine, EngineConfig, join_ranks
-from pipeline.training.generator import GeneratorLoss
-from pipeline.training.optimizers import OptimizerConfig, adamw
-from pipeline.training.ranks import leave_ranks
+from rdpm.models.generator import GeneratorConfig
+from rdpm.pipeline.training.engine import Engine, EngineConfig, join_ranks
+from rdpm.pipeline.training.generator.stage import GeneratorLoss
+from rdpm.pipeline.training.optimizers import OptimizerConfig, adamw
+from rdpm.pipeline.training.ranks import leave_ranks
 
 STEPS, MICRO, CLIP, RATE = 6, 4, 1.0, 1e-3
 SPACE = GeneratorConfig(depth=2, num_classes=3, num_steps=4, codebook_size=16, code_dim=4, grid=2)

@@ -9,16 +9,16 @@ import json
 import torch
 import torch.distributed as dist
 
-from models.autoencoder import AutoencoderConfig
-from models.codebook import QuantizerConfig
-from models.discriminator import DiscriminatorConfig, DiscriminatorLoss
-from models.losses import discriminator_hinge, generator_hinge, reconstruction_loss
-from models.schedule import Schedule
-from models.tokenizer import Tokenizer, TokenizerConfig
-from pipeline.training.engine import EngineConfig, join_ranks
-from pipeline.training.optimizers import OptimizerConfig, adam
-from pipeline.training.ranks import leave_ranks
-from pipeline.training.tokenizer import LossConfig, TokenizerStep, TrainTokenizerConfig
+from rdpm.models.autoencoder import AutoencoderConfig
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.discriminator import DiscriminatorConfig, DiscriminatorLoss
+from rdpm.models.losses import discriminator_hinge, generator_hinge, reconstruction_loss
+from rdpm.models.schedule import Schedule
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.pipeline.training.engine import EngineConfig, join_ranks
+from rdpm.pipeline.training.optimizers import OptimizerConfig, adam
+from rdpm.pipeline.training.ranks import leave_ranks
+from rdpm.pipeline.training.tokenizer.stage import LossConfig, TokenizerStep, TrainTokenizerConfig
 
 STEPS, MICRO, ACCUMULATION, CLIP = 4, 4, 2, 0.1
 

@@ -11,12 +11,12 @@ import os
 import shutil
 import sys
 
-from jobs.arguments import parse
-from pipeline import files
-from pipeline.images.listing import list_images
-from pipeline.training.generator import TrainGeneratorConfig, train_generator
-from pipeline.training.ranks import barrier, leave_ranks
-from pipeline.training.tokenizer import TrainTokenizerConfig, train_tokenizer
+from rdpm.jobs.arguments import parse
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig, train_generator
+from rdpm.pipeline.training.ranks import barrier, leave_ranks
+from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig, train_tokenizer
 
 TOKENIZER = [
     "model.image_size=8", "model.autoencoder.in_channels=1", "model.autoencoder.channels=8",

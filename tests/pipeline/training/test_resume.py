@@ -106,7 +106,7 @@ def test_a_damaged_or_foreign_checkpoint_is_refused_by_name(inputs: Path, tmp_pa
 
 
 def start_job(arguments: list[str]) -> subprocess.Popen:
-    command = [sys.executable, "-m", "jobs.cli", *arguments]
+    command = [sys.executable, "-m", "rdpm", *arguments]
     return subprocess.Popen(
         command, cwd=ROOT, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )

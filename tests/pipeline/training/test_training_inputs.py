@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from models.noise import Stream, child_seeds
-from models.sampler import Known, SamplerConfig, sample
-from models.tokenizer import from_pixels
-from pipeline.encoding import encode_pixels
-from pipeline.exports import load_generator, load_tokenizer
-from pipeline.order import rows_at
-from pipeline.tokens.reader import Store
-from pipeline.tokens.stream import TokenStream
-from pipeline.tokens.writer import publish, start_store, write_shard
-from pipeline.training.generator import TrainGeneratorConfig, open_inputs
-from pipeline.training.inputs import Draws, drawn_steps, training_inputs
-from storage_schemas.manifest import Plan
-from storage_schemas.tokens import noise_seed, token_arrays
+from rdpm.models.noise import Stream, child_seeds
+from rdpm.models.sampler import Known, SamplerConfig, sample
+from rdpm.models.tokenizer import from_pixels
+from rdpm.pipeline.exports.exports import load_generator, load_tokenizer
+from rdpm.pipeline.foundation.permutation import rows_at
+from rdpm.pipeline.stores.reader import Store
+from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.pipeline.stream.token_stream import TokenStream
+from rdpm.pipeline.tokenizing.stage import encode_pixels
+from rdpm.pipeline.training.generator.draws import Draws, drawn_steps, training_inputs
+from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig, open_inputs
+from rdpm.storage_schemas.manifest import Plan
+from rdpm.storage_schemas.tokens import noise_seed, token_arrays
 
 ROWS, BATCH = 24, 8
 CPU = torch.device("cpu")

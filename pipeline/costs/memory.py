@@ -1,0 +1,110 @@
+"""Peak memory of a training step, found by running it on tensors that have shapes and no data."""
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from rdpm.models.discriminator import DiscriminatorLoss
+from rdpm.models.generator import Generator, code_loss
+from rdpm.models.losses import discriminator_hinge, generator_hinge, reconstruction_loss, untrained_lpips
+from rdpm.models.noise import normal_quantiles
+from rdpm.models.tokenizer import Tokenizer
+from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig
+from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig
+
+
+class PeakBytes(TorchDispatchMode):
+    """Follows the storages made inside it from birth to death; `peak` is the most bytes that lived at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._live: dict[int, weakref.ref] = {}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            if isinstance(value, Tensor):
+                self._follow(value.untyped_storage())
+        return result
+
+    def _follow(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._live:
+            return
+
+        def end(_: Any) -> None:
+            self._live.pop(key)
+            self.now -= size
+
+        self._live[key] = weakref.ref(storage, end)
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def bytes_per_sample(step: Callable[[int], None]) -> int:
+    """Bytes by which the peak of `step(images)` grows with one more image; weights and their gradients fall out.
+
+    Seen at so many images that the peak lies where the activations are, and not where the last gradients are.
+    """
+    peaks = []
+    for images in (64, 65):
+        with PeakBytes() as seen:
+            step(images)
+        peaks.append(seen.peak)
+    return peaks[1] - peaks[0]
+
+
+def tokenizer_bytes_per_sample(config: TrainTokenizerConfig) -> int:
+    """Peak bytes of one image in a step of the tokenizer and, where it is on, its discriminator and LPIPS."""
+    model, channels = config.model, config.model.autoencoder.in_channels
+    normal_quantiles(torch.device("cpu"))  # the noise's table is real
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        tokenizer = Tokenizer(model)
+        critic = DiscriminatorLoss(config.discriminator, channels)
+        perceptual = untrained_lpips() if config.loss.perceptual != "none" else None
+
+        def step(count: int) -> None:
+            images = torch.rand(count, channels, model.image_size, model.image_size)
+            with _autocast(config.engine.precision):
+                out = tokenizer(images, torch.zeros(count, dtype=torch.int64))
+            picture = out["reconstruction"].float()
+            loss = reconstruction_loss(images, picture) + out["commitment"] + out["codebook"]
+            if perceptual is not None:
+                loss = loss + perceptual(*(x.expand(-1, 3, -1, -1) for x in (images, picture))).mean()
+            if config.loss.adversarial:
+                loss = loss + generator_hinge(critic.discriminator(picture))
+            loss.backward()
+            if config.loss.adversarial:
+                with _autocast(config.engine.precision):
+                    real, fake = critic(images, picture.detach())
+                discriminator_hinge(real.float(), fake.float()).backward()
+
+        return bytes_per_sample(step)
+
+
+def generator_bytes_per_sample(config: TrainGeneratorConfig) -> int:
+    """Peak bytes of one image, at one step t, in a step of the generator."""
+    space = config.model
+    with FakeTensorMode():
+        generator = Generator(space)
+
+        def step(count: int) -> None:
+            latents = torch.empty(count, space.code_dim, space.grid, space.grid)
+            labels = torch.zeros(count, dtype=torch.int64)
+            codes = torch.zeros(count, space.grid, space.grid, dtype=torch.int64)
+            with _autocast(config.engine.precision):
+                logits = generator(latents, labels, labels + 1, latents)
+            code_loss(logits, codes).mean().backward()
+
+        return bytes_per_sample(step)
+
+
+def _autocast(precision: str) -> torch.autocast:
+    return torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16")

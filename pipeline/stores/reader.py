@@ -1,0 +1,105 @@
+"""Reading a store by its manifest: every object is fetched once, checked against its commit, decoded from memory."""
+
+import hashlib
+import io
+import json
+from functools import cached_property
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.stores.layout import decode_shard
+from rdpm.storage_schemas.manifest import (
+    INDEX,
+    MANIFEST,
+    STORE_ID,
+    Commit,
+    Manifest,
+    canonical_json,
+    commit_from_json,
+    commit_name,
+    digest_of,
+    manifest_from_json,
+    shard_name,
+)
+
+
+class DamagedStore(ValueError):
+    """An object of a published store is missing or is not what was committed."""
+
+
+class Store:
+    """A published store. Nothing is returned that does not match its digest."""
+
+    def __init__(self, url: str, manifest: Manifest) -> None:
+        self.url, self.manifest = url.rstrip("/"), manifest
+        self.specs = {spec.name: spec for spec in manifest.plan.arrays}
+
+    @cached_property
+    def id(self) -> str:
+        """The store's identity: the digest of its manifest."""
+        return self.manifest.store_id
+
+    def __len__(self) -> int:
+        return self.manifest.plan.rows
+
+    def commit(self, shard: int) -> Commit:
+        """The commit record of one shard."""
+        data = self.fetch(commit_name(shard), self.manifest.commits[shard_name(shard)])
+        return commit_from_json(json.loads(data))
+
+    def shard(self, shard: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The rows of one shard for some arrays, (rows, *row_shape) each. Raises DamagedStore."""
+        commit = self.commit(shard)
+        return {name: self.decode(name, shard, self._object(name, commit)) for name in names}
+
+    def decode(self, name: str, shard: int, data: bytes) -> np.ndarray:
+        """The rows of one shard of an array, (rows, *row_shape), from the bytes of its object."""
+        return decode_shard(self.manifest.plan, self.specs[name], shard, data)
+
+    def shard_index(self, shard: int) -> pa.Table:
+        """The index of one shard, a line a row. Raises DamagedStore."""
+        return pq.read_table(io.BytesIO(self._object(INDEX, self.commit(shard))))
+
+    def _object(self, name: str, commit: Commit) -> bytes:
+        return self.fetch(self.manifest.plan.objects(commit.shard)[name], commit.objects[name].sha256)
+
+    def read_all(self, name: str) -> np.ndarray:
+        """A whole column, (N, *row_shape)."""
+        return np.concatenate([self.shard(i, (name,))[name] for i in range(self.manifest.plan.num_shards)])
+
+    def index(self) -> pa.Table:
+        """The Parquet index, all shards in order."""
+        return pa.concat_tables(self.shard_index(shard) for shard in range(self.manifest.plan.num_shards))
+
+    def fetch(self, name: str, sha256: str) -> bytes:
+        """An object by its name under the store. Raises DamagedStore when it is gone or of another digest."""
+        try:
+            data = files.read_bytes(files.join(self.url, name))
+        except FileNotFoundError:
+            raise DamagedStore(f"store {self.url} has lost {name}; run rdpm verify {self.url}") from None
+        if hashlib.sha256(data).hexdigest() != sha256:
+            raise DamagedStore(f"store {self.url}: {name} is not what was committed; run rdpm verify {self.url}")
+        return data
+
+
+def open_store(url: str, kind: str | None = None) -> Store:
+    """Open a published store of this kind, or of any. Raises ValueError when it has no manifest or another kind."""
+    path = files.join(url, MANIFEST)
+    if not files.exists(path):
+        raise ValueError(f"{url!r} has no {MANIFEST}, so it is no finished store; run the job that makes it to its end")
+    written = files.read_bytes(path)
+    try:
+        data = json.loads(written)
+        named = data.pop(STORE_ID)
+        whole = canonical_json({**data, STORE_ID: named}) == written and digest_of(data) == named
+    except (ValueError, KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise DamagedStore(f"{path} is not what was published; delete it and run the job that makes the store again")
+    manifest = manifest_from_json(data)
+    if kind not in (None, manifest.plan.kind):
+        raise ValueError(f"{url!r} is a store of {manifest.plan.kind}, not of {kind}; give the other folder")
+    return Store(url, manifest)

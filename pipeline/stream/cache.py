@@ -1,0 +1,197 @@
+"""Decoded rows on this node's disk, shared by every process there: filled once, checked when opened, then mapped.
+
+A file holds one column of one block: the rows of its parts (shards) side by side, then a CRC-32C for each part. It gets
+its name when it is whole and synced, so a kill leaves nothing behind that looks like data. A file that is not what was
+written is dropped and filled again. Files are removed least recently opened first; whoever has one mapped keeps it.
+"""
+
+import contextlib
+import fcntl
+import mmap
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import IO
+
+import google_crc32c
+import numpy as np
+
+from rdpm.pipeline.foundation import files
+
+CACHE_VERSION = 1
+_SUFFIX = ".rows"
+_THREADS = 4  # parts that are fetched, decoded or checked at once
+_PIECE = 1 << 22
+
+Parts = Sequence[int]
+"""Bytes of each part of a file."""
+
+
+def default_folder() -> str:
+    """$XDG_CACHE_HOME/rdpm, else a folder of this user's under the system's temporary one, which is the node's own."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return os.path.join(base, "rdpm") if base else os.path.join(tempfile.gettempdir(), f"rdpm-{os.getuid()}")
+
+
+class Cache:
+    """The files of one folder, at most `bound` bytes of them as far as names go."""
+
+    def __init__(self, folder: str, bound: int) -> None:
+        self.folder, self.bound = folder, bound
+
+    def open(
+        self,
+        block: str,
+        columns: Mapping[str, Parts],
+        read: Callable[[int, tuple[str, ...]], Mapping[str, np.ndarray]],
+    ) -> dict[str, mmap.mmap]:
+        """Read-only maps of a block's columns. What is not there is filled: read(part, columns) gives its arrays.
+
+        `block` must name the content. Of several processes that want the same block, one fills and the others wait.
+        Raises ValueError when the folder cannot take the files, and whatever `read` raises.
+        """
+        while True:
+            maps = {name: self._map(self._path(block, name), parts) for name, parts in columns.items()}
+            if None not in maps.values():
+                return {name: found for name, found in maps.items() if found is not None}
+            with self._alone(block):
+                missing = {
+                    name: parts for name, parts in columns.items() if not os.path.exists(self._path(block, name))
+                }
+                if missing:
+                    self._fill(block, missing, read)
+
+    def _path(self, block: str, column: str) -> str:
+        return os.path.join(self.folder, f"{block}.{column}{_SUFFIX}")
+
+    def _map(self, path: str, parts: Parts) -> mmap.mmap | None:
+        """None when there is no such file, or a damaged one, which is removed."""
+        try:
+            file = open(path, "rb")  # noqa: SIM115, closed below
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        with file:
+            if _is_whole(file, parts):
+                now = time.time_ns()  # finer than the clock by which the kernel stamps files
+                os.utime(file.fileno(), ns=(now, now))
+                return mmap.mmap(file.fileno(), sum(parts), prot=mmap.PROT_READ)
+        _unlink(path)
+        return None
+
+    def _fill(
+        self,
+        block: str,
+        columns: Mapping[str, Parts],
+        read: Callable[[int, tuple[str, ...]], Mapping[str, np.ndarray]],
+    ) -> None:
+        """Write the files of some columns of a block, all of them or none."""
+        names = tuple(columns)
+        starts = {name: np.append(0, np.cumsum(parts)).tolist() for name, parts in columns.items()}
+        sums = {name: np.zeros(len(parts), "<u4") for name, parts in columns.items()}
+        with contextlib.ExitStack() as stack:
+            opened = self._reserve(stack, block, columns)
+
+            def take(part: int) -> None:
+                for name, rows in read(part, names).items():
+                    data = rows.reshape(-1).view(np.uint8)
+                    assert len(data) == columns[name][part], (name, part, len(data))
+                    _write(opened[name], data, starts[name][part])
+                    sums[name][part] = google_crc32c.value(data)
+
+            with ThreadPoolExecutor(_THREADS) as pool:
+                for _ in pool.map(take, range(len(columns[names[0]]))):
+                    pass
+            for name in names:
+                _write(opened[name], sums[name].view(np.uint8), starts[name][-1])
+
+    def _reserve(self, stack: contextlib.ExitStack, block: str, columns: Mapping[str, Parts]) -> dict[str, int]:
+        """Files that will get their names when the stack ends well, their space taken now: before anything is read."""
+        sizes = {name: _file_size(parts) for name, parts in columns.items()}
+        opened = {}
+        try:
+            self._make_room(sum(sizes.values()))
+            for name, size in sizes.items():
+                opened[name] = stack.enter_context(files.atomic_file(self._path(block, name))).fileno()
+                os.posix_fallocate(opened[name], 0, size)
+        except OSError as problem:
+            raise self._refusal(f"cannot take {sum(sizes.values())} bytes more", problem) from None
+        return opened
+
+    def _refusal(self, what: str, problem: OSError) -> ValueError:
+        return ValueError(
+            f"the cache folder {self.folder} {what} ({problem.strerror}); make room there, or name another folder as "
+            "the stream's cache"
+        )
+
+    def _make_room(self, need: int) -> None:
+        """Remove the files opened longest ago until `need` more bytes fit the bound."""
+        found = []
+        for name in files.list_names(self.folder):
+            if name.endswith(_SUFFIX):
+                with contextlib.suppress(FileNotFoundError):
+                    status = os.stat(os.path.join(self.folder, name))
+                    found.append((status.st_mtime_ns, status.st_size, name))
+        excess = sum(size for _, size, _ in found) + need - self.bound
+        for _, size, name in sorted(found):
+            if excess <= 0:
+                break
+            _unlink(os.path.join(self.folder, name))
+            excess -= size
+
+    @contextlib.contextmanager
+    def _alone(self, block: str) -> Iterator[None]:
+        """Only one process, and one thread of it, at a time. The kernel frees the lock of a process that is killed."""
+        try:
+            os.makedirs(self.folder, mode=0o700, exist_ok=True)
+        except OSError as problem:
+            raise self._refusal("cannot be made", problem) from None
+        path = os.path.join(self.folder, f".{block}.lock")
+        while True:
+            lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(lock)):
+                break
+            os.close(lock)  # the one before us removed the file while we waited for it
+        try:
+            yield
+        finally:
+            _unlink(path)
+            fcntl.flock(lock, fcntl.LOCK_UN)  # also for a child forked meanwhile, which holds the same lock
+            os.close(lock)
+
+
+def _file_size(parts: Parts) -> int:
+    return sum(parts) + 4 * len(parts)
+
+
+def _is_whole(file: IO[bytes], parts: Parts) -> bool:
+    """Whether every part is what was written. Reads the file in order, which also brings it into memory."""
+    handle = file.fileno()
+    if os.fstat(handle).st_size != _file_size(parts):
+        return False
+    ends = np.cumsum(parts).tolist()
+    expected = np.frombuffer(os.pread(handle, 4 * len(parts), ends[-1]), "<u4")
+
+    def agrees(part: int) -> bool:
+        crc, at = 0, ends[part] - parts[part]
+        while at < ends[part]:
+            piece = os.pread(handle, min(_PIECE, ends[part] - at), at)
+            crc, at = google_crc32c.extend(crc, piece), at + len(piece)
+        return crc == expected[part]
+
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return all(pool.map(agrees, range(len(parts))))
+
+
+def _write(handle: int, data: np.ndarray, at: int) -> None:
+    """All of `data` (n,) uint8 at byte `at`; one call of the kernel may write less."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(handle, data[done:].data, at + done)
+
+
+def _unlink(path: str) -> None:
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)

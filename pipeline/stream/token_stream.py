@@ -1,0 +1,225 @@
+"""Token stores as one endless, ordered stream of batches."""
+
+import contextlib
+import time
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from rdpm.pipeline.foundation.permutation import ORDER_VERSION, batch_positions, child_seed
+from rdpm.pipeline.stores.reader import Store
+from rdpm.pipeline.stream.blocks import Blocks, Shards
+from rdpm.pipeline.stream.cache import Cache, default_folder
+from rdpm.pipeline.stream.order import WholeOrder, WindowOrder, mix_at
+
+_AHEAD = 8  # micro-batches that are gathered before they are asked for
+_RUN = 65_536  # positions whose rows are computed at once
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """How the rows of stores come to a training step.
+
+    cache: folder on the node's own disk for decoded rows, shared by its ranks; "" is $XDG_CACHE_HOME/rdpm or one under
+    the system's temporary folder. cache_gib: its bound. What fits it is shuffled as a whole; what does not is shuffled
+    in windows of `window` shards, two of which must fit. workers: threads that gather batches ahead of the step; 0
+    gathers when asked.
+    """
+
+    cache: str = ""
+    cache_gib: float = 64.0
+    window: int = 64
+    workers: int = 1
+
+    def __post_init__(self) -> None:
+        if self.cache_gib <= 0:
+            raise ValueError(f"cache_gib is {self.cache_gib}; use a size above 0")
+        if self.window < 1:
+            raise ValueError(f"window is {self.window}; use 1 shard or more")
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; use 0 or more threads")
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """positions: places in the stream (b,). labels (b,) int32. Then what the stream was asked for: codes (b, T, h, w)
+    uint16 and seeds (b,) uint64, or latents (b, d, h, w) float16. In pinned memory where there is a GPU to copy to."""
+
+    positions: np.ndarray
+    labels: np.ndarray
+    codes: np.ndarray | None = None
+    seeds: np.ndarray | None = None
+    latents: np.ndarray | None = None
+
+
+_FIELDS = {"label": "labels", "codes": "codes", "noise_seed": "seeds", "latents": "latents"}
+
+
+class TokenStream:
+    """Rows of several stores, rejects passed over, in the order of `rdpm.pipeline.foundation.permutation`.
+
+    Which rows a position means depends on the stores, weights, seed and on whether the rows fit the cache's bound: not
+    on ranks, workers, or what the cache holds. weights: of every sum(weights) positions, store i has exactly
+    weights[i], each store going through its own epochs; without weights the stores are one set. latents: batches of
+    latents and labels instead of codes, seeds and labels.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[Store],
+        *,
+        seed: int,
+        latents: bool,
+        weights: Sequence[int] = (),
+        config: StreamConfig | None = None,
+    ) -> None:
+        self.seed, self.weights, self.config = seed, tuple(weights), config or StreamConfig()
+        self.wait_seconds = 0.0
+        """Seconds that consumers of `batches` have waited for it so far."""
+        self._ids = [store.id for store in stores]
+        if self.weights and (len(self.weights) != len(stores) or min(self.weights) < 1):
+            raise ValueError(f"weights are {list(weights)} for {len(stores)} stores; give each an integer from 1 up")
+        columns = ("latents", "label") if latents else ("codes", "noise_seed", "label")
+        groups = [[n] for n in range(len(stores))] if self.weights else [list(range(len(stores)))]
+        shards = [Shards([stores[n] for n in group], [self._ids[n] for n in group], columns) for group in groups]
+        for part in shards:
+            if not len(part):
+                raise ValueError(f"store {part.stores[0].url} holds no usable row; give another one")
+        self.window = _window(shards, self.config)
+        cache = Cache(self.config.cache or default_folder(), _bound(self.config))
+        self._sets = [
+            Blocks(part, self._order(part, child_seed(seed, number) if self.weights else seed), cache)
+            for number, part in enumerate(shards, start=1)
+        ]
+
+    def _order(self, shards: Shards, seed: int) -> WholeOrder | WindowOrder:
+        if self.window is None:
+            return WholeOrder(shards.sizes, seed)
+        return WindowOrder(np.concatenate(shards.sizes), self.window, seed)
+
+    def __len__(self) -> int:
+        """Usable rows of all stores: an epoch, where there are no weights."""
+        return sum(len(blocks.order) for blocks in self._sets)
+
+    @property
+    def identity(self) -> dict:
+        """What a checkpoint records, and must find again, to continue this stream."""
+        identity = {"stores": self._ids, "seed": self.seed, "order": ORDER_VERSION}
+        if self.weights:
+            identity["weights"] = list(self.weights)
+        if self.window is not None:
+            identity["window"] = self.window
+        return identity
+
+    def batch(self, positions: Sequence[int] | np.ndarray) -> TokenBatch:
+        """The rows at these positions of the stream. Raises DamagedStore."""
+        where = np.asarray(positions, dtype=np.int64)
+        return self._gather(where, *self._locate(where), pinned=False)
+
+    def batches(
+        self, start: int, stop: int, *, batch: int, micro_batch: int, rank: int = 0, ranks: int = 1
+    ) -> Iterator[TokenBatch]:
+        """This rank's micro-batches of the global batches start ... stop - 1, in order. Raises DamagedStore.
+
+        They are gathered ahead by config.workers threads; what is still waited for counts in `wait_seconds`.
+        """
+        parts = self._parts(start, stop, batch, micro_batch, rank, ranks)
+        ahead = self._ahead(parts) if self.config.workers else (self._gather(*part) for part in parts)
+        with contextlib.closing(ahead):
+            while True:
+                began = time.perf_counter()
+                found = next(ahead, None)
+                self.wait_seconds += time.perf_counter() - began
+                if found is None:
+                    return
+                yield found
+
+    def _parts(self, start: int, stop: int, batch: int, micro_batch: int, rank: int, ranks: int) -> Iterator[tuple]:
+        """Arguments of `_gather` for each micro-batch; the order is computed for many steps at once, which is cheap."""
+        share = batch // ranks
+        assert share % micro_batch == 0
+        pinned = torch.cuda.is_available()
+        steps = max(1, _RUN // share)
+        for first in range(start, stop, steps):
+            run = range(first, min(stop, first + steps))
+            positions = np.concatenate([batch_positions(step, batch, rank, ranks) for step in run])
+            blocks, rows = self._locate(positions)
+            for at in range(0, len(positions), micro_batch):
+                part = slice(at, at + micro_batch)
+                yield positions[part], blocks[part], rows[part], pinned
+
+    def _ahead(self, parts: Iterator[tuple]) -> Generator[TokenBatch]:
+        pending: deque[Future[TokenBatch]] = deque()
+        with ThreadPoolExecutor(self.config.workers) as pool:
+            try:
+                for part in parts:
+                    pending.append(pool.submit(self._gather, *part))
+                    if len(pending) > _AHEAD:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Block and row in the block of each position; block b of set i is numbered b * sets + i."""
+        if not self.weights:
+            return self._sets[0].order.at(positions)
+        which, places = mix_at(positions, self.weights, child_seed(self.seed, 0))
+        blocks, rows = np.empty_like(positions), np.empty_like(positions)
+        for number, part in enumerate(self._sets):
+            mine = which == number
+            found, rows[mine] = part.order.at(places[mine])
+            blocks[mine] = found * len(self._sets) + number
+        return blocks, rows
+
+    def _gather(self, positions: np.ndarray, blocks: np.ndarray, rows: np.ndarray, pinned: bool) -> TokenBatch:
+        layout = self._sets[0].shards.layout
+        out = {name: _empty((len(positions), *shape), dtype, pinned) for name, (dtype, shape) in layout.items()}
+        if (blocks == blocks[0]).all():
+            columns = self._block(int(blocks[0]))
+            for name, values in out.items():
+                np.take(columns[name], rows, axis=0, out=values, mode="clip")  # "raise" would copy once more
+        else:
+            for number in np.unique(blocks).tolist():
+                columns, mine = self._block(number), blocks == number
+                for name, values in out.items():
+                    values[mine] = columns[name][rows[mine]]
+        return TokenBatch(positions, **{_FIELDS[name]: values for name, values in out.items()})
+
+    def _block(self, number: int) -> dict[str, np.ndarray]:
+        """The columns of a block of any set."""
+        block, part = divmod(number, len(self._sets))
+        return self._sets[part].rows(block)
+
+
+def _bound(config: StreamConfig) -> int:
+    return int(config.cache_gib * 2**30)
+
+
+def _window(sets: list[Shards], config: StreamConfig) -> int | None:
+    """Shards of a window, or None where everything fits the cache. Raises ValueError when two windows do not fit.
+
+    Only plans and config decide, never the state of the disk: every rank and every restart must decide alike.
+    """
+    if sum(len(part) * part.row_bytes for part in sets) <= _bound(config):
+        return None
+    need = 2 * sum(part.most_rows(config.window) * part.row_bytes for part in sets)
+    if need > _bound(config):
+        raise ValueError(
+            f"two windows of {config.window} shards take {need / 2**30:.3g} GiB, more than cache_gib "
+            f"{config.cache_gib:.3g}; lower window or raise cache_gib"
+        )
+    return config.window
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype, pinned: bool) -> np.ndarray:
+    if not pinned:
+        return np.empty(shape, dtype)
+    size = int(np.prod(shape)) * dtype.itemsize
+    return torch.empty(size, dtype=torch.uint8, pin_memory=True).numpy().view(dtype).reshape(shape)

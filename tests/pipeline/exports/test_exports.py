@@ -1,0 +1,124 @@
+import pytest
+import torch
+
+from rdpm.models.noise import NOISE_VERSION
+from rdpm.pipeline.exports.exports import load_generator, load_tokenizer, read_card, save_export
+from rdpm.pipeline.foundation import files
+from rdpm.storage_schemas.cards import CARD, WEIGHTS
+
+
+@pytest.fixture
+def tokenizer(tmp_path, exports):
+    """A tokenizer's folder and card."""
+    folder = str(tmp_path / "tokenizer")
+    return folder, exports.tokenizer(folder)
+
+
+@pytest.fixture
+def generator(tmp_path, exports, tokenizer):
+    """A generator's folder and card."""
+    folder = str(tmp_path / "generator")
+    return folder, exports.generator(folder, tokenizer[1])
+
+
+def edit_card(folder: str, **fields) -> None:
+    card = files.read_json(files.join(folder, CARD))
+    files.write_json(files.join(folder, CARD), {**card, **fields})
+
+
+def test_a_tokenizer_comes_back_as_it_was(tokenizer, exports):
+    folder, card = tokenizer
+    model, found = load_tokenizer(folder)
+    assert found == card
+    assert model.config == exports.tokenizer_config
+    images, seeds = torch.rand(2, 1, 8, 8) * 2 - 1, torch.tensor([1, 2])
+    again, _ = load_tokenizer(folder)
+    assert torch.equal(model.encode(images, seeds).codes, again.encode(images, seeds).codes)
+
+
+def test_a_generator_comes_back_as_it_was(generator, exports):
+    folder, card = generator
+    model, found = load_generator(folder)
+    assert found == card
+    assert model.config == exports.generator_config
+
+
+@pytest.mark.parametrize(("kind", "load"), [("tokenizer", load_tokenizer), ("generator", load_generator)])
+def test_every_weight_comes_back_to_the_bit_ready_for_inference(kind, load, request, tmp_path):
+    folder, card = request.getfixturevalue(kind)
+    model, _ = load(folder)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    copy = str(tmp_path / "copy")
+    saved = save_export(copy, kind, model.config, model.state_dict(), card.made_from, card.training, card.steps)
+    assert saved == card  # so the same weights have the same digest
+    assert files.read_bytes(files.join(copy, WEIGHTS)) == files.read_bytes(files.join(folder, WEIGHTS))
+
+
+def test_other_weights_have_another_digest(tmp_path, exports):
+    digests = {exports.tokenizer(str(tmp_path / str(seed)), seed).weights_digest for seed in range(3)}
+    assert len(digests) == 3
+
+
+def test_weights_of_any_precision_are_kept_in_float32(tokenizer, tmp_path):
+    model, _ = load_tokenizer(tokenizer[0])
+    halves = {name: weight.bfloat16() for name, weight in model.state_dict().items()}
+    save_export(str(tmp_path / "half"), "tokenizer", model.config, halves, {}, {}, 1)
+    for name, weight in load_tokenizer(str(tmp_path / "half"))[0].state_dict().items():
+        assert weight.dtype == torch.float32
+        assert torch.equal(weight, halves[name].float())
+
+
+def test_a_flipped_byte_anywhere_in_the_weights_is_refused(tokenizer):
+    folder, _ = tokenizer
+    path = files.join(folder, WEIGHTS)
+    good = files.read_bytes(path)
+    for place in (0, 9, len(good) // 3, len(good) // 2, len(good) - 1):
+        bad = bytearray(good)
+        bad[place] ^= 1
+        files.write_bytes(path, bytes(bad))
+        with pytest.raises(ValueError, match=folder):
+            load_tokenizer(folder)
+    files.write_bytes(path, good[:-1])
+    with pytest.raises(ValueError, match=folder):
+        load_tokenizer(folder)
+    files.write_bytes(path, good)
+    load_tokenizer(folder)
+
+
+def test_lost_weights_are_refused_by_name(tokenizer):
+    folder, _ = tokenizer
+    files.remove(files.join(folder, WEIGHTS))
+    with pytest.raises(ValueError, match=folder):
+        load_tokenizer(folder)
+
+
+def test_weights_without_a_card_are_no_export(tokenizer):
+    """The card is written last, so this is what a killed job leaves."""
+    folder, _ = tokenizer
+    files.remove(files.join(folder, CARD))
+    with pytest.raises(ValueError, match=f"{folder}.* no {CARD}"):
+        load_tokenizer(folder)
+
+
+def test_the_wrong_kind_is_refused_by_both_kinds(tokenizer, generator):
+    with pytest.raises(ValueError, match="holds a generator, not a tokenizer"):
+        load_tokenizer(generator[0])
+    with pytest.raises(ValueError, match="holds a tokenizer, not a generator"):
+        load_generator(tokenizer[0])
+
+
+def test_a_foreign_noise_version_is_refused_by_number(tokenizer):
+    folder, _ = tokenizer
+    edit_card(folder, noise_version=NOISE_VERSION + 1)
+    with pytest.raises(ValueError, match=f"version {NOISE_VERSION + 1}, not {NOISE_VERSION}"):
+        load_tokenizer(folder)
+    with pytest.raises(ValueError, match=f"version {NOISE_VERSION + 1}"):
+        read_card(folder, "tokenizer")
+
+
+def test_a_card_of_an_unknown_schema_version_is_refused_by_number(tokenizer):
+    folder, _ = tokenizer
+    edit_card(folder, schema_version=2)
+    with pytest.raises(ValueError, match="version 2"):
+        load_tokenizer(folder)

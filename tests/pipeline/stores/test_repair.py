@@ -1,0 +1,152 @@
+"""Repair puts back the bytes that were published, or nothing."""
+
+import dataclasses
+import random
+from pathlib import Path
+
+import pytest
+
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.stores import repair as repair_module
+from rdpm.pipeline.stores.reader import Store, open_store
+from rdpm.pipeline.stores.repair import repair
+from rdpm.pipeline.stores.verification import verify_store
+from rdpm.pipeline.stores.writer import start_store
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode
+
+REJECTED = (3, 8, 19)
+CONFIG = EncodeConfig("images", "tokenizer", "unused")
+
+
+@pytest.fixture
+def store(tmp_path, stores) -> Store:
+    """A published store, to be damaged."""
+    return stores.build(str(tmp_path / "store"), rejected=REJECTED)
+
+
+@pytest.fixture
+def encoded(monkeypatch, stores):
+    """Stands for the encoder, which has its test below: writes the same rows, and lists the shards it was asked for."""
+    asked: list[int] = []
+
+    def write(config, plan, shards):
+        start_store(config.out, plan)
+        for shard in shards:
+            asked.append(shard)
+            stores.write(config.out, plan, shard, REJECTED)
+
+    monkeypatch.setattr(repair_module, "encode_again", write)
+    return asked
+
+
+def damage(store: Store, name: str, draw: random.Random) -> None:
+    path = Path(store.url) / name
+    if draw.random() < 0.5:
+        path.unlink()
+    else:
+        data = bytearray(path.read_bytes())
+        data[draw.randrange(len(data))] ^= 1
+        path.write_bytes(bytes(data))
+
+
+def mend(store: Store) -> list[int]:
+    return repair(store, verify_store(store).findings, CONFIG)
+
+
+@pytest.mark.parametrize("count", [1, 3, 12])
+def test_any_damage_but_the_manifests_is_mended_to_the_bytes_that_were_published(store, encoded, tree, count):
+    clean = tree(store.url)
+    draw = random.Random(count)
+    for _ in range(8):
+        names = draw.sample(sorted(clean.keys() - {"manifest.json"}), count)
+        for name in names:
+            damage(store, name, draw)
+        encoded.clear()
+        again = mend(store)
+        objects = {key: shard for shard in range(3) for key in store.manifest.plan.objects(shard).values()}
+        assert again == encoded == sorted({objects[name] for name in names if name in objects})
+        assert tree(store.url) == clean
+        assert verify_store(store).findings == ()
+
+
+def test_lost_records_are_restored_without_encoding_anything(store, encoded, tree):
+    clean = tree(store.url)
+    for name in clean:
+        if name.endswith(".json") and name != "manifest.json":
+            files.remove(files.join(store.url, name))
+    assert mend(store) == encoded == []
+    assert tree(store.url) == clean
+
+
+def test_a_shard_that_comes_out_otherwise_changes_no_object(store, stores, tree, monkeypatch):
+    def write_otherwise(config, plan, shards):
+        start_store(config.out, plan)
+        for shard in shards:
+            stores.write(config.out, plan, shard, () if shard == 2 else REJECTED)
+
+    monkeypatch.setattr(repair_module, "encode_again", write_otherwise)
+    plan = store.manifest.plan
+    for shard in (0, 2):
+        files.write_bytes(files.join(store.url, plan.objects(shard)["codes"]), b"damage")
+    before = tree(store.url)
+    with pytest.raises(ValueError, match=r"shard 2 .*comes out otherwise.*nothing was changed"):
+        mend(store)
+    assert tree(store.url) == before
+
+
+def test_a_repair_cut_short_at_any_object_loses_nothing_and_is_run_again(store, encoded, tree, monkeypatch):
+    clean = tree(store.url)
+    write, plan = files.write_bytes, store.manifest.plan
+    moved = [*plan.objects(1).values(), "commits/00001.json"]
+    for last in range(len(moved)):
+        for name in (moved[0], moved[-2]):
+            files.remove(files.join(store.url, name))
+
+        def cut_short(url, data, last=f"{store.url}/{moved[last]}"):
+            if url == last:
+                raise KeyboardInterrupt
+            write(url, data)
+
+        monkeypatch.setattr(files, "write_bytes", cut_short)
+        findings = verify_store(store).findings
+        with pytest.raises(KeyboardInterrupt):
+            repair(store, findings, CONFIG)
+        monkeypatch.setattr(files, "write_bytes", write)
+        assert all(clean[name] == data for name, data in tree(store.url).items())
+        mend(store)
+        assert tree(store.url) == clean
+
+
+def test_a_store_whose_metadata_this_release_would_not_write_is_left_alone(store, tree):
+    metadata = {**store.manifest.metadata, "codes/zarr.json": "0" * 64}
+    foreign = Store(store.url, dataclasses.replace(store.manifest, metadata=metadata))
+    before = tree(store.url)
+    with pytest.raises(ValueError, match=r"another release, whose codes/zarr\.json differs"):
+        repair(foreign, verify_store(foreign).findings, CONFIG)
+    assert tree(store.url) == before
+
+
+@pytest.mark.long
+def test_the_job_encodes_damaged_shards_again_and_refuses_what_would_make_another_store(
+    tmp_path, exports, digit_folder, tree
+):
+    from rdpm.pipeline.cluster.cluster import Resources
+
+    exports.tokenizer(str(tmp_path / "tokenizer"))
+    exports.tokenizer(str(tmp_path / "other"), seed=1)
+    few = Resources(cpus=4, object_store_mb=128, actors=1, actor_cpus=0.5)
+    config = EncodeConfig(
+        digit_folder, str(tmp_path / "tokenizer"), str(tmp_path / "store"), shard_rows=8, chunk_rows=4, resources=few
+    )
+    encode(config)
+    store = open_store(config.out)
+    clean = tree(config.out)
+    for shard in (0, 2):
+        files.remove(files.join(config.out, store.manifest.plan.objects(shard)["codes"]))
+    before, findings = tree(config.out), verify_store(store).findings
+    for change in ({"tokenizer": str(tmp_path / "other")}, {"seed": 1}, {"views": ("flip",)}):
+        with pytest.raises(ValueError, match="the config makes another store"):
+            repair(store, findings, dataclasses.replace(config, **change))
+        assert tree(config.out) == before
+    assert repair(store, findings, config) == [0, 2]
+    assert tree(config.out) == clean

@@ -1,0 +1,73 @@
+"""Codes against the accumulated latents stored with them, by the tokenizer that wrote them."""
+
+import numpy as np
+import pytest
+
+from rdpm.pipeline.exports.exports import load_tokenizer
+from rdpm.pipeline.stores.reader import Store
+from rdpm.pipeline.stores.verification import TOLERANCE, accumulated_of, tokenizer_of, verify_store
+from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.pipeline.tokenizing.stage import encode_pixels
+
+
+@pytest.fixture
+def written(tmp_path, exports, stores, digits):
+    """A function that writes a store of real digits by a tokenizer, its accumulated latents passed through `change`."""
+    folder = str(tmp_path / "tokenizer")
+    card = exports.tokenizer(folder)
+    tokenizer, _ = load_tokenizer(folder)
+    plan = stores.plan(**exports.identity(card))
+
+    def write(name: str, change=lambda accumulated: accumulated) -> Store:
+        url = str(tmp_path / name)
+        start_store(url, plan)
+        for shard in range(plan.num_shards):
+            rows = plan.shard_range(shard)
+            columns = stores.columns(plan, shard)
+            pixels = digits[0][rows.start : rows.stop, :, :, None]
+            columns |= encode_pixels(tokenizer, pixels, columns["noise_seed"], 4, "cpu")
+            columns["accumulated"] = change(columns["accumulated"].copy())
+            write_shard(url, plan, shard, columns, stores.index(plan, shard))
+        return Store(url, publish(url, plan))
+
+    return folder, write
+
+
+def test_codes_of_the_encoder_give_the_stored_latents_in_every_row(written):
+    folder, write = written
+    store = write("store")
+    tokenizer = tokenizer_of(store, folder)
+    found = verify_store(store, tokenizer)
+    assert found.findings == ()
+    assert found.accumulated == len(store) == 20
+    assert verify_store(store).accumulated == 0
+    made, stored = accumulated_of(tokenizer, store.read_all("codes")), store.read_all("accumulated")
+    assert np.abs(made - stored).max() < TOLERANCE / 2 * np.abs(made).max()
+
+
+def test_one_value_that_codes_do_not_give_is_found_and_so_is_a_nan(written):
+    folder, write = written
+
+    def off(accumulated):
+        accumulated[2, 1, 0, 0] += 2 * TOLERANCE * np.abs(accumulated).max()
+        return accumulated
+
+    def nan(accumulated):
+        accumulated[1, 0, 0, 0] = np.nan
+        return accumulated
+
+    for name, change in (("off", off), ("nan", nan)):
+        store = write(name, change)
+        found = verify_store(store, tokenizer_of(store, folder))
+        assert [finding.shard for finding in found.findings] == [0, 1, 2]
+        assert all("in 1 rows" in finding.sentence for finding in found.findings)
+        assert verify_store(store).findings == ()
+
+
+def test_a_tokenizer_that_did_not_write_the_store_is_refused_by_both_digests(tmp_path, written, exports):
+    store = written[1]("store")
+    other = exports.tokenizer(str(tmp_path / "other"), seed=1)
+    with pytest.raises(
+        ValueError, match=rf"{other.digest[:12]}.*{store.manifest.plan.identity['tokenizer_digest'][:12]}"
+    ):
+        tokenizer_of(store, str(tmp_path / "other"))

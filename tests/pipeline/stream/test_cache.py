@@ -1,0 +1,187 @@
+import mmap
+import multiprocessing
+import os
+import resource
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rdpm.pipeline.stream.cache import Cache
+
+PARTS = {"codes": [4000, 12_288, 8], "label": [40, 120, 4]}
+fork = multiprocessing.get_context("fork")
+
+
+def content(block: str, name: str, part: int) -> np.ndarray:
+    """What part `part` of a column holds: another content for every block."""
+    size = PARTS[name][part]
+    return np.frombuffer(np.random.default_rng([*block.encode(), len(name), part]).bytes(size), np.uint8)
+
+
+def reader(block: str, log: Path | None = None, seconds: float = 0.0):
+    """A source of a block's parts that notes in `log` each part it was asked for."""
+
+    def read(part: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        time.sleep(seconds)
+        if log is not None:
+            with log.open("a") as file:
+                file.write(f"{part}\n")
+        return {name: content(block, name, part) for name in names}
+
+    return read
+
+
+def expected(block: str) -> dict[str, bytes]:
+    return {name: b"".join(content(block, name, part).tobytes() for part in range(3)) for name in PARTS}
+
+
+def opened(cache: Cache, block: str, **how) -> dict[str, bytes]:
+    maps = cache.open(block, PARTS, reader(block, **how))
+    return {name: found[:] for name, found in maps.items()}
+
+
+def test_a_block_is_filled_once_and_read_often(tmp_path):
+    log = tmp_path / "log"
+    for _ in range(3):
+        assert opened(Cache(str(tmp_path / "cache"), 10**6), "a", log=log) == expected("a")
+    assert sorted(log.read_text().split()) == ["0", "1", "2"]
+    assert sorted(os.listdir(tmp_path / "cache")) == ["a.codes.rows", "a.label.rows"]
+
+
+def test_a_column_that_is_asked_for_later_is_filled_alone(tmp_path):
+    cache, asked = Cache(str(tmp_path), 10**6), []
+    cache.open("a", {"label": PARTS["label"]}, reader("a"))
+    maps = cache.open("a", PARTS, lambda part, names: asked.append(names) or reader("a")(part, names))
+    assert {name: found[:] for name, found in maps.items()} == expected("a")
+    assert asked == [("codes",)] * 3
+
+
+def test_maps_cannot_be_written(tmp_path):
+    maps = Cache(str(tmp_path), 10**6).open("a", PARTS, reader("a"))
+    assert isinstance(maps["codes"], mmap.mmap)
+    with pytest.raises(TypeError):
+        maps["codes"][0] = 1
+
+
+@pytest.mark.parametrize("damage", ["flip", "flip_sum", "cut", "longer", "empty"])
+def test_a_damaged_file_never_reaches_a_reader(tmp_path, damage):
+    cache, path = Cache(str(tmp_path), 10**6), tmp_path / "a.codes.rows"
+    opened(cache, "a")
+    data = bytearray(path.read_bytes())
+    if damage == "flip":
+        data[5000] ^= 1
+    elif damage == "flip_sum":
+        data[-1] ^= 1
+    path.write_bytes({"cut": data[:-1], "longer": data + b"x", "empty": b""}.get(damage, data))
+    log = tmp_path / "log"
+    assert opened(cache, "a", log=log) == expected("a")
+    assert sorted(log.read_text().split()) == ["0", "1", "2"]
+    assert opened(cache, "a", log=log) == expected("a")
+    assert len(log.read_text().split()) == 3
+
+
+def test_the_block_opened_longest_ago_goes_first_and_its_readers_keep_it(tmp_path):
+    size = sum(sum(parts) + 4 * len(parts) for parts in PARTS.values())
+    cache = Cache(str(tmp_path), 2 * size)
+    kept = cache.open("a", PARTS, reader("a"))
+    opened(cache, "b")
+    opened(cache, "a")
+    (tmp_path / "note.txt").write_text("not the cache's own")
+    opened(cache, "c")
+    names = {"a.codes.rows", "a.label.rows", "c.codes.rows", "c.label.rows", "note.txt"}
+    assert set(os.listdir(tmp_path)) == names
+    opened(cache, "b")
+    opened(cache, "d")
+    assert not (tmp_path / "a.codes.rows").exists()
+    assert {name: found[:] for name, found in kept.items()} == expected("a")
+    assert opened(cache, "a") == expected("a")
+
+
+def _open_and_report(folder: str, log: Path, answer) -> None:
+    answer.put(opened(Cache(folder, 10**6), "a", log=log, seconds=0.05))
+
+
+def test_processes_that_fill_at_once_fill_once(tmp_path):
+    answer, log = fork.Queue(), tmp_path / "log"
+    processes = [fork.Process(target=_open_and_report, args=(str(tmp_path / "c"), log, answer)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    found = [answer.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert found == [expected("a")] * 4
+    assert sorted(log.read_text().split()) == ["0", "1", "2"]
+    assert sorted(os.listdir(tmp_path / "c")) == ["a.codes.rows", "a.label.rows"]
+
+
+@pytest.mark.parametrize("moment", ["reading", "waiting"])
+def test_a_process_killed_while_it_fills_leaves_nothing_and_holds_up_nobody(tmp_path, moment):
+    folder, log = tmp_path / "c", tmp_path / "log"
+
+    def fill_slowly() -> None:
+        read = reader("a", log)
+        Cache(str(folder), 10**6).open("a", PARTS, lambda part, names: time.sleep(60 * part) or read(part, names))
+
+    process = fork.Process(target=fill_slowly)
+    process.start()
+    while not log.exists():
+        time.sleep(0.01)
+    other = None
+    if moment == "waiting":
+        answer = fork.Queue()
+        other = fork.Process(target=_open_and_report, args=(str(folder), log, answer))
+        other.start()
+        time.sleep(0.3)
+        assert answer.empty()
+    os.kill(process.pid, signal.SIGKILL)
+    process.join(60)
+    if other is None:
+        assert not [name for name in os.listdir(folder) if name.endswith((".rows", ".tmp"))]
+        assert opened(Cache(str(folder), 10**6), "a") == expected("a")
+    else:
+        assert answer.get(timeout=60) == expected("a")
+        other.join(60)
+    assert sorted(os.listdir(folder)) == ["a.codes.rows", "a.label.rows"]
+
+
+def test_what_a_reader_raises_comes_out_and_leaves_nothing(tmp_path):
+    def read(part: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        if part == 1:
+            raise ValueError("part 1 is gone")
+        return reader("a")(part, names)
+
+    with pytest.raises(ValueError, match="part 1 is gone"):
+        Cache(str(tmp_path), 10**6).open("a", PARTS, read)
+    assert os.listdir(tmp_path) == []
+    assert opened(Cache(str(tmp_path), 10**6), "a") == expected("a")
+
+
+def _fill_a_full_disk(folder: str, answer) -> None:
+    """A limit on the size of files stands for a full disk: the kernel refuses the same call."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+    asked: list[int] = []
+    try:
+        Cache(folder, 10**6).open("a", PARTS, lambda part, names: asked.append(part) or reader("a")(part, names))
+    except ValueError as refusal:
+        answer.put((str(refusal), asked, os.listdir(folder)))
+
+
+def test_a_disk_without_room_is_named_before_anything_is_read(tmp_path):
+    answer = fork.Queue()
+    process = fork.Process(target=_fill_a_full_disk, args=(str(tmp_path), answer))
+    process.start()
+    refusal, asked, left = answer.get(timeout=60)
+    process.join(60)
+    assert str(tmp_path) in refusal
+    assert "cannot take 16484 bytes more" in refusal
+    assert "make room there" in refusal
+    assert (asked, left) == ([], [])
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"file/cache cannot be made .*name another folder"):
+        opened(Cache(str(tmp_path / "file" / "cache"), 10**6), "a")

@@ -1,0 +1,151 @@
+"""What a store holds depends on its plan alone: the steps of the job, in this process."""
+
+import hashlib
+import io
+from contextlib import closing
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rdpm.pipeline.exports.exports import load_tokenizer, read_card
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.decode import VIEWS, decode_views
+from rdpm.pipeline.images.worklist import Worklist, remove_worklists
+from rdpm.pipeline.stores.reader import Store
+from rdpm.pipeline.stores.writer import publish, start_store
+from rdpm.pipeline.tokenizing.rows import decode_shard, images_of
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, ShardEncoder, encode_pixels, make_plan
+from rdpm.storage_schemas.tokens import noise_seed
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory, exports) -> str:
+    """The folder of a small tokenizer of 8 x 8 grey images."""
+    folder = str(tmp_path_factory.mktemp("models") / "tokenizer")
+    exports.tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def some_images(digits) -> dict[str, bytes]:
+    """30 real digits of 11 x 9 pixels by class and name, and one that is no image."""
+    images = {}
+    for number, (pixels, label) in enumerate(zip(digits[0][:30], digits[1][:30], strict=True)):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).resize((11, 9)).save(buffer, "PNG")
+        images[f"{label % 3}/no_{number}.png"] = buffer.getvalue()
+    images["1/page.jpg"] = b"<html>not found</html>"
+    return images
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, some_images) -> str:
+    """These images as class folders."""
+    root = tmp_path_factory.mktemp("images")
+    for key, data in some_images.items():
+        files.write_bytes(f"{root}/{key}", data)
+    return str(root)
+
+
+def tokenize_here(config: EncodeConfig) -> Store:
+    """The job without Ray: shards one after another, the last one first."""
+    card = read_card(config.tokenizer, "tokenizer")
+    with closing(Worklist(config.images, config.out)) as worklist:
+        plan = make_plan(config, worklist.summary, card)
+        start_store(config.out, plan)
+        worklist.write({shard: images_of(plan, shard) for shard in range(plan.num_shards)})
+    encoder = ShardEncoder(config.tokenizer, config.out, plan, 1)
+    for shard in reversed(range(plan.num_shards)):
+        batch = decode_shard({"shard": [shard]}, plan=plan, listing=worklist.folder, size=8, channels=1)
+        encoder(batch)
+    remove_worklists(config.out)
+    return Store(config.out, publish(config.out, plan))
+
+
+def small(images: str, tokenizer: str, out: str, **settings) -> EncodeConfig:
+    return EncodeConfig(images, tokenizer, out, **{"shard_rows": 8, "chunk_rows": 4, "batch": 4, **settings})
+
+
+def test_the_bytes_of_a_store_are_the_same_from_every_kind_of_source(
+    tmp_path, write_source, some_images, folder, tokenizer, tree
+):
+    source = write_source(tmp_path / "source", some_images)
+    found = tokenize_here(small(source, tokenizer, str(tmp_path / "store"), views=("center", "flip")))
+    clean = tokenize_here(small(folder, tokenizer, str(tmp_path / "clean"), views=("center", "flip")))
+    assert found.id == clean.id
+    assert tree(tmp_path / "store") == tree(tmp_path / "clean")
+
+
+def test_every_row_is_its_image_in_its_view_whatever_the_shards_cut(tmp_path, folder, some_images, tokenizer):
+    """Ten views and shards of 8 rows: most images have rows in two shards."""
+    words = ("ten-crop-1.1", "center")
+    store = tokenize_here(small(folder, tokenizer, str(tmp_path / "store"), views=words, seed=3))
+    index, codes = store.index().to_pylist(), store.read_all("codes")
+    names = [name for name in VIEWS if name.startswith("ten-crop-1.1/")] + ["center"]
+    assert [(row["key"], row["view"]) for row in index] == [(k, v) for k in sorted(some_images) for v in names]
+    assert [row["label"] for row in index] == [int(row["key"][0]) for row in index]
+    seeds = np.array([noise_seed(3, row["key"], row["view"]) for row in index], np.uint64)
+    assert np.array_equal(store.read_all("noise_seed"), seeds)
+    pixels = np.zeros((len(index), 8, 8, 1), np.uint8)
+    for number, row in enumerate(index):
+        assert row["source_digest"] == hashlib.sha256(some_images[row["key"]]).hexdigest()
+        assert (row["status"] == "rejected") == (row["key"] == "1/page.jpg") == (row["reason"] != "")
+        if row["status"] == "ok":
+            pixels[number] = decode_views(some_images[row["key"]], 8, 1, [row["view"]]).pixels[0]
+            assert (row["width"], row["height"]) == (11, 9)
+    expected = encode_pixels(load_tokenizer(tokenizer)[0], pixels, seeds, 4, "cpu")["codes"]
+    assert np.array_equal(codes, expected)
+    assert store.manifest.rejected == tuple(n for n, row in enumerate(index) if row["status"] == "rejected")
+
+
+def test_an_image_that_changes_under_the_job_keeps_its_row_with_the_reason(tmp_path, some_images, tokenizer):
+    for key, data in some_images.items():
+        files.write_bytes(f"{tmp_path}/images/{key}", data)
+    config = small(f"{tmp_path}/images", tokenizer, str(tmp_path / "store"))
+    with closing(Worklist(config.images, config.out)) as worklist:
+        plan = make_plan(config, worklist.summary, read_card(tokenizer, "tokenizer"))
+        worklist.write({0: images_of(plan, 0)})
+    keys = sorted(some_images)
+    (tmp_path / "images" / keys[2]).write_bytes(b"longer or shorter")
+    (tmp_path / "images" / keys[5]).unlink()
+    batch = decode_shard({"shard": [0]}, plan=plan, listing=worklist.folder, size=8, channels=1)
+    reasons = {2: "changed since it was listed", 5: "gone since it was listed"}
+    assert batch["reason"].tolist() == [reasons.get(row, "") for row in range(8)]
+    assert batch["key"].tolist() == keys[:8]
+    assert [bool(batch["pixels"][row].any()) for row in range(8)] == [row not in reasons for row in range(8)]
+
+
+def test_precision_and_compilation_are_part_of_what_a_store_is(folder, tokenizer, tmp_path):
+    card = read_card(tokenizer, "tokenizer")
+    with closing(Worklist(folder, str(tmp_path))) as worklist:
+        plans = [
+            make_plan(small(folder, tokenizer, "", **settings), worklist.summary, card)
+            for settings in ({}, {"precision": "bf16"}, {"compile": True}, {"batch": 8})
+        ]
+    assert len({str(plan.identity) for plan in plans}) == 4
+
+
+def latents_of(tokenizer, pixels: np.ndarray, **settings) -> np.ndarray:
+    seeds = np.arange(len(pixels), dtype=np.uint64)
+    return encode_pixels(tokenizer, pixels, seeds, 8, "cpu", **settings)["latents"].astype(np.float32)
+
+
+def test_bf16_rounds_the_encoder_and_nothing_else(tokenizer, digits):
+    model, pixels = load_tokenizer(tokenizer)[0], digits[0][:20, :, :, None]
+    full, half = latents_of(model, pixels), latents_of(model, pixels, bf16=True)
+    assert 0 < np.abs(full - half).mean() < 0.02 * np.abs(full).mean()
+    assert np.array_equal(half, latents_of(model, pixels, bf16=True))
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_gives_the_latents_of_the_plain_one(tokenizer, digits, tmp_path, folder):
+    pixels = digits[0][:20, :, :, None]
+    with closing(Worklist(folder, str(tmp_path))) as worklist:
+        config = small(folder, tokenizer, str(tmp_path), compile=True, batch=8)
+        plan = make_plan(config, worklist.summary, read_card(tokenizer, "tokenizer"))
+    with torch.no_grad():
+        compiled = ShardEncoder(tokenizer, str(tmp_path), plan, 1).encode(pixels, np.arange(20, dtype=np.uint64))
+    plain = latents_of(load_tokenizer(tokenizer)[0], pixels)
+    assert np.abs(compiled["latents"].astype(np.float32) - plain).max() < 0.01  # they are stored as float16

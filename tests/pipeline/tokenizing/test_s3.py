@@ -1,0 +1,138 @@
+"""The project's files on S3: a real server on loopback, credentials from the environment alone."""
+
+import contextlib
+import io
+import subprocess
+
+import fsspec
+import numpy as np
+import pytest
+import yaml
+from fsspec.implementations.memory import MemoryFileSystem
+
+from rdpm.jobs.cli import main
+from rdpm.pipeline.exports.exports import load_tokenizer
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.stores.reader import DamagedStore, open_store
+from rdpm.pipeline.stores.verification import verify_store
+from rdpm.pipeline.stores.writer import start_store
+from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
+
+KEY, SECRET = "AKIAI44QH8DHBEXAMPLE", "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"
+
+
+def test_a_listing_shows_what_another_process_has_written_since_the_last(s3, python, repository):
+    files.write_bytes(f"{s3}/folder/1", b"1")
+    assert files.list_names(f"{s3}/folder") == ["1"]
+    other = f"from rdpm.pipeline import files; files.write_bytes('{s3}/folder/2', b'22'); files.remove('{s3}/folder/1')"
+    subprocess.run([*python, "-c", other], cwd=repository, check=True)
+    assert files.list_names(f"{s3}/folder") == ["2"]
+    assert files.list_files(s3) == [("folder/2", 2)]
+    assert [files.exists(f"{s3}/folder/{n}") for n in (1, 2)] == [False, True]
+
+
+def test_put_if_absent_never_replaces_and_leaves_no_probe(s3):
+    files.require_create(f"{s3}/store")
+    assert files.list_files(s3) == []
+    assert [files.create_bytes(f"{s3}/once", data) for data in (b"first", b"second")] == [True, False]
+    assert files.read_bytes(f"{s3}/once") == b"first"
+
+
+class Forgetful(MemoryFileSystem):
+    """A file system that replaces what it was told to leave, as some servers do that speak S3."""
+
+    protocol = "forgetful"
+
+    def pipe_file(self, path, value, mode="overwrite", **kwargs):
+        super().pipe_file(path, value, **kwargs)
+
+
+def test_a_store_is_not_begun_where_put_if_absent_is_not_honoured(stores):
+    fsspec.register_implementation("forgetful", Forgetful, clobber=True)
+    with pytest.raises(ValueError, match="forgetful://a/store cannot put an object only where there is none"):
+        start_store("forgetful://a/store", stores.plan())
+    assert files.list_files("forgetful://a") == []
+
+
+def test_a_stream_and_the_exports_are_read_from_s3(s3, stores, exports, tmp_path):
+    stores.build(str(tmp_path / "here"))
+    stores.build(f"{s3}/there")
+    batches = []
+    for place, url in enumerate((str(tmp_path / "here"), f"{s3}/there")):
+        config = StreamConfig(cache=str(tmp_path / f"cache{place}"))
+        stream = TokenStream([open_store(url, "tokens")], seed=3, latents=False, config=config)
+        batches.append(stream.batch(np.arange(len(stream))))
+    for name in ("positions", "codes", "seeds", "labels"):
+        assert np.array_equal(*(getattr(batch, name) for batch in batches))
+    card = exports.tokenizer(f"{s3}/tokenizer")
+    assert load_tokenizer(f"{s3}/tokenizer")[1] == card
+
+
+def test_damage_on_s3_is_found_and_never_read(s3, stores):
+    store = stores.build(f"{s3}/store")
+    lost, changed = store.manifest.plan.objects(1)["codes"], store.manifest.plan.objects(2)["label"]
+    files.remove(files.join(store.url, lost))
+    files.write_bytes(files.join(store.url, changed), b"x")
+    assert [finding.name for finding in verify_store(store).findings] == [lost, changed]
+    for name, key in (("codes", lost), ("label", changed)):
+        with pytest.raises(DamagedStore, match=key):
+            store.read_all(name)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"s3://{KEY}:{SECRET}@bucket/store",
+        f"simplecache::s3://{KEY}:{SECRET}@bucket/store",
+        f"https://host/store?X-Amz-Credential={KEY}&X-Amz-Signature={SECRET}",
+    ],
+)
+@pytest.mark.parametrize("command", ["verify", "tokenize"])
+def test_credentials_inside_a_url_are_refused_and_repeated_nowhere(url, command, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    given = [url] if command == "verify" else ["images=images", f"tokenizer={url}", f"out={url}"]
+    assert main([command, *given]) == 2
+    assert main([command, *given, "surplus"]) == 2
+    shown = "".join(capfd.readouterr())
+    assert "***" in shown
+    assert KEY not in shown
+    assert SECRET not in shown
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_missing_credentials_are_one_sentence(s3, monkeypatch, capfd):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    fsspec.filesystem("s3").clear_instance_cache()
+    with contextlib.redirect_stderr(io.StringIO()) as shown:
+        assert main(["verify", f"{s3}/store"]) == 2
+    assert "credentials" in shown.getvalue()
+    assert "Traceback" not in "".join(capfd.readouterr())
+    fsspec.filesystem("s3").clear_instance_cache()
+
+
+@pytest.mark.long
+def test_two_jobs_on_one_store_by_mistake_leave_one_store_and_no_credential(
+    anywhere, s3_server, tmp_path, exports, digit_folder, python, repository, tree
+):
+    exports.tokenizer(str(tmp_path / "tokenizer"))
+    resources = {"cpus": 4, "object_store_mb": 128, "actors": 1, "actor_cpus": 0.5}
+    config = {"images": digit_folder, "tokenizer": str(tmp_path / "tokenizer"), "shard_rows": 4, "chunk_rows": 2}
+    (tmp_path / "store.yaml").write_text(yaml.safe_dump({"job": "tokenize", **config, "resources": resources}))
+    command = [*python, "-m", "rdpm", "tokenize", str(tmp_path / "store.yaml"), f"out={anywhere}/store"]
+    jobs = [
+        subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [job.communicate(timeout=300)[0] for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0], said
+    store = open_store(f"{anywhere}/store", "tokens")
+    assert verify_store(store).findings == ()
+    assert len(store) == len(set(store.index()["key"].to_pylist())) == 24
+    assert all(store.id[:12] in text or "already there" in text for text in said)
+    written = tree(anywhere)
+    assert {"store.record.json", "store/manifest.json", "store/plan.json", "store/commits/00005.json"} <= set(written)
+    for secret in (s3_server["AWS_ACCESS_KEY_ID"], s3_server["AWS_SECRET_ACCESS_KEY"]):
+        assert not any(secret in text for text in said)
+        assert not [name for name, data in written.items() if secret.encode() in data]

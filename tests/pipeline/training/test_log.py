@@ -1,0 +1,52 @@
+"""The training log continues where a resumed run does."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rdpm.pipeline.training.log import LOG, TrainingLog, read_log
+
+
+def lines(folder: Path) -> list[tuple[int, float]]:
+    return [(line["step"], line["loss"]) for line in read_log(str(folder / LOG))]
+
+
+def test_a_resumed_log_drops_what_came_after_the_checkpoint_and_goes_on(tmp_path: Path) -> None:
+    log = TrainingLog(str(tmp_path), True, 0)
+    for step in (10, 20, 30):
+        log.write(step, loss=step / 10, loss_by_step=[1.0, None])
+    log.close()
+    with open(tmp_path / LOG, "a") as file:
+        file.write('{"step": 40, "lo')  # cut short by a kill
+    log = TrainingLog(str(tmp_path), True, 20)
+    log.write(30, loss=7.0, loss_by_step=[None, 2.0])
+    log.close()
+    assert lines(tmp_path) == [(10, 1.0), (20, 2.0), (30, 7.0)]
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(event.step, event.value) for event in board.Scalars("loss")] == [(10, 1.0), (20, 2.0), (30, 7.0)]
+    assert [event.step for event in board.Scalars("loss_by_step/2")] == [30]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    log = TrainingLog(str(tmp_path), False, 0)
+    log.write(1, loss=1.0)
+    log.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_project_without_wandb_is_refused(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ValueError, match="pip install wandb"):
+        TrainingLog(str(tmp_path), True, 0, "digits")
+
+
+def test_wandb_is_logged_to_when_asked_for(tmp_path, monkeypatch) -> None:
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    log = TrainingLog(str(tmp_path), True, 0, "digits")
+    log.write(1, loss=2.0)
+    log.close()
+    (run,) = (tmp_path / "wandb").glob("offline-run-*/run-*.wandb")
+    assert b"loss" in run.read_bytes()
