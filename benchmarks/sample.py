@@ -26,9 +26,10 @@ from rdpm.models.noise import Stream, gumbel, normal
 from rdpm.models.sampler import SamplerConfig, choose_codes, step_settings
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 from rdpm.pipeline.cluster import cluster
-from rdpm.pipeline.exports.exports import save_export
+from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.inference.rdpm import RDPM
-from rdpm.pipeline.sampling.stage import SampleConfig, sample_set
+from rdpm.pipeline.sampling.plan import SampleConfig
+from rdpm.pipeline.sampling.stage import sample_set
 
 SAMPLER = SamplerConfig(guidance=2.0, ramp="constant", temperature=1.0)
 SIZES = {"d12": (12, (8, 32, 64)), "d16": (16, (8, 32, 64)), "d20": (20, (8, 32))}

@@ -27,20 +27,23 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
+from rdpm.pipeline.cluster.cluster import Resources
 
 from rdpm.models.autoencoder import AutoencoderConfig
 from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.generator import Generator, GeneratorConfig
 from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
-from rdpm.pipeline.cluster.cluster import Resources
-from rdpm.pipeline.exports.exports import read_card, save_export
+from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.worklist import Worklist
-from rdpm.pipeline.sampling.stage import SampleConfig, sample_set
+from rdpm.pipeline.sampling.plan import SampleConfig
+from rdpm.pipeline.sampling.stage import sample_set
 from rdpm.pipeline.stores.writer import missing_shards, start_store
+from rdpm.pipeline.tokenizing.plan import make_plan
 from rdpm.pipeline.tokenizing.rows import images_of
-from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode, make_plan
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode
 from rdpm.storage_schemas.manifest import commit_name
 
 _FILE_ROWS, _CLASSES = 65_536, 10

@@ -23,12 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rdpm.pipeline.cluster.cluster import Resources
 
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig, from_pixels
-from rdpm.pipeline.cluster.cluster import Resources
-from rdpm.pipeline.exports.exports import load_tokenizer, save_export
+from rdpm.pipeline.exports.weights import load_tokenizer, save_export
 from rdpm.pipeline.images.decode import center_view
-from rdpm.pipeline.tokenizing.stage import EncodeConfig, ShardEncoder, encode
+from rdpm.pipeline.tokenizing.encoder import ShardEncoder
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode
 from rdpm.storage_schemas.manifest import Plan
 
 _CLASSES, _DIFFERENT = 10, 64

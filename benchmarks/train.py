@@ -1,6 +1,7 @@
 """A generator's training step fed by the stream, against the same step on tensors that are already there.
 
-    python -m benchmarks.train [--depth 2] [--batch 64] [--steps 30] [--checkpoint] [--compile] [--attention sdpa]
+    python -m benchmarks.train [--depth 2] [--batch 64] [--steps 30] [--compile] [--attention sdpa]
+                               [--activation-checkpointing]
 
 Prints step_ratio (fed step over resident step), data_wait (share of the fed steps' time), noise_share (drawing noise
 and rebuilding z'_{t-1}, over the step), images_per_s and, on a known GPU, mfu. Plain torch with AdamW and bfloat16
@@ -55,7 +56,11 @@ class Step:
 
     def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
         torch.manual_seed(0)
-        space = GeneratorConfig(depth=options.depth, attention=options.attention, checkpoint=options.checkpoint)
+        space = GeneratorConfig(
+            depth=options.depth,
+            attention=options.attention,
+            activation_checkpointing=options.activation_checkpointing,
+        )
         self.device, self.model = device, Generator(space).to(device)
         if options.compile:
             self.model.compile()
@@ -132,7 +137,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--attention", default="sdpa", help="sdpa, math or flash_attn")
-    parser.add_argument("--checkpoint", action="store_true", help="recompute activations")
+    parser.add_argument("--activation-checkpointing", action="store_true", help="recompute activations")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:

@@ -47,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     if "-h" in rest or "--help" in rest:
         print(f"usage: rdpm {name} {_USAGE.get(name, _OPTIONS)}\n{COMMANDS[name][1]}")
         return 0
-    from rdpm.pipeline.foundation.files import masked, remote_errors
+    from rdpm.pipeline.foundation.files import remote_errors
+    from rdpm.pipeline.foundation.secrets import masked
 
     try:
         importlib.import_module(COMMANDS[name][0]).main(rest)

@@ -8,8 +8,8 @@ from rich.table import Table
 from rdpm.jobs.arguments import parse
 from rdpm.pipeline.costs.describe import describe_generator, describe_tokenizer
 from rdpm.pipeline.foundation.config import config_job
-from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig
-from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 
 JOB = "describe"
 

@@ -1,52 +1,12 @@
 """rdpm evaluate: samples, real images and a tokenizer to metrics.json."""
 
-from typing import Any
+from rdpm.jobs.arguments import parse
+from rdpm.pipeline.evaluation.inputs import EvaluateConfig
+from rdpm.pipeline.evaluation.stage import JOB, run
 
-from rich.console import Console
-from rich.table import Table
-
-from rdpm.jobs.arguments import parse, settings_of
-from rdpm.pipeline.evaluation.evaluate import EvaluateConfig, evaluate, input_digests
-from rdpm.pipeline.foundation import files
-from rdpm.pipeline.foundation.progress import say
-from rdpm.pipeline.foundation.records import begin
-
-JOB = "evaluate"
 Config = EvaluateConfig
-PARTS = ("tokenizer", "generator")
-_HOW = ("out", "batch", "threads", "timed", "inception_weights")
 
 
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand."""
     run(parse(Config, JOB, arguments))
-
-
-def run(config: EvaluateConfig) -> None:
-    """Write config.out, unless its finished record says that it is there."""
-    record = begin(JOB, config.out, settings_of(config, *_HOW, **input_digests(config)))
-    if record.finished:
-        say(f"evaluate: {config.out} is already there")
-        show(files.read_json(config.out))
-        return
-    metrics = evaluate(config)
-    files.write_json(config.out, metrics)
-    record.finish({part: metrics[part] for part in PARTS if part in metrics})
-    show(metrics)
-
-
-def show(metrics: dict[str, Any]) -> None:
-    """Print the numbers, those of the held-out images beside those of the samples."""
-    table = Table("metric", "value", "held-out real")
-    real = {
-        "class_accuracy": "classifier_accuracy_on_real",
-        "nearest_train_distance_p01": "nearest_train_distance_real_p01",
-    }
-    for part in (part for part in PARTS if part in metrics):
-        numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
-        beside = {name: real.get(name, f"{name.removesuffix('_matched')}_real") for name in numbers}
-        for name, value in numbers.items():
-            if name not in beside.values():
-                other = numbers.get(beside[name])
-                table.add_row(f"{part}.{name}", f"{value:.4g}", "" if other is None else f"{other:.4g}")
-    Console().print(table)

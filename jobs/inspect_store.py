@@ -2,12 +2,14 @@
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting.inspection import read_contents, render
 from rdpm.pipeline.stores.reader import open_store
-from rdpm.pipeline.stores.verification import tokenizer_of
+from rdpm.pipeline.tokenizing.plan import tokenizer_of
 from rdpm.storage_schemas.tokens import KIND
 
 JOB = "inspect"
+_BATCH = 64
 
 
 def main(arguments: list[str]) -> None:
@@ -18,17 +20,17 @@ def main(arguments: list[str]) -> None:
         raise ValueError(f"arguments {' '.join(arguments)!r} are not STORE [tokenizer=FOLDER] [out=PAGE.html]")
     store = open_store(url, KIND)
     plan = store.manifest.plan
-    tokenizer = tokenizer_of(store, options["tokenizer"]) if "tokenizer" in options else None
+    codec = Codec(tokenizer_of(store, options["tokenizer"]), _BATCH) if "tokenizer" in options else None
     say(f"inspect: {store.url} is store {store.id}")
     say(f"inspect: {plan.rows} rows, {len(store.manifest.rejected)} rejects, {plan.num_shards} shards")
     arrays = (f"{spec.name} {spec.dtype} {list(spec.row_shape)}" for spec in plan.arrays)
     say(f"inspect: arrays {', '.join(arrays)}")
-    made = {name: value for name, value in plan.identity.items() if isinstance(value, str | int | list)}
-    made["classes"] = len(plan.identity["classes"])
+    made = {name: value for name, value in vars(plan.tokens).items() if isinstance(value, str | int)}
+    made |= {"views": ", ".join(plan.tokens.views), "classes": len(plan.tokens.classes)}
     say(f"inspect: made with {', '.join(f'{name} {value}' for name, value in made.items())}")
     contents = read_contents(store, quiet=False)
     say(f"inspect: codes used by step {', '.join(f'{share:.1%}' for share in contents.usage)}")
     say(f"inspect: perplexity by step {', '.join(f'{value:.0f}' for value in contents.perplexity)}")
     out = options.get("out", f"{store.url}.html")
-    files.write_bytes(out, render(store, contents, tokenizer).encode())
+    files.write_bytes(out, render(store, contents, codec).encode())
     say(f"inspect: wrote {out}")

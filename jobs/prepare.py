@@ -1,12 +1,13 @@
 """rdpm prepare digits: scikit-learn's 1,797 real digits as class folders of PNGs, split into train and val."""
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from PIL import Image
 
-from rdpm.jobs.arguments import parse, settings_of
+from rdpm.jobs.arguments import parse
+from rdpm.models.fields import EXECUTION
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.permutation import permute
 from rdpm.pipeline.foundation.progress import ProgressLine, say
@@ -17,12 +18,16 @@ JOB = "prepare"
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """out: gets train/<digit>/*.png and val/<digit>/*.png. image_size: 8 x 8 digits are raised to it (bicubic)."""
+    """The digits as images."""
 
-    out: str = "runs/demo/data"
+    out: str = field(default="runs/demo/data", metadata=EXECUTION)
+    """Folder that gets train/<digit>/*.png and val/<digit>/*.png."""
     image_size: int = 16
+    """Pixels per side; the 8 x 8 digits are enlarged (bicubic)."""
     held_out: int = 297
+    """Images that go to val."""
     seed: int = 0
+    """Seed by which they are drawn."""
 
     def __post_init__(self) -> None:
         if self.image_size < 8 or not 0 < self.held_out < 1797:
@@ -34,7 +39,7 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] != "digits":
         raise ValueError(f"data set {arguments[0] if arguments else ''!r} is unknown; use: rdpm prepare digits")
     config = parse(PrepareConfig, JOB, arguments[1:])
-    record = begin(JOB, config.out, settings_of(config, "out"))
+    record = begin(JOB, config, {})
     if record.finished:
         say(f"prepare: {config.out} is already there")
         return

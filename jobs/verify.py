@@ -1,12 +1,15 @@
-"""rdpm verify: check every byte of a store against its digests, and what its parts say against each other; mend it."""
+"""rdpm verify: check every byte of a store and that its parts agree, and repair it."""
 
-from rdpm.models.tokenizer import Tokenizer
+from dataclasses import replace
+
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.stores.reader import Store, open_store
-from rdpm.pipeline.stores.verification import Verification, tokenizer_of, verify_store
+from rdpm.pipeline.stores.repair import repair
+from rdpm.pipeline.stores.verification import Accumulate, Verification, verify_store
 
 JOB = "verify"
+_BATCH = 64
 _SHOWN = 10  # classes named one by one
 
 
@@ -26,37 +29,51 @@ def main(arguments: list[str]) -> None:
 
 def _verify(url: str, folder: str, config: tuple[str, list[str]] | None) -> None:
     store = open_store(url)
-    tokenizer = tokenizer_of(store, folder) if folder else None
-    found = verify_store(store, tokenizer, quiet=False)
+    accumulate = _accumulate_of(store, folder) if folder else None
+    found = verify_store(store, accumulate, quiet=False)
     if config and found.findings:
-        _mend(store, found, *config)
-        found = verify_store(store, tokenizer, quiet=False)
+        _repair(store, found, *config)
+        found = verify_store(store, accumulate, quiet=False)
     if found.findings:
         first = "; ".join(finding.sentence for finding in found.findings[:5])
         raise ValueError(f"{len(found.findings)} problems in {store.url}: {first}")
-    _tell(store, tokenizer, found)
+    _tell(store, bool(accumulate), found)
 
 
-def _mend(store: Store, found: Verification, path: str, overrides: list[str]) -> None:
-    from rdpm.pipeline.stores.repair import repair
-    from rdpm.pipeline.tokenizing.stage import EncodeConfig  # with Ray, which checking does not need
+def _accumulate_of(store: Store, folder: str) -> Accumulate:
+    """How the tokenizer in a folder turns codes into z'_T. Raises ValueError unless it wrote the store."""
+    import torch
 
-    config = load_config(EncodeConfig, "tokenize", path, overrides)
-    again = repair(store, found.findings, config)
-    say(f"verify: records restored; shards encoded again: {', '.join(map(str, again)) or 'none'}")
+    from rdpm.pipeline.inference.codec import Codec  # with torch, which checking bytes does not need
+    from rdpm.pipeline.tokenizing.plan import tokenizer_of
+
+    return Codec(tokenizer_of(store, folder), _BATCH, torch.device("cpu")).accumulate
 
 
-def _tell(store: Store, tokenizer: Tokenizer | None, found: Verification) -> None:
+def _repair(store: Store, found: Verification, path: str, overrides: list[str]) -> None:
+    from rdpm.pipeline.tokenizing.plan import TokenizeConfig
+    from rdpm.pipeline.tokenizing.stage import tokenize_again  # with Ray, which checking does not need
+
+    config = load_config(TokenizeConfig, "tokenize", path, overrides)
+
+    def make_again(folder: str, shards: list[int]) -> None:
+        tokenize_again(replace(config, out=folder), store.manifest.plan, shards)
+
+    again = repair(store, found.findings, make_again)
+    say(f"verify: records restored; shards made again: {', '.join(map(str, again)) or 'none'}")
+
+
+def _tell(store: Store, compared: bool, found: Verification) -> None:
     plan = store.manifest.plan
-    say(f"verify: {store.url} is whole: store {store.id[:12]}, {len(store)} rows, {plan.num_shards} shards")
-    say(f"verify: {_labels(found, plan.identity.get('classes', []))}; {len(store.manifest.rejected)} rejects")
+    say(f"verify: {store.url} is undamaged: store {store.id[:12]}, {len(store)} rows, {plan.num_shards} shards")
+    say(f"verify: {_labels(found, plan.identity.classes)}; {len(store.manifest.rejected)} rejects")
     if any(spec.name == "accumulated" for spec in plan.arrays):
-        compared = f"accumulated is what the codes give in {found.accumulated} rows"
-        left_out = "left out: whether accumulated is what the codes give; tokenizer=FOLDER checks it"
-        say(f"verify: {compared if tokenizer else left_out}")
+        agreed = f"accumulated is what the codes give in {found.accumulated} rows"
+        left_out = "not checked: whether accumulated is what the codes give; tokenizer=FOLDER checks it"
+        say(f"verify: {agreed if compared else left_out}")
 
 
-def _labels(found: Verification, classes: list[str]) -> str:
+def _labels(found: Verification, classes: tuple[str, ...]) -> str:
     """Rows by class: each where they are few, else the range."""
     counts = found.labels
     if len(counts) > _SHOWN:

@@ -1,6 +1,7 @@
 """Encoder and decoder of VQGAN (Esser et al. 2021), with the LayerNorm that ends RDPM's encoder (Section 4.2)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -9,23 +10,29 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rdpm.models.attention import attend
+from rdpm.models.fields import EXECUTION
 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """VQGAN f16 by default. Each entry of `multipliers` after the first halves the map once.
+    """VQGAN f16 by default."""
 
-    attention_factors: downsampling factors at which residual blocks are followed by self-attention.
-    checkpoint: recompute residual blocks in the backward pass instead of keeping their activations.
-    """
+    RENAMED: ClassVar[dict[str, str]] = {"checkpoint": "activation_checkpointing"}
 
     in_channels: int = 3
+    """Channels of the images: 1 or 3."""
     channels: int = 128
+    """Channels at full resolution, times the first multiplier."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    """Channels per resolution, as multiples of `channels`. Each entry after the first halves the map once."""
     num_res_blocks: int = 2
+    """Residual blocks per resolution; the decoder has one more."""
     attention_factors: tuple[int, ...] = (16,)
+    """Downsampling factors at which self-attention follows every residual block."""
     groups: int = 32
-    checkpoint: bool = False
+    """Groups of every GroupNorm; divides `channels`."""
+    activation_checkpointing: bool = field(default=False, metadata=EXECUTION)
+    """Recompute residual blocks in the backward pass instead of keeping their activations: less memory, slower."""
 
     def __post_init__(self) -> None:
         if self.in_channels not in (1, 3):
@@ -34,7 +41,7 @@ class AutoencoderConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
         if not self.multipliers:
-            raise ValueError("multipliers is empty; give one a resolution")
+            raise ValueError("multipliers is empty; give one number per resolution")
         if self.channels % self.groups:
             raise ValueError(f"channels {self.channels} must be a multiple of groups {self.groups}")
 
@@ -47,9 +54,9 @@ class AutoencoderConfig:
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, 3x3 convolution, twice, around a skip."""
 
-    def __init__(self, in_channels: int, out_channels: int, groups: int, recompute: bool) -> None:
+    def __init__(self, in_channels: int, out_channels: int, groups: int, activation_checkpointing: bool) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.activation_checkpointing = activation_checkpointing
         self.norm1 = nn.GroupNorm(groups, in_channels, eps=1e-6)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.norm2 = nn.GroupNorm(groups, out_channels, eps=1e-6)
@@ -62,7 +69,7 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + h
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b k h w"]:
-        if self.recompute and self.training and torch.is_grad_enabled():
+        if self.activation_checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(self._body, x, use_reentrant=False)
         return self._body(x)
 
@@ -109,7 +116,7 @@ def _level(config: AutoencoderConfig, in_channels: int, out_channels: int, facto
     """Residual blocks of one resolution, each followed by attention where the config asks for it."""
     layers: list[nn.Module] = []
     for _ in range(depth):
-        layers.append(ResidualBlock(in_channels, out_channels, config.groups, config.checkpoint))
+        layers.append(ResidualBlock(in_channels, out_channels, config.groups, config.activation_checkpointing))
         if factor in config.attention_factors:
             layers.append(AttentionBlock(out_channels, config.groups))
         in_channels = out_channels
@@ -118,9 +125,9 @@ def _level(config: AutoencoderConfig, in_channels: int, out_channels: int, facto
 
 def _middle(config: AutoencoderConfig, channels: int) -> list[nn.Module]:
     return [
-        ResidualBlock(channels, channels, config.groups, config.checkpoint),
+        ResidualBlock(channels, channels, config.groups, config.activation_checkpointing),
         *([AttentionBlock(channels, config.groups)] if config.attention_factors else []),
-        ResidualBlock(channels, channels, config.groups, config.checkpoint),
+        ResidualBlock(channels, channels, config.groups, config.activation_checkpointing),
     ]
 
 

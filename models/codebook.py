@@ -20,19 +20,21 @@ def check_codebook_size(size: int) -> None:
 
 @dataclass(frozen=True)
 class QuantizerConfig:
-    """K x d codebook; `bias` adds the shared convolution on quantized vectors (Table 2, "bias").
-
-    update: "gradient" moves the vectors by the codebook term of Eq. 4; "ema" makes each the moving average, with
-    `decay`, of the vectors that chose it (van den Oord et al. 2017, appendix A.1), and restarts a vector from the data
-    when fewer than `dead_below` chose it lately.
-    """
+    """The codebook and how it learns."""
 
     codebook_size: int = 4096
+    """K, code vectors."""
     code_dim: int = 32
+    """d, size of a code vector."""
     bias: bool = True
+    """Add the shared convolution on quantized vectors (Table 2, "bias")."""
     update: Literal["gradient", "ema"] = "gradient"
+    """gradient: the codebook term of Eq. 4 moves the vectors. ema: each vector is the moving average of the points that
+    chose it (van den Oord et al. 2017, appendix A.1)."""
     decay: float = 0.99
+    """Decay of the moving averages."""
     dead_below: float = 1.0
+    """With ema, a vector that fewer than this many vectors chose lately restarts from the data."""
 
     def __post_init__(self) -> None:
         check_codebook_size(self.codebook_size)

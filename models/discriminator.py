@@ -11,7 +11,9 @@ class DiscriminatorConfig:
     """Two stride-2 layers, 64 channels: the recipe of RQ-VAE, whose numbers the paper repeats."""
 
     channels: int = 64
+    """Channels of the first layer."""
     num_layers: int = 2
+    """Stride-2 layers."""
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.num_layers < 1:
@@ -39,8 +41,8 @@ class Discriminator(nn.Module):
         return self.layers(images)
 
 
-class DiscriminatorLoss(nn.Module):
-    """Both halves of the discriminator's step in one call, so that an engine runs one forward and one backward."""
+class DiscriminatorPair(nn.Module):
+    """Logits of real and of reconstructed images in one call, so that an engine runs one forward and one backward."""
 
     def __init__(self, config: DiscriminatorConfig, in_channels: int) -> None:
         super().__init__()

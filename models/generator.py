@@ -1,7 +1,8 @@
 """The generator f (Eq. 6): noise, label, step and accumulated latents to logits over codes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -10,21 +11,32 @@ from torch import Tensor, nn
 
 from rdpm.models.attention import Backend, check_backend
 from rdpm.models.codebook import check_codebook_size
+from rdpm.models.fields import EXECUTION
 from rdpm.models.transformer import Transformer
 
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Table 1 by depth; the rest is the token space, which must be that of the store (checked when training starts)."""
+    """Table 1 by depth. The rest is the token space, which must be that of the stores."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"checkpoint": "activation_checkpointing"}
 
     depth: int = 12
+    """Blocks; the width is 64 x depth, and there are as many heads as blocks (Table 1)."""
     num_classes: int = 1000
+    """Classes of the images."""
     num_steps: int = 10
+    """T, steps of the diffusion."""
     codebook_size: int = 4096
+    """K, codes of the codebook."""
     code_dim: int = 32
+    """d, size of a code vector."""
     grid: int = 16
-    attention: Backend = "sdpa"
-    checkpoint: bool = False
+    """Codes per side of a map: h = w."""
+    attention: Backend = field(default="sdpa", metadata=EXECUTION)
+    """Attention kernel: sdpa (PyTorch's choice), math (PyTorch's plain one) or flash_attn."""
+    activation_checkpointing: bool = field(default=False, metadata=EXECUTION)
+    """Recompute every block in the backward pass instead of keeping its activations: less memory, a third slower."""
 
     def __post_init__(self) -> None:
         for name in ("depth", "num_classes", "num_steps", "code_dim", "grid"):
@@ -44,22 +56,31 @@ def step_embedding(steps: Int[Tensor, " b"], size: int) -> Float[Tensor, "b size
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+_RENAMED_PARAMETERS = {"labels": "label_embedding", "steps": "step_mlp"}
+
+
+def current_name(parameter: str) -> str:
+    """Name of a generator's parameter, given its name here or in exports and checkpoints of version 1."""
+    first, dot, rest = parameter.partition(".")
+    return _RENAMED_PARAMETERS.get(first, first) + dot + rest
+
+
 class Generator(nn.Module):
-    """f(eps_t, y, t, z'_{t-1}); label `num_classes` is the empty condition."""
+    """f(eps_t, y, t, z'_{t-1}). The label `num_classes` is the empty condition."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.transformer = Transformer(config.depth, config.grid, config.attention, config.checkpoint)
+        self.transformer = Transformer(config.depth, config.grid, config.attention, config.activation_checkpointing)
         width = self.transformer.width
         self.project = nn.Linear(2 * config.code_dim, width)
-        self.labels = nn.Embedding(config.num_classes + 1, width)
-        self.steps = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
+        self.label_embedding = nn.Embedding(config.num_classes + 1, width)
+        self.step_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.head = nn.Linear(width, config.codebook_size, bias=False)
         nn.init.xavier_uniform_(self.project.weight)
         nn.init.zeros_(self.project.bias)
-        nn.init.normal_(self.labels.weight, std=0.02)
-        for layer in self.steps:
+        nn.init.normal_(self.label_embedding.weight, std=0.02)
+        for layer in self.step_mlp:
             if isinstance(layer, nn.Linear):
                 nn.init.normal_(layer.weight, std=0.02)
                 nn.init.zeros_(layer.bias)
@@ -95,8 +116,8 @@ class Generator(nn.Module):
         """
         h, w = noise.shape[-2:]
         x = self.project(torch.cat([noise, accumulated], dim=1).flatten(2).transpose(1, 2))
-        classes = labels if labels.is_floating_point() else self.labels(labels)
-        condition = self.steps(step_embedding(steps, 256)) + classes
+        classes = labels if labels.is_floating_point() else self.label_embedding(labels)
+        condition = self.step_mlp(step_embedding(steps, 256)) + classes
         return self.head(self.transformer(x, condition)).float().unflatten(1, (h, w))
 
 

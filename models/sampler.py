@@ -13,29 +13,40 @@ from rdpm.models.codebook import Codebook
 from rdpm.models.generator import Generator
 from rdpm.models.noise import Stream, gumbel, normal
 
+SAMPLER_VERSION = 2
+
 
 @dataclass(frozen=True)
 class SamplerConfig:
     """How the codes of one image are drawn.
 
-    guidance: lambda; logits are cond + lambda_t (cond - uncond), and 0 is the conditional model.
-    ramp: "constant" keeps lambda_t = lambda; "linear" rises evenly from 0 at t = 1 to lambda at t = T.
-    temperature: tau of Eq. 8, which multiplies the logits: larger is less random. None is the argmax, without noise.
-    top_k: only the k likeliest codes of a position are drawn from; 0 is all of them.
-    top_p: only the likeliest codes that together reach this probability are drawn from, after tau and top_k.
+    The temperature divides the logits, as everywhere in the field. The paper's tau (Eq. 8) multiplies them, so
+    temperature = 1 / tau.
     """
 
     guidance: float = 0.0
+    """lambda; logits are cond + lambda_t (cond - uncond). 0 is the conditional model."""
     ramp: Literal["constant", "linear"] = "linear"
-    temperature: float | None = 1.0
+    """constant: lambda_t = lambda. linear: lambda_t rises evenly from 0 at t = 1 to lambda at t = T."""
+    temperature: float = 1.0
+    """What divides the logits: larger is more random. 0 takes the most likely code, without Gumbel noise."""
     top_k: int = 0
+    """Draw only from the k most likely codes of a position; 0 for all of them."""
     top_p: float = 1.0
+    """Draw only from the most likely codes that together reach this probability, after temperature and top_k."""
+    version: int = SAMPLER_VERSION
+    """Version of what these settings mean. Up to version 1 the temperature multiplied the logits."""
 
     def __post_init__(self) -> None:
+        if self.version != SAMPLER_VERSION:
+            raise ValueError(
+                f"sampler version is {self.version}, this release has {SAMPLER_VERSION}; the temperature of version 1 "
+                "multiplied the logits, so give its inverse and leave version out"
+            )
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance is {self.guidance}; use 0 or more")
-        if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature is {self.temperature}; use more than 0, or null for the most likely code")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature is {self.temperature}; use more than 0, or 0 for the most likely code")
         if self.ramp not in ("constant", "linear"):
             raise ValueError(f"ramp is {self.ramp!r}; use constant or linear")
         if self.top_k < 0:
@@ -51,9 +62,9 @@ class SamplerConfig:
 
 
 PRESETS = {  # the rows of Table 3; the paper gives neither lambda nor tau
-    "raw": SamplerConfig(temperature=None),
-    "cfg": SamplerConfig(guidance=2.0, ramp="constant", temperature=None),
-    "cfg-linear": SamplerConfig(guidance=2.0, ramp="linear", temperature=None),
+    "raw": SamplerConfig(temperature=0.0),
+    "cfg": SamplerConfig(guidance=2.0, ramp="constant", temperature=0.0),
+    "cfg-linear": SamplerConfig(guidance=2.0, ramp="linear", temperature=0.0),
     "gumbel": SamplerConfig(guidance=2.0, ramp="linear", temperature=1.0),
 }
 
@@ -67,32 +78,33 @@ def preset(name: str) -> SamplerConfig:
 
 @dataclass(frozen=True)
 class StepSettings:
-    """The settings of every image of a batch at one step. None where no image needs it: that part is not computed."""
+    """The settings of every image of a batch at one step. What no image needs is None, and is not computed."""
 
     guidance: Float[Tensor, " b"] | None
-    temperature: Float[Tensor, " b"]
-    randomness: Float[Tensor, " b"] | None
+    tau: Float[Tensor, " b"]
+    """What multiplies the logits (Eq. 8): 1 / temperature, or 1 for an image that takes the argmax."""
+    gumbel_scale: Float[Tensor, " b"] | None
     """What multiplies the Gumbel noise: 1, or 0 for an image that takes the argmax."""
     top_k: Int[Tensor, " b"] | None
     top_p: Float[Tensor, " b"] | None
 
 
 def step_settings(configs: Sequence[SamplerConfig], num_steps: int, device: torch.device) -> list[StepSettings]:
-    """Settings of a batch, one config an image, for t = 1 ... T."""
+    """Settings of a batch, one config per image, for t = 1 ... T."""
 
     def column(values: list[float]) -> Float[Tensor, " b"]:
         return torch.tensor(values, dtype=torch.float32, device=device)
 
     temperatures = [config.temperature for config in configs]
-    temperature = column([1.0 if tau is None else tau for tau in temperatures])
-    randomness = column([float(tau is not None) for tau in temperatures]) if any(temperatures) else None
+    tau = column([1 / value if value else 1.0 for value in temperatures])
+    gumbel_scale = column([float(value > 0) for value in temperatures]) if any(temperatures) else None
     top_k = top_p = None
     if any(config.top_k or config.top_p < 1 for config in configs):
         top_k = torch.tensor([config.top_k or torch.iinfo(torch.int64).max for config in configs], device=device)
         top_p = column([config.top_p if config.top_p < 1 else math.inf for config in configs])
     ramps = [[config.guidance_at(t, num_steps) for config in configs] for t in range(1, num_steps + 1)]
     guidance = [column(ramp) if any(ramp) else None for ramp in ramps]
-    return [StepSettings(guidance_t, temperature, randomness, top_k, top_p) for guidance_t in guidance]
+    return [StepSettings(guidance_t, tau, gumbel_scale, top_k, top_p) for guidance_t in guidance]
 
 
 @dataclass(frozen=True)
@@ -114,7 +126,7 @@ def guided_logits(
     """cond + lambda (cond - uncond), both halves in one forward (Section 3.2)."""
     if guidance is None:
         return generator(noise, condition, steps, accumulated)
-    empty = generator.labels(torch.full_like(steps, generator.null_label))
+    empty = generator.label_embedding(torch.full_like(steps, generator.null_label))
     both = generator(
         noise.repeat(2, 1, 1, 1), torch.cat([condition, empty]), steps.repeat(2), accumulated.repeat(2, 1, 1, 1)
     )
@@ -138,12 +150,12 @@ def choose_codes(
     logits: Float[Tensor, "b h w K"], settings: StepSettings, seeds: Int[Tensor, " b"], steps: Int[Tensor, " b"]
 ) -> Int[Tensor, "b h w"]:
     """Eq. 8: argmax(tau logits + Gumbel noise), in float32, over the codes that top-k and top-p leave."""
-    logits = logits * settings.temperature.view(-1, 1, 1, 1)
+    logits = logits * settings.tau.view(-1, 1, 1, 1)
     if settings.top_k is not None and settings.top_p is not None:
         logits = truncate(logits, settings.top_k, settings.top_p)
-    if settings.randomness is not None:
+    if settings.gumbel_scale is not None:
         noise = gumbel(seeds, steps, tuple(logits.shape[1:]), Stream.GUMBEL)
-        logits = logits + settings.randomness.view(-1, 1, 1, 1) * noise
+        logits = logits + settings.gumbel_scale.view(-1, 1, 1, 1) * noise
     return logits.argmax(-1)
 
 
@@ -203,7 +215,7 @@ def sample(
     if isinstance(configs, SamplerConfig):
         configs = [configs] * len(seeds)
     T, grid = generator.config.num_steps, generator.config.grid
-    condition = labels if labels.is_floating_point() else generator.labels(labels)
+    condition = labels if labels.is_floating_point() else generator.label_embedding(labels)
     total = codebook.start(seeds.new_zeros(len(seeds), grid, grid))
     accumulated = codebook.phi(total)
     codes, path = [], []

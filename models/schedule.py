@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Float
@@ -13,30 +13,34 @@ from torch import Tensor
 class Schedule:
     """alpha_t, beta_t and gamma_t for t = 1 ... T; arrays index t - 1.
 
-    kind: "pow" is phi^(T - t), "sin" is sin(pi/2 * t/T), "linear" is t/T (Section 4.3).
-    num_steps: T. phi: base of "pow", in (0, 1). weighted: gamma_t = alpha_t (Eq. 4), else gamma_t = 1.
     Raises ValueError when no schedule has such numbers.
     """
 
+    RENAMED: ClassVar[dict[str, str]] = {"phi": "base"}
+
     kind: Literal["pow", "sin", "linear"] = "pow"
+    """Form of alpha_t: pow is base^(T - t), sin is sin(pi/2 t/T), linear is t/T (Section 4.3)."""
     num_steps: int = 10
-    phi: float = 0.75
+    """T, steps of the diffusion."""
+    base: float = 0.75
+    """Base of pow, between 0 and 1 (the paper's varphi)."""
     weighted: bool = True
+    """Weigh step t of the quantization loss by gamma_t = alpha_t (Eq. 4); else gamma_t = 1."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("pow", "sin", "linear"):
             raise ValueError(f"schedule kind {self.kind!r} is unknown; use pow, sin or linear")
         if self.num_steps < 1:
             raise ValueError(f"schedule num_steps is {self.num_steps}; use 1 or more")
-        if not 0 < self.phi < 1:
-            raise ValueError(f"schedule phi is {self.phi}; use a number between 0 and 1")
+        if not 0 < self.base < 1:
+            raise ValueError(f"schedule base is {self.base}; use a number between 0 and 1")
         if not (torch.diff(self.alpha, prepend=torch.zeros(1)) > 0).all():
-            raise ValueError(f"schedule phi {self.phi} with {self.num_steps} steps has alphas that do not rise")
+            raise ValueError(f"schedule base {self.base} with {self.num_steps} steps gives alphas that do not rise")
 
     def _alphas(self) -> list[float]:
         T = self.num_steps
         forms = {
-            "pow": lambda t: self.phi ** (T - t),
+            "pow": lambda t: self.base ** (T - t),
             "sin": lambda t: math.sin(math.pi / 2 * t / T),
             "linear": lambda t: t / T,
         }

@@ -15,12 +15,16 @@ from rdpm.models.schedule import Schedule
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Everything that fixes a tokenizer's shape and process; kept with its weights."""
+    """Everything that defines a tokenizer; kept with its weights."""
 
     image_size: int = 256
+    """Pixels per side."""
     autoencoder: AutoencoderConfig = field(default_factory=AutoencoderConfig)
+    """Encoder and decoder."""
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
+    """Codebook and bias convolution."""
     schedule: Schedule = field(default_factory=Schedule)
+    """How much noise each step mixes in."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.image_size % self.autoencoder.factor:
@@ -28,7 +32,7 @@ class TokenizerConfig:
 
     @property
     def grid(self) -> int:
-        """h = w, codes a side."""
+        """h = w, codes per side."""
         return self.image_size // self.autoencoder.factor
 
     @property

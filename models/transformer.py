@@ -91,9 +91,9 @@ class Transformer(nn.Module):
     sin: Tensor
     place: Tensor
 
-    def __init__(self, depth: int, grid: int, backend: Backend, recompute: bool) -> None:
+    def __init__(self, depth: int, grid: int, backend: Backend, activation_checkpointing: bool) -> None:
         super().__init__()
-        self.recompute = recompute
+        self.activation_checkpointing = activation_checkpointing
         self.width = 64 * depth
         self.blocks = nn.ModuleList(Block(self.width, depth, backend) for _ in range(depth))
         self.modulation = nn.Linear(self.width, 2 * self.width)
@@ -113,7 +113,7 @@ class Transformer(nn.Module):
     def forward(self, x: Float[Tensor, "b s d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b s d"]:
         x = x + self.place
         for block in self.blocks:
-            if self.recompute and self.training and torch.is_grad_enabled():
+            if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, condition, self.cos, self.sin, use_reentrant=False)
             else:
                 x = block(x, condition, self.cos, self.sin)

@@ -6,30 +6,27 @@ A store is a folder or URL:
     <array>/...          Zarr v3   one object per array and shard
     index/00000.parquet            one row of facts per row of the shard
     commits/00000.json   Commit    put if absent, once every object of the shard has been read back
+    environments/...               where the workers ran; in no digest
     manifest.json        Manifest  written last; without it there is no store
 """
 
 import dataclasses
-import hashlib
 import json
 from bisect import bisect_left
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-SCHEMA_VERSION = 1
+from rdpm.storage_schemas import samples
+from rdpm.storage_schemas.arrays import ArraySpec
+from rdpm.storage_schemas.canonical import digest_of
+from rdpm.storage_schemas.samples import SampleIdentity
+from rdpm.storage_schemas.tokens import TokenIdentity
+
+SCHEMA_VERSION = 2
 PLAN, MANIFEST, COMMITS, INDEX = "plan.json", "manifest.json", "commits", "index"
+ENVIRONMENTS = "environments"  # where the workers ran, outside every digest
 STORE_ID = "store_id"  # the key under which the file of a manifest holds its own digest
-
-
-def canonical_json(value: Any) -> bytes:
-    """JSON bytes that depend on the value alone: sorted keys, one indent, a final newline."""
-    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
-
-
-def digest_of(value: Any) -> str:
-    """sha256 of the value's canonical JSON, in hex."""
-    return hashlib.sha256(canonical_json(value)).hexdigest()
 
 
 def shard_name(shard: int) -> str:
@@ -43,37 +40,43 @@ def commit_name(shard: int) -> str:
 
 
 @dataclass(frozen=True)
-class ArraySpec:
-    """One Zarr array of a store: `row_shape` is the shape of a row, `dims` names its axes after the first ("row")."""
-
-    name: str
-    dtype: str
-    row_shape: tuple[int, ...]
-    dims: tuple[str, ...]
-    compressed: bool = True
-
-
-@dataclass(frozen=True)
 class Plan:
-    """What will be written, fixed before the first byte.
-
-    kind: "tokens" or "samples". rows: N. shard_rows: S, rows of a shard; chunk_rows divides it.
-    identity: JSON facts that say what the rows are (models, sources, settings); two stores with the same plan are one.
-    """
+    """What will be written, fixed before the first byte. Two stores of one plan hold the same rows."""
 
     kind: str
+    """tokens or samples."""
     rows: int
+    """N, rows of the store."""
     shard_rows: int
+    """Rows per shard; the last shard may be short."""
     chunk_rows: int
+    """Rows per chunk; divides shard_rows."""
     arrays: tuple[ArraySpec, ...]
-    identity: dict[str, Any]
+    """The arrays that every shard has."""
+    identity: TokenIdentity | SampleIdentity
+    """What the rows depend on."""
     schema_version: int = SCHEMA_VERSION
+    """Version of plan and manifest."""
+    written: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """The JSON that the plan was read from, in which it is written again: digests of old stores never change."""
 
     def __post_init__(self) -> None:
         if self.rows < 1:
             raise ValueError(f"a store of {self.rows} rows holds nothing; give at least one")
         if self.shard_rows < 1 or self.chunk_rows < 1 or self.shard_rows % self.chunk_rows:
             raise ValueError(f"shard_rows {self.shard_rows} must be a multiple of chunk_rows {self.chunk_rows}")
+
+    @property
+    def tokens(self) -> TokenIdentity:
+        """What the rows of a token store depend on."""
+        assert isinstance(self.identity, TokenIdentity)
+        return self.identity
+
+    @property
+    def samples(self) -> SampleIdentity:
+        """What the images of a sample store depend on."""
+        assert isinstance(self.identity, SampleIdentity)
+        return self.identity
 
     @property
     def num_shards(self) -> int:
@@ -93,20 +96,26 @@ class Plan:
 
 @dataclass(frozen=True)
 class ObjectDigest:
-    """Size in bytes and sha256 of one stored object."""
+    """What one stored object is."""
 
     size: int
+    """Bytes."""
     sha256: str
+    """Digest of the bytes, in hex."""
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One finished shard: its objects by array name (and "index"), and which rows of the store are rejects."""
+    """One finished shard."""
 
     shard: int
+    """Number of the shard."""
     rows: int
+    """Rows of the shard."""
     rejected: tuple[int, ...]
+    """Rows of the store that are rejects."""
     objects: dict[str, ObjectDigest]
+    """Objects of the shard by array name, and "index"."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +123,7 @@ class Manifest:
     """The published store."""
 
     plan: Plan
+    """What was written."""
     rejected: tuple[int, ...]
     """Rows that hold no image, sorted; they keep their place, and readers pass over them."""
     commits: dict[str, str]
@@ -132,20 +142,36 @@ class Manifest:
         return digest_of(to_json(self))
 
 
-def to_json(record: Plan | Commit | Manifest) -> dict[str, Any]:
+def plan_to_json(plan: Plan) -> dict[str, Any]:
+    """A plan as plain JSON data; one that was read, as it was read."""
+    if plan.written is not None:
+        return plan.written
+    tree = dataclasses.asdict(plan)
+    del tree["written"]
+    return json.loads(json.dumps(tree))
+
+
+def to_json(record: Commit | Manifest) -> dict[str, Any]:
     """A record as plain JSON data."""
-    return json.loads(json.dumps(dataclasses.asdict(record)))
+    tree = dataclasses.asdict(record)
+    if isinstance(record, Manifest):
+        tree["plan"] = plan_to_json(record.plan)
+    return json.loads(json.dumps(tree))
 
 
 def plan_from_json(data: dict[str, Any]) -> Plan:
-    """Inverse of to_json. Raises ValueError on a version this code does not know."""
-    if data.get("schema_version") != SCHEMA_VERSION:
-        raise ValueError(f"schema version {data.get('schema_version')} is not {SCHEMA_VERSION}; use a matching release")
+    """Inverse of plan_to_json, for every version up to this one. Raises ValueError for a newer version."""
+    version = data.get("schema_version")
+    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
+        raise ValueError(
+            f"the store has schema version {version}, this release knows 1 to {SCHEMA_VERSION}; update rdpm"
+        )
     arrays = tuple(
         ArraySpec(a["name"], a["dtype"], tuple(a["row_shape"]), tuple(a["dims"]), a["compressed"])
         for a in data["arrays"]
     )
-    return Plan(**{**data, "arrays": arrays})
+    identity = (SampleIdentity if data["kind"] == samples.KIND else TokenIdentity).from_json(data["identity"])
+    return Plan(**{**data, "arrays": arrays, "identity": identity}, written=data)
 
 
 def commit_from_json(data: dict[str, Any]) -> Commit:

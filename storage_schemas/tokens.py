@@ -1,12 +1,57 @@
-"""The token store: its arrays, its index and its noise seeds."""
+"""The token store: what its rows depend on, its arrays, its index and its noise seeds."""
 
 import hashlib
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from rdpm.storage_schemas.manifest import ArraySpec
+from rdpm.storage_schemas.arrays import ArraySpec
 
 KIND = "tokens"
 OK, REJECTED = "ok", "rejected"
 INDEX_COLUMNS = ("key", "label", "view", "shard", "row", "width", "height", "source_digest", "status", "reason")
+
+
+@dataclass(frozen=True)
+class TokenIdentity:
+    """Everything that the rows of a token store depend on. Two stores of one identity hold the same rows."""
+
+    tokenizer_digest: str
+    """Digest of the tokenizer's card."""
+    tokenizer_config: dict[str, Any]
+    """The tokenizer's config, as its card has it."""
+    noise_version: int
+    """Version of the noise that was mixed in."""
+    source_digest: str
+    """Digest of the images' listing: classes, keys, labels and sizes."""
+    classes: tuple[str, ...]
+    """Class names; a label is a position among them."""
+    views: tuple[str, ...]
+    """Views of every image, one row per view."""
+    seed: int
+    """Seed of the store; a row's noise seed follows from it, the key and the view."""
+    encoder_batch: int
+    """Images per call of the encoder."""
+    precision: Literal["fp32", "bf16"]
+    """Precision of the encoder: fp32 or bf16."""
+    compile: bool
+    """Whether the encoder was compiled."""
+    device: str | None = None
+    """Kind of device that encoded: cpu or cuda. None where a plan of version 1 does not say."""
+
+    @property
+    def codebook_size(self) -> int:
+        """K."""
+        return self.tokenizer_config["quantizer"]["codebook_size"]
+
+    @property
+    def code_dim(self) -> int:
+        """d."""
+        return self.tokenizer_config["quantizer"]["code_dim"]
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> "TokenIdentity":
+        """From a plan of any version."""
+        return cls(**{**data, "classes": tuple(data["classes"]), "views": tuple(data["views"])})
 
 
 def token_arrays(

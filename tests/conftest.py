@@ -24,13 +24,14 @@ from rdpm.models.generator import Generator, GeneratorConfig
 from rdpm.models.noise import NOISE_VERSION
 from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
-from rdpm.pipeline.exports.exports import save_export
+from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import to_dict
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.storage_schemas.canonical import canonical_json
 from rdpm.storage_schemas.cards import ModelCard
-from rdpm.storage_schemas.manifest import Plan, canonical_json
+from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import OK, REJECTED, noise_seed, token_arrays
 
 torch.set_num_threads(1)

@@ -8,8 +8,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from rdpm.models.flops import count_parameters, generator_forward_flops, generator_parameters
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.costs.memory import generator_bytes_per_sample, tokenizer_bytes_per_sample
-from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig
-from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 
 _FP32 = 4
 

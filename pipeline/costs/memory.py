@@ -10,13 +10,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rdpm.models.discriminator import DiscriminatorLoss
+from rdpm.models.discriminator import DiscriminatorPair
 from rdpm.models.generator import Generator, code_loss
 from rdpm.models.losses import discriminator_hinge, generator_hinge, reconstruction_loss, untrained_lpips
 from rdpm.models.noise import normal_quantiles
 from rdpm.models.tokenizer import Tokenizer
-from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig
-from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 
 
 class PeakBytes(TorchDispatchMode):
@@ -67,7 +67,7 @@ def tokenizer_bytes_per_sample(config: TrainTokenizerConfig) -> int:
     normal_quantiles(torch.device("cpu"))  # the noise's table is real
     with FakeTensorMode(allow_non_fake_inputs=True):
         tokenizer = Tokenizer(model)
-        critic = DiscriminatorLoss(config.discriminator, channels)
+        critic = DiscriminatorPair(config.discriminator, channels)
         perceptual = untrained_lpips() if config.loss.perceptual != "none" else None
 
         def step(count: int) -> None:

@@ -20,9 +20,9 @@ from rdpm.pipeline.evaluation.feature_statistics import (
     open_reference,
     reference_digest,
 )
-from rdpm.pipeline.evaluation.inputs import EvaluateConfig, Inputs, input_digests, open_inputs
+from rdpm.pipeline.evaluation.inputs import EvaluateConfig, Inputs, open_inputs
 from rdpm.pipeline.evaluation.manifold import Precision, float16_holds
-from rdpm.pipeline.evaluation.measures import (
+from rdpm.pipeline.evaluation.metrics import (
     accuracy,
     held_out_metrics,
     novelty_metrics,
@@ -33,8 +33,7 @@ from rdpm.pipeline.evaluation.protocol import Metrics, protocol
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import read_record
-
-__all__ = ["EvaluateConfig", "evaluate", "input_digests"]
+from rdpm.pipeline.inference.codec import Codec
 
 
 def evaluate(config: EvaluateConfig) -> Metrics:
@@ -101,13 +100,12 @@ def _tokenizer_part(config: EvaluateConfig, inputs: Inputs, originals: Statistic
     device = inputs.extractor.device
     perceptual = None if config.perceptual == "none" else PerceptualLoss(config.perceptual).to(device)
     found = tokenizer_metrics(
-        inputs.tokenizer.to(device),
+        Codec(inputs.tokenizer, config.batch, torch.device(device)),
         inputs.extractor,
         inputs.held_out,
         originals,
         perceptual,
         seed=config.seed,
-        batch=config.batch,
         threads=config.threads,
     )
     say(_line("tokenizer", found))
@@ -163,9 +161,9 @@ def stage_seconds(outs: tuple[str, ...]) -> dict[str, float]:
     seconds: dict[str, float] = {}
     for out in outs:
         record = read_record(out)
-        if record is None or not record["finished"]:
+        if record is None or not record.finished:
             raise ValueError(f"timed output {out!r} has no finished record; run its job first, or take it off `timed`")
-        seconds[record["job"]] = seconds.get(record["job"], 0.0) + record["seconds"]
+        seconds[record.job] = seconds.get(record.job, 0.0) + record.seconds
     return seconds
 
 

@@ -16,7 +16,7 @@ from rdpm.pipeline.evaluation.image_sets import ArchiveImages, Chunk, FolderImag
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.images.listing import list_images
-from rdpm.storage_schemas.manifest import digest_of
+from rdpm.storage_schemas.canonical import digest_of
 
 PROTOCOL_VERSION = 1  # of how images become statistics; raised when the same images would give others
 INCEPTION_FEATURES = 2048

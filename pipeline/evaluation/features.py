@@ -21,7 +21,7 @@ from rdpm.models.tokenizer import from_pixels
 from rdpm.pipeline.evaluation.classifier import CLASSIFIER_VERSION, Classifier, ClassifierConfig, train_classifier
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import to_dict
-from rdpm.storage_schemas.manifest import digest_of
+from rdpm.storage_schemas.canonical import digest_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_PREFIX = "6726825d"

@@ -20,7 +20,8 @@ from rdpm.pipeline.images.decode import Reject, center_view, open_picture
 from rdpm.pipeline.images.listing import list_images
 from rdpm.pipeline.images.sources.entry import SUFFIXES
 from rdpm.pipeline.stores.reader import open_store
-from rdpm.storage_schemas.manifest import MANIFEST, PLAN, digest_of
+from rdpm.storage_schemas.canonical import digest_of
+from rdpm.storage_schemas.manifest import MANIFEST, PLAN
 from rdpm.storage_schemas.samples import KIND
 
 CHUNK = 250
@@ -123,7 +124,7 @@ class StoreImages(ImageSet):
 
     def __init__(self, url: str, channels: int) -> None:
         self.url, self.channels, self.store = url, channels, open_store(url, KIND)
-        self.digest, self.classes = self.store.id, tuple(self.store.manifest.plan.identity["classes"])
+        self.digest, self.classes = self.store.id, self.store.manifest.plan.samples.classes
         self.size = self.store.specs["images"].row_shape[0]
 
     def __len__(self) -> int:

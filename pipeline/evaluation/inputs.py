@@ -1,9 +1,10 @@
 """What the evaluation stage is given: its settings, and the inputs opened and found to belong together."""
 
 import posixpath
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from rdpm.models.fields import EXECUTION
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.evaluation.classifier import ClassifierConfig
 from rdpm.pipeline.evaluation.feature_statistics import reference_digest
@@ -23,42 +24,46 @@ from rdpm.pipeline.evaluation.image_sets import (
 )
 from rdpm.pipeline.evaluation.protocol import NEIGHBOURS
 from rdpm.pipeline.evaluation.splits import check_classes, check_tokenizer, hold
-from rdpm.pipeline.exports.exports import load_tokenizer, read_card
+from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.weights import load_tokenizer
 
 SMALLEST_PERCEPTUAL = 16  # VGG16 halves an image four times
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is compared with what; all inputs but one of samples and tokenizer may be left out.
+    """What is compared with what. One of samples and tokenizer is needed; every other input may be left out."""
 
-    samples: a sample store, an .npz (arr_0) or a folder of pictures. reference: what they are measured against, ADM's
-    .npz or a folder of images; "" for train_images. images: held-out images, which the tokenizer has to give back.
-    train_images: images that were trained on, to find copies of; the classifier learns from them, in memory.
-    tokenizer: export folder. out: the metrics.json to write; classifier and statistics are kept beside it.
-
-    extractor: the feature space: "classifier", "inception", or the path of a TorchScript or torch.export file.
-    inception_weights: path of its file; "" for torch-fidelity's own download. perceptual: VGG16 of LPIPS, as in the
-    tokenizer's loss. manifold_images: images of the reference that precision and recall are taken against.
-    draws: random draws of samples that a matched figure is the mean over. timed: outputs of other jobs, whose seconds
-    are copied from their records.
-    """
-
-    out: str
+    out: str = field(metadata=EXECUTION)
+    """The metrics.json to write; classifier and statistics are kept beside it."""
     samples: str = ""
+    """A sample store, an .npz (arr_0) or a folder of pictures."""
     reference: str = ""
+    """What samples are measured against: ADM's .npz or a folder of images; empty for train_images."""
     images: str = ""
+    """Held-out images, which the tokenizer has to reconstruct."""
     train_images: str = ""
+    """Images that were trained on, to find copies of; the classifier learns from them, in memory."""
     tokenizer: str = ""
+    """Folder or URL of a tokenizer's export."""
     extractor: str = "classifier"
-    inception_weights: str = ""
+    """Feature space: classifier, inception, or the path of a TorchScript or torch.export file."""
+    inception_weights: str = field(default="", metadata=EXECUTION)
+    """Path of Inception's weights; empty for torch-fidelity's own download."""
     perceptual: str = "none"
+    """VGG16 for LPIPS: torchvision, the path of vgg16-397923af.pth, or none."""
     manifold_images: int = 10_000
+    """Images of the reference that precision and recall are taken against."""
     draws: int = 10
+    """Random draws of samples that a matched metric is the mean over."""
     seed: int = 0
-    batch: int = 64
-    threads: int = 2
-    timed: tuple[str, ...] = ()
+    """Seed of the draws, of the classifier and of the reconstructions' noise."""
+    batch: int = field(default=64, metadata=EXECUTION)
+    """Images per call of a network."""
+    threads: int = field(default=2, metadata=EXECUTION)
+    """CPU threads."""
+    timed: tuple[str, ...] = field(default=(), metadata=EXECUTION)
+    """Outputs of other jobs, whose seconds are copied from their records."""
 
     def __post_init__(self) -> None:
         for name, least in (("draws", 0), ("batch", 1), ("threads", 1), ("manifold_images", NEIGHBOURS + 1)):
@@ -103,7 +108,7 @@ class Inputs:
         if self.tokenizer:
             facts["tokenizer"] = {"digest": self.tokenizer_digest}
         if isinstance(self.samples, StoreImages):
-            facts["generator"] = {"digest": self.samples.store.manifest.plan.identity["generator_digest"]}
+            facts["generator"] = {"digest": self.samples.store.manifest.plan.samples.generator_digest}
         return facts
 
 

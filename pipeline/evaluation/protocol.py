@@ -7,7 +7,7 @@ class-balanced draws of as many samples as there are held-out images. docs/evalu
 from typing import Any
 
 from rdpm.pipeline.evaluation.feature_statistics import PROTOCOL_VERSION, SPLIT_IMAGES
-from rdpm.pipeline.evaluation.reconstruction import PAIRS, POOLED, POOLED_CONVENTION
+from rdpm.pipeline.evaluation.fidelity import PAIRS, POOLED, POOLED_CONVENTION
 
 Metrics = dict[str, Any]
 

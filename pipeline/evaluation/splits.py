@@ -59,12 +59,12 @@ def load_samples(url: str, tokenizer: ModelCard, channels: int) -> SampleSet:
     check_tokenizer(store, tokenizer)
     pixels = np.ascontiguousarray(store.read_all("images")[..., :channels])
     labels = store.read_all("label").astype(np.int64)
-    return SampleSet(store, tuple(store.manifest.plan.identity["classes"]), pixels, labels, store.read_all("codes"))
+    return SampleSet(store, store.manifest.plan.samples.classes, pixels, labels, store.read_all("codes"))
 
 
 def check_tokenizer(samples: Store, tokenizer: ModelCard) -> None:
     """Raises ValueError unless this tokenizer decoded the samples."""
-    made_by = samples.manifest.plan.identity["tokenizer_digest"]
+    made_by = samples.manifest.plan.samples.tokenizer_digest
     if made_by != tokenizer.digest:
         raise ValueError(
             f"samples {samples.url!r} were decoded by tokenizer {made_by[:12]}, not {tokenizer.digest[:12]}; "

@@ -14,13 +14,11 @@ from typing import Any
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from rdpm.storage_schemas.manifest import ObjectDigest, canonical_json
+from rdpm.pipeline.foundation.secrets import masked
+from rdpm.storage_schemas.canonical import canonical_json
+from rdpm.storage_schemas.manifest import ObjectDigest
 
 _BLOCK = 1 << 22
-_SECRETS = (
-    re.compile(r"(://)[^/@:\s]+:(?!\d+/)[^@\s]*(?=@)"),  # user:password@host, but not host:port/...@...
-    re.compile(r"(?i)([?&][^=&\s]*(?:signature|sig|token|secret|password|credential)[^=&\s]*=)[^&\s'*]+"),
-)
 
 
 def join(root: str, *parts: str) -> str:
@@ -62,13 +60,6 @@ def remote_errors() -> tuple[type[Exception], ...]:
     """What the client of S3 raises beside OSError, as when there are no credentials or nobody answers."""
     client = sys.modules.get("botocore.exceptions")
     return (client.BotoCoreError,) if client else ()
-
-
-def masked(text: str) -> str:
-    """A text with every password, key and signature inside its URLs replaced by ***."""
-    for pattern in _SECRETS:
-        text = pattern.sub(r"\1***", text)
-    return text
 
 
 def exists(url: str) -> bool:

@@ -1,46 +1,60 @@
 """The machine-readable record that every job leaves beside what it made: `<out>.record.json`.
 
-It is made when a job starts and replaced when it ends. A job that finds its own finished record does nothing; one that
-finds a record of other settings refuses, so that nothing is ever overwritten or mixed.
+It is written when a job starts and replaced when it ends. A job that finds its own finished record does nothing. One
+that finds a record of other settings refuses, so nothing is ever overwritten or mixed. A record holds every setting;
+compared is only what decides the result (`identity_of` the config) and what went in (`inputs`).
 """
 
+import dataclasses
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 from rdpm.pipeline.foundation import files
-from rdpm.storage_schemas.manifest import canonical_json, digest_of
+from rdpm.pipeline.foundation.config import identity_of, saved_identity, to_dict
+from rdpm.pipeline.foundation.environment import environment
+from rdpm.storage_schemas.canonical import canonical_json
 
+RECORD_VERSION = 2
 _SUFFIX = ".record.json"
-_KEYS = {"job", "identity", "settings", "finished", "seconds", "result"}
+_KEYS = {"job", "settings", "finished", "seconds", "result"}
 
 
 @dataclass
 class JobRecord:
-    """One run of one job: what it was asked for (`settings`), and, once `finished`, what came of it (`result`)."""
+    """One run of one job: what it was asked for, and, once it is finished, what came of it."""
 
     job: str
+    """Name of the job."""
     out: str
+    """What the job makes."""
     settings: dict[str, Any]
+    """Every value of the job's config."""
+    inputs: dict[str, Any]
+    """Digests of what went in, and other facts that decide the result but are no settings."""
     finished: bool = False
+    """Whether the result is there."""
     seconds: float = 0.0
+    """Seconds of the start that finished."""
     result: dict[str, Any] = field(default_factory=dict)
+    """What came out, by name."""
+    environment: dict[str, Any] = field(default_factory=environment)
+    """Where it ran; see `environment`."""
+    version: int = RECORD_VERSION
+    """Version of the record."""
     _started: float = field(default_factory=time.monotonic)
-
-    @property
-    def identity(self) -> str:
-        """Digest of the job and its settings."""
-        return digest_of({"job": self.job, "settings": self.settings})
 
     def to_json(self) -> dict[str, Any]:
         """The record as it is written."""
         return {
+            "version": self.version,
             "job": self.job,
-            "identity": self.identity,
             "settings": self.settings,
+            "inputs": self.inputs,
             "finished": self.finished,
             "seconds": round(self.seconds, 3),
             "result": self.result,
+            "environment": self.environment,
         }
 
     def finish(self, result: dict[str, Any]) -> None:
@@ -50,34 +64,60 @@ class JobRecord:
         files.write_json(self.out + _SUFFIX, self.to_json())
 
 
-def begin(job: str, out: str, settings: dict[str, Any], makes: tuple[str, ...] = ()) -> JobRecord:
-    """Start or continue the job that makes `out`.
+def begin(job: str, config: Any, inputs: dict[str, Any], makes: tuple[str, ...] = ()) -> JobRecord:
+    """Start or continue the job that makes `config.out`.
 
-    settings: JSON data that fixes the result (not where or how fast it runs). makes: files under `out` without which it
-    is not finished, whatever the record says. Returns the record, whose `finished` says whether anything is left to do.
-    Raises ValueError when `out` was made, or begun, with other settings, or holds something that no job of ours made.
+    inputs: JSON data that decides the result beside the config. makes: files under `out` without which the job is not
+    finished, whatever the record says. Returns the record, whose `finished` says whether anything is left to do. Raises
+    ValueError when `out` was made, or begun, with other settings or inputs, or holds what no job of ours made.
     """
-    out = out.rstrip("/")
-    record = JobRecord(job, out, settings)
+    out = config.out.rstrip("/")
+    record = JobRecord(job, out, to_dict(config), inputs)
     path = out + _SUFFIX
     if not files.exists(path) and _occupied(out):
-        raise ValueError(f"{out} already holds something that is not of this job; choose another out, or delete it")
+        raise ValueError(f"{out} already holds something that this job did not make; choose another out, or delete it")
     if files.create_bytes(path, canonical_json(record.to_json())):
         return record
-    found = files.read_json(path)
-    if not isinstance(found, dict) or not found.keys() >= _KEYS:
-        raise ValueError(f"{path} is no job record; delete it and {out} to start anew")
-    if found["identity"] != record.identity and not files.exists(out):  # begun otherwise, but nothing came of it
+    old = read_record(out)
+    assert old is not None
+    change = _change(old, record, config)
+    if change and not files.exists(out):  # an earlier start with other settings failed before it made anything
         files.write_json(path, record.to_json())
         return record
-    if found["identity"] != record.identity:
-        change = _first_change(found["settings"], settings) or f"job {found['job']} -> {job}"
+    if change:
         raise ValueError(f"{out} was made with other settings ({change}); choose another out, or delete it and {path}")
-    record.finished = (
-        found["finished"] and all(files.exists(files.join(out, name)) for name in makes) and files.exists(out)
-    )
-    record.seconds, record.result = found["seconds"], found["result"]
+    record.finished = old.finished and files.exists(out) and all(files.exists(files.join(out, name)) for name in makes)
+    record.seconds, record.result = old.seconds, old.result
     return record
+
+
+def read_record(out: str) -> JobRecord | None:
+    """The record beside `out`, of any version, or None when there is none. Raises ValueError when it is damaged."""
+    out = out.rstrip("/")
+    path = out + _SUFFIX
+    if not files.exists(path):
+        return None
+    data = files.read_json(path)
+    if not isinstance(data, dict) or not data.keys() >= _KEYS:
+        raise ValueError(f"{path} is no job record; delete it and {out} to start again")
+    version = data.get("version", 1)
+    if version > RECORD_VERSION:
+        raise ValueError(f"{path} has version {version}, this release knows 1 to {RECORD_VERSION}; update rdpm")
+    facts = {name: data[name] for name in _KEYS}
+    inputs = data["settings"] if version == 1 else data["inputs"]  # version 1 has its inputs among the settings
+    return JobRecord(out=out, inputs=inputs, environment=data.get("environment", {}), version=version, **facts)
+
+
+def _change(old: JobRecord, new: JobRecord, config: Any) -> str | None:
+    """The first place where two records differ in what decides the result, as "key old -> new"."""
+    if old.job != new.job:
+        return f"job {old.job} -> {new.job}"
+    change = first_change(saved_identity(type(config), old.settings), identity_of(config))
+    inputs = old.inputs
+    if old.version == 1:
+        settings = {*(field.name for field in dataclasses.fields(config)), *getattr(config, "RENAMED", {})}
+        inputs = {name: value for name, value in inputs.items() if name not in settings}
+    return change or first_change(inputs, new.inputs)
 
 
 def _occupied(out: str) -> bool:
@@ -85,17 +125,11 @@ def _occupied(out: str) -> bool:
     return files.exists(out) and (bool(files.list_names(out) or files.list_folders(out)) or files.is_file(out))
 
 
-def read_record(out: str) -> dict[str, Any] | None:
-    """The record beside `out`, or None when there is none."""
-    path = out.rstrip("/") + _SUFFIX
-    return files.read_json(path) if files.exists(path) else None
-
-
-def _first_change(old: Any, new: Any, name: str = "") -> str | None:
-    """The first place where two settings differ, as "key old -> new"."""
+def first_change(old: Any, new: Any, name: str = "") -> str | None:
+    """The first place where two trees of JSON data differ, as "key old -> new"; None where they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
-            change = _first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key)
+            change = first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key)
             if change:
                 return change
         return None

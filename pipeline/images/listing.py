@@ -20,7 +20,7 @@ from rdpm.pipeline.images.decode import Reject
 from rdpm.pipeline.images.sources import parquet
 from rdpm.pipeline.images.sources.entry import Entry
 from rdpm.pipeline.images.sources.source import Source, open_source
-from rdpm.storage_schemas.manifest import canonical_json
+from rdpm.storage_schemas.canonical import canonical_json
 
 SCHEMA = pa.schema(
     {

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.listing import SCHEMA, Catalog
 from rdpm.pipeline.images.sources.source import open_source
-from rdpm.storage_schemas.manifest import digest_of, shard_name
+from rdpm.storage_schemas.canonical import digest_of
+from rdpm.storage_schemas.manifest import shard_name
 
 FOLDER, _SUMMARY = ".listing", "summary.json"
 

@@ -1,98 +1,110 @@
 """A generator with its tokenizer: labels to images, images to codes and back, and edits of images."""
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rdpm.models.attention import Backend
 from rdpm.models.generator import Generator
-from rdpm.models.noise import Stream, child_seeds, normal
+from rdpm.models.noise import Stream, child_seeds
 from rdpm.models.sampler import Known, SamplerConfig, advance, sample
-from rdpm.models.tokenizer import Tokenizer, from_pixels, to_pixels
-from rdpm.pipeline.exports.exports import load_generator, load_tokenizer, read_card
+from rdpm.models.tokenizer import Tokenizer
+from rdpm.pipeline.exports.card import read_pair
+from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
 from rdpm.pipeline.foundation import files
-from rdpm.storage_schemas.cards import CARD, ModelCard
+from rdpm.pipeline.inference.batches import best_device, in_batches
+from rdpm.pipeline.inference.codec import Codec, Precision
+from rdpm.storage_schemas.cards import CARD
 
-Precision = Literal["fp32", "bf16"]
 Callback = Callable[[int, range, np.ndarray], None]
 """Called after each step with t, the rows it is about, and their images so far, (rows, H, W, 3) uint8."""
 
 
-def open_cards(generator: str, tokenizer: str) -> tuple[ModelCard, ModelCard]:
-    """Cards of both exports. Raises ValueError unless the generator was trained on codes of the tokenizer."""
-    cards = read_card(generator, "generator"), read_card(tokenizer, "tokenizer")
-    trained_on = cards[0].made_from["tokenizer_digest"]
-    if trained_on != cards[1].digest:
-        raise ValueError(
-            f"generator {generator} was trained on codes of tokenizer {trained_on[:12]}, but {tokenizer} "
-            f"is {cards[1].digest[:12]}; give the tokenizer it was trained with"
-        )
-    return cards
-
-
 @dataclass(frozen=True)
 class Drawn:
-    """images (N, H, W, 3) uint8, grey three times, and codes (N, T, h, w) uint16."""
+    """What was drawn for N images."""
 
     images: np.ndarray
+    """(N, H, W, 3) uint8; grey is repeated three times."""
     codes: np.ndarray
+    """(N, T, h, w) uint16."""
 
 
 class RDPM:
-    """Both models on one device, CUDA where there is one.
+    """A trained generator and its tokenizer on one device.
 
-    Every call of a model sees `batch` images, the last ones padding, so an image depends on its seed, its label and its
-    settings, not on its neighbours or their number. `precision` "bf16" runs generator and decoder under autocast;
-    `compiled` runs each step of Algorithm 2 as one compiled graph.
+    Every call of a model sees `batch` images, the last ones padding. So an image depends on its seed, its label and its
+    settings, not on its neighbours or their number.
 
-    seed: one for a call, whose image i has the seed that image i of a sample set has; or one an image, each as if it
-    were called for alone. Encoding mixes in the very noise that sampling from the same seed starts from, for a code
-    means nothing to the generator without its noise.
+    Methods take one `seed` for all images, or one per image. With one for all, image i gets the seed that image i of a
+    sample set gets; with one per image, each image is as if it were drawn alone. Encoding mixes in the noise that
+    sampling from the same seed would draw, because a code means nothing to the generator without its noise.
 
-    settings: fields of SamplerConfig, such as guidance and temperature; each one value, or one an image.
+    Methods take the fields of `SamplerConfig`, such as guidance and temperature, as keywords: one value for all images,
+    or one per image.
     """
 
     def __init__(
         self,
         generator: Generator,
         tokenizer: Tokenizer,
+        *,
         batch: int = 16,
         precision: Precision = "fp32",
-        compiled: bool = False,
+        compile: bool = False,
+        device: str | torch.device | None = None,
     ) -> None:
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.generator, self.tokenizer = generator.to(self.device), tokenizer.to(self.device)
-        self.batch, self.precision, self.compiled = batch, precision, compiled
-        self._step = torch.compile(advance, fullgraph=True, dynamic=False) if compiled else advance
+        """Use two models that are in memory.
+
+        batch: images per call of a model. precision: fp32, or bf16 to run the models under autocast. compile: run each
+        step of Algorithm 2 as one compiled graph. device: such as "cpu" or "cuda:1"; None for the GPU, if there is one.
+        """
+        self.device = torch.device(device) if device else best_device()
+        self.generator, self.tokenizer = generator.to(self.device), tokenizer
+        self.codec = Codec(tokenizer, batch, self.device, precision)
+        self.batch = batch
+        self._step = torch.compile(advance, fullgraph=True, dynamic=False) if compile else advance
 
     @classmethod
-    def from_pretrained(cls, path: str, tokenizer: str | None = None, **how: Any) -> "RDPM":
-        """Load exports. how: `batch`, `precision` and `compiled` of RDPM.
+    def from_pretrained(
+        cls,
+        path: str,
+        tokenizer: str | None = None,
+        *,
+        batch: int = 16,
+        precision: Precision = "fp32",
+        compile: bool = False,
+        attention: Backend = "sdpa",
+        device: str | torch.device | None = None,
+    ) -> "RDPM":
+        """Load exports. `attention` is the generator's kernel; for the other options see `RDPM`.
 
-        path: a folder or URL that holds `generator/` and `tokenizer/`; or a generator's export, with the path of its
-        tokenizer's beside it. Raises ValueError when an export is missing or the two do not belong together.
+        path: a folder or URL that holds `generator/` and `tokenizer/`; or the export of a generator, with the path of
+        its tokenizer as `tokenizer`. Raises ValueError when an export is missing or the two do not belong together.
         """
         if tokenizer is None and files.exists(files.join(path, CARD)):
             raise ValueError(f"{path!r} is a single export; give tokenizer=... too, or the folder that holds both")
         if tokenizer is None:
             path, tokenizer = files.join(path, "generator"), files.join(path, "tokenizer")
-        open_cards(path, tokenizer)
-        return cls(load_generator(path)[0], load_tokenizer(tokenizer)[0], **how)
+        read_pair(path, tokenizer)
+        models = load_generator(path, attention)[0], load_tokenizer(tokenizer)[0]
+        return cls(*models, batch=batch, precision=precision, compile=compile, device=device)
 
     def sample(
         self, labels: Sequence[int], seed: int | Sequence[int] = 0, callback: Callback | None = None, **settings: Any
     ) -> np.ndarray:
         """An image of each class, (N, H, W, 3) uint8.
 
-        Raises ValueError for a label that is no class, and for settings that cannot be.
+        Raises ValueError for a label that is no class, and for impossible settings.
         """
         seeds, configs = _seeds(seed, len(labels)), _configs(settings, len(labels))
         return self.draw(self._labels(labels, len(labels)), seeds, configs, callback=callback).images
 
-    @torch.no_grad()
     def blend(
         self,
         first: Sequence[int],
@@ -102,15 +114,17 @@ class RDPM:
         callback: Callback | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """Images between two classes, (N, H, W, 3) uint8: their embeddings are mixed, `weight` of the second's."""
-        start, end = (
-            self.generator.labels(torch.from_numpy(self._labels(labels, len(first))).to(self.device))
-            for labels in (first, second)
-        )
-        share = torch.tensor(weight, dtype=torch.float32, device=self.device).expand(len(first)).unsqueeze(1)
-        points = torch.lerp(start, end, share).cpu().numpy()
+        """Images between two classes, (N, H, W, 3) uint8: a mix of both label embeddings, `weight` of the second."""
+        ends = self._labels(first, len(first)), self._labels(second, len(first))
+        share = np.broadcast_to(np.asarray(weight, np.float32), len(first))
+
+        embed = self.generator.label_embedding
+
+        def condition(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
+            return torch.lerp(embed(first), embed(second), share.unsqueeze(1))
+
         seeds, configs = _seeds(seed, len(first)), _configs(settings, len(first))
-        return self.draw(points, seeds, configs, callback=callback).images
+        return self._draw(condition, (*ends, share), seeds, configs, None, callback).images
 
     def inpaint(
         self,
@@ -121,10 +135,10 @@ class RDPM:
         callback: Callback | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """Draw anew what lies under a mask (N, H, W) bool, on whole cells of the grid; (N, H, W, 3) uint8.
+        """Redraw what lies under a mask (N, H, W) bool, in whole cells of the grid; (N, H, W, 3) uint8.
 
-        The codes of every other cell are held at every step; its pixels may still change a little near the mask, for
-        the decoder looks around.
+        Every other cell keeps its codes at every step. Its pixels may still change a little near the mask, because the
+        decoder sees neighbouring cells.
         """
         h, size = self.tokenizer.config.grid, self.tokenizer.config.image_size
         if mask.dtype != np.bool_ or mask.shape != (len(images), size, size):
@@ -167,15 +181,7 @@ class RDPM:
 
     def encode(self, images: np.ndarray, seed: int | Sequence[int] = 0) -> np.ndarray:
         """Images (N, H, W, 1 or 3) uint8 of the tokenizer's size to codes (N, T, h, w) uint16."""
-        shape = self.tokenizer.config.latent_shape
-
-        def encode(_: range, pixels: Tensor, seeds: Tensor) -> tuple[Tensor]:
-            latents = self.tokenizer.encoder(from_pixels(pixels.permute(0, 3, 1, 2))).float()
-            return (
-                self.tokenizer.quantizer.quantize(latents, lambda t: normal(seeds, t, shape, Stream.SAMPLER)).codes,
-            )
-
-        return self._in_batches(encode, self._pixels(images), _seeds(seed, len(images)))[0].astype(np.uint16)
+        return self.codec.encode(self._pixels(images), _seeds(seed, len(images)), Stream.SAMPLER).codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (N, T, h, w) to images (N, H, W, 3) uint8."""
@@ -183,11 +189,7 @@ class RDPM:
         maps, K = (space.num_steps, space.grid, space.grid), space.codebook_size
         if codes.shape[1:] != maps or codes.dtype.kind not in "iu" or not 0 <= codes.min() <= codes.max() < K:
             raise ValueError(f"codes are {codes.dtype} {codes.shape}; give integers below {K} as {('N', *maps)}")
-
-        def decode(_: range, codes: Tensor) -> tuple[Tensor]:
-            return (self._images(self.tokenizer.quantizer.codebook.accumulated(codes, space.num_steps)),)
-
-        return self._in_batches(decode, codes.astype(np.int64))[0]
+        return _three_channels(self.codec.decode(codes))
 
     def draw(
         self,
@@ -199,55 +201,47 @@ class RDPM:
     ) -> Drawn:
         """Algorithm 2 for N images, one config each.
 
-        labels: (N,) int64, or (N, width) float32 points of the embedding. seeds: (N,) int64. known: codes int64 and
-        mask bool, (N, T, h, w), held where the mask is true.
+        labels: (N,) int64. seeds: (N,) int64. known: codes int64 and a mask bool, both (N, T, h, w); where the mask is
+        true, the codes are kept.
         """
+        return self._draw(self.generator.label_embedding, (labels,), seeds, configs, known, callback)
 
-        def draw(rows: range, labels: Tensor, seeds: Tensor, *known: Tensor) -> tuple[Tensor, Tensor]:
-            mine = [configs[row] for row in rows]
-            mine += mine[:1] * (self.batch - len(rows))
+    def _draw(
+        self,
+        condition: Callable[..., Tensor],
+        conditions: tuple[np.ndarray, ...],
+        seeds: np.ndarray,
+        configs: Sequence[SamplerConfig],
+        known: tuple[np.ndarray, np.ndarray] | None,
+        callback: Callback | None,
+    ) -> Drawn:
+        """Algorithm 2. condition: a batch of the columns `conditions` to points of the label embedding (b, width)."""
+
+        def draw(rows: range, *columns: Tensor) -> tuple[Tensor, Tensor]:
+            labels, (seeds, *kept) = columns[: len(conditions)], columns[len(conditions) :]
+            settings = [configs[row] for row in rows]
+            settings += settings[:1] * (self.batch - len(rows))
 
             def show(t: int, accumulated: Tensor) -> None:
                 if callback is not None:
-                    callback(t, rows, self._images(accumulated)[: len(rows)].cpu().numpy())
+                    pixels = self.codec.pixels(accumulated)[: len(rows)].cpu().numpy()
+                    callback(t, rows, _three_channels(pixels))
 
-            with self._autocast():
+            with self.codec.autocast():
                 drawn = sample(
-                    self.generator, self.tokenizer.quantizer.codebook, labels, seeds, mine,
-                    Known(*known) if known else None, step=self._step, after_step=show,
+                    self.generator, self.tokenizer.quantizer.codebook, condition(*labels), seeds, settings,
+                    Known(*kept) if kept else None, step=self._step, after_step=show,
                 )  # fmt: skip
-            return self._images(drawn.accumulated[:, -1]), drawn.codes
+            return self.codec.pixels(drawn.accumulated[:, -1]), drawn.codes.to(torch.uint16)
 
-        images, codes = self._in_batches(draw, labels, seeds, *(known or ()))
-        return Drawn(images, codes.astype(np.uint16))
-
-    @torch.no_grad()
-    def _in_batches(self, function: Callable[..., tuple[Tensor, ...]], *columns: np.ndarray) -> list[np.ndarray]:
-        """The columns function(rows, *tensors) makes of columns of N rows, `batch` rows at a time, zeros as padding."""
-        parts = []
-        for start in range(0, len(columns[0]), self.batch):
-            rows = range(start, min(start + self.batch, len(columns[0])))
-            padded = []
-            for column in columns:
-                part = column[rows.start : rows.stop]
-                margin = ((0, self.batch - len(part)), *((0, 0),) * (part.ndim - 1))
-                padded.append(torch.from_numpy(np.pad(part, margin)).to(self.device))
-            parts.append([result[: len(rows)].cpu().numpy() for result in function(rows, *padded)])
-        return [np.concatenate(column) for column in zip(*parts, strict=True)]
-
-    def _images(self, accumulated: Tensor) -> Tensor:
-        """z' to pixels (b, H, W, 3) uint8."""
-        with self._autocast():
-            pixels = to_pixels(self.tokenizer.decode(accumulated))
-        return pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous()
-
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+        columns = (*conditions, seeds, *(known or ()))
+        images, codes = in_batches(draw, columns, self.batch, self.device)
+        return Drawn(_three_channels(images), codes)
 
     def _labels(self, labels: Sequence[int], count: int) -> np.ndarray:
         """The images' classes, (N,) int64."""
         if len(labels) != count:
-            raise ValueError(f"{len(labels)} labels do not go with {count} images; give one an image")
+            raise ValueError(f"there are {len(labels)} labels and {count} images; give one label per image")
         classes = self.generator.config.num_classes
         for label in labels:
             if not 0 <= label < classes:
@@ -255,11 +249,16 @@ class RDPM:
         return np.array(labels, np.int64)
 
     def _pixels(self, images: np.ndarray) -> np.ndarray:
-        """Images with the tokenizer's channels. Raises ValueError when they are not what it takes."""
+        """Images with the tokenizer's channels. Raises ValueError when it does not take them."""
         size, channels = self.tokenizer.config.image_size, self.tokenizer.config.autoencoder.in_channels
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in ((size, size, 1), (size, size, 3)):
             raise ValueError(f"images are {images.dtype} {images.shape}; give uint8 (N, {size}, {size}, 1 or 3)")
         return np.broadcast_to(images, (*images.shape[:3], 3))[..., :channels]
+
+
+def _three_channels(pixels: np.ndarray) -> np.ndarray:
+    """Pixels (N, H, W, 1 or 3) as (N, H, W, 3)."""
+    return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
@@ -267,18 +266,21 @@ def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
     if isinstance(seed, int):
         return child_seeds(seed, torch.arange(count)).numpy()
     if len(seed) != count:
-        raise ValueError(f"{len(seed)} seeds do not go with {count} images; give one, or one an image")
+        raise ValueError(f"there are {len(seed)} seeds and {count} images; give one seed for all, or one per image")
     return np.concatenate([child_seeds(one, torch.arange(1)).numpy() for one in seed])
 
 
 def _configs(settings: dict[str, Any], count: int) -> list[SamplerConfig]:
-    """One config an image."""
+    """One config per image."""
+    known = [field.name for field in dataclasses.fields(SamplerConfig) if field.name != "version"]
     columns: dict[str, list[Any]] = {}
     for name, value in settings.items():
-        if name not in SamplerConfig.__dataclass_fields__:
-            known = ", ".join(SamplerConfig.__dataclass_fields__)
-            raise ValueError(f"sampler setting {name!r} is unknown; use {known}")
-        columns[name] = [value] * count if value is None or isinstance(value, (int, float, str)) else list(value)
+        if name not in known:
+            raise ValueError(f"sampler setting {name!r} is unknown; use {', '.join(known)}")
+        columns[name] = [value] * count if isinstance(value, (int, float, str)) else list(value)
         if len(columns[name]) != count:
-            raise ValueError(f"{len(columns[name])} values of {name} do not go with {count} images; give one an image")
+            raise ValueError(
+                f"{name} has {len(columns[name])} values and there are {count} images; give one value for all, or one "
+                "per image"
+            )
     return [SamplerConfig(**{name: values[i] for name, values in columns.items()}) for i in range(count)]

@@ -6,19 +6,19 @@ from typing import Any
 
 import numpy as np
 
-from rdpm.models.tokenizer import Tokenizer
-from rdpm.pipeline.evaluation.reconstruction import code_counts, decode_codes, perplexity
+from rdpm.pipeline.evaluation.fidelity import code_counts, perplexity
 from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.foundation.records import read_record
+from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting import page
 from rdpm.pipeline.reporting.curves import bar_chart, rank_chart
 from rdpm.pipeline.reporting.pictures import MOST_CLASSES, PER_CLASS
 from rdpm.pipeline.reporting.report import flatten
 from rdpm.pipeline.stores.reader import Store
-from rdpm.storage_schemas.manifest import to_json
+from rdpm.storage_schemas.manifest import plan_to_json
 from rdpm.storage_schemas.tokens import OK
 
-_BATCH, _MOST_REASONS = 64, 20
+_MOST_REASONS = 20
 
 
 @dataclass
@@ -45,14 +45,9 @@ class Contents:
         return perplexity(self.counts)
 
 
-def codebook_size(store: Store) -> int:
-    """K."""
-    return store.manifest.plan.identity["tokenizer_config"]["quantizer"]["codebook_size"]
-
-
 def read_contents(store: Store, quiet: bool = True) -> Contents:
     """Go through a token store, holding one shard at a time. Raises DamagedStore."""
-    plan, K = store.manifest.plan, codebook_size(store)
+    plan, K = store.manifest.plan, store.manifest.plan.tokens.codebook_size
     contents = Contents(np.zeros((store.specs["codes"].row_shape[0], K), np.int64))
     with ProgressLine("inspect", plan.num_shards, "shards", quiet=quiet) as progress:
         for shard in range(plan.num_shards):
@@ -70,28 +65,29 @@ def read_contents(store: Store, quiet: bool = True) -> Contents:
     return contents
 
 
-def render(store: Store, contents: Contents, tokenizer: Tokenizer | None) -> str:
-    """The page as HTML; with decoded pictures where the tokenizer is given."""
+def render(store: Store, contents: Contents, codec: Codec | None) -> str:
+    """The page as HTML; with decoded pictures where a codec is given."""
     plan = store.manifest.plan
     T, height, width = store.specs["codes"].row_shape
     lead = (
-        f"Store {store.id[:12]}: {plan.rows} rows in {plan.num_shards} shards, a row {T} maps of {height} x {width} "
-        f"codes (K = {codebook_size(store)}), {len(contents.labels)} classes, {len(store.manifest.rejected)} rejects."
+        f"Store {store.id[:12]}: {plan.rows} rows in {plan.num_shards} shards. A row is {T} maps of {height} x {width} "
+        f"codes out of {plan.tokens.codebook_size}. "
+        f"{len(contents.labels)} classes, {len(store.manifest.rejected)} rejects."
     )
-    sections = [_pictures(store, contents, tokenizer)] if tokenizer else []
+    sections = [_pictures(store, contents, codec)] if codec else []
     sections += [_codes(contents), _rows(store, contents), _origin(store)]
     return page.page("RDPM: a token store", lead, sections)
 
 
 def _class_name(store: Store, label: int) -> str:
-    return store.manifest.plan.identity["classes"][label]
+    return store.manifest.plan.tokens.classes[label]
 
 
-def _pictures(store: Store, contents: Contents, tokenizer: Tokenizer) -> str:
+def _pictures(store: Store, contents: Contents, codec: Codec) -> str:
     rows = []
     for label, found in sorted(contents.shown.items()):
         codes = np.stack([codes for _, codes in found])
-        images = decode_codes(tokenizer, codes, codes.shape[1], _BATCH)
+        images = codec.decode(codes)
         pictures = [page.Picture(pixels, key) for (key, _), pixels in zip(found, images, strict=True)]
         rows.append((_class_name(store, label), pictures))
     lead = "What the tokenizer decodes from the stored codes: the first rows of the first classes, none picked."
@@ -122,9 +118,8 @@ def _rows(store: Store, contents: Contents) -> str:
 
 
 def _origin(store: Store) -> str:
-    plan: dict[str, Any] = to_json(store.manifest.plan)
-    identity = plan.pop("identity")
-    identity.pop("classes")
+    plan: dict[str, Any] = {**plan_to_json(store.manifest.plan)}
+    identity = {name: value for name, value in plan.pop("identity").items() if name != "classes"}
     plan["arrays"] = {spec.name: f"{spec.dtype} {list(spec.row_shape)}" for spec in store.manifest.plan.arrays}
     blocks = [
         page.facts("What it is", [("store_id", store.id), *flatten(plan)]),
@@ -132,7 +127,6 @@ def _origin(store: Store) -> str:
     ]
     record = read_record(store.url)
     if record is not None:
-        kept = {name: record[name] for name in ("identity", "finished", "seconds", "settings")}
-        blocks.append(page.facts(f"Job {record['job']}", flatten(kept)))
+        blocks.append(page.facts(f"Job {record.job}", flatten(record.to_json())))
     lead = "All that the rows depend on; two stores of one identity hold the same bytes."
     return page.section("Identity", lead, *blocks)

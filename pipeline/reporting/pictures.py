@@ -5,14 +5,13 @@ Nothing is picked by eye: pictures show the first images of each class in the or
 
 import numpy as np
 
-from rdpm.models.tokenizer import Tokenizer
+from rdpm.pipeline.evaluation.fidelity import reconstruct
 from rdpm.pipeline.evaluation.novelty import nearest
-from rdpm.pipeline.evaluation.reconstruction import decode_codes, encode_images
 from rdpm.pipeline.evaluation.splits import SampleSet, Split
+from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting.page import Picture, grid, heading, png, side_by_side
 
 MOST_CLASSES, PER_CLASS = 10, 10
-_BATCH = 64
 _GAP = 4  # pixels between the images of a sheet
 
 
@@ -30,12 +29,12 @@ def sample_grid(samples: SampleSet) -> str:
     return grid((), rows)
 
 
-def step_grid(tokenizer: Tokenizer, samples: SampleSet) -> str:
+def step_grid(codec: Codec, samples: SampleSet) -> str:
     """The accumulated latent z'_t of one sample a class, decoded after every step t = 1 ... T."""
     chosen = [(label, rows[0]) for label, rows in first_of_class(samples.labels, 1)]
     codes = samples.codes[[row for _, row in chosen]]
     steps = range(1, codes.shape[1] + 1)
-    decoded = [decode_codes(tokenizer, codes, t, _BATCH) for t in steps]
+    decoded = [codec.decode(codes, t) for t in steps]
     rows = []
     for place, (label, row) in enumerate(chosen):
         name = samples.classes[label]
@@ -44,7 +43,7 @@ def step_grid(tokenizer: Tokenizer, samples: SampleSet) -> str:
     return grid([f"t={t}" if t == 1 else str(t) for t in steps], rows)
 
 
-def reconstruction_grids(tokenizer: Tokenizer, held_out: Split, seed: int) -> str:
+def reconstruction_grids(codec: Codec, held_out: Split, seed: int) -> str:
     """Held-out images above what comes back, the first two of each class."""
     chosen = first_of_class(held_out.labels, 2)
     parts = []
@@ -53,8 +52,7 @@ def reconstruction_grids(tokenizer: Tokenizer, held_out: Split, seed: int) -> st
         if not rows:
             continue
         real = held_out.pixels[rows]
-        codes = encode_images(tokenizer, real, seed, 0, _BATCH)
-        back = decode_codes(tokenizer, codes, codes.shape[1], _BATCH)
+        back = reconstruct(codec, real, seed).pixels
         names = [held_out.classes[held_out.labels[row]] for row in rows]
         shown = [
             (title, [Picture(x, f"{title} of class {name}") for x, name in zip(pixels, names, strict=True)])

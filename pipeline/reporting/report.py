@@ -2,17 +2,17 @@
 
 import dataclasses
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
+from rdpm.models.fields import EXECUTION
 from rdpm.models.flops import generator_parameters
-from rdpm.models.generator import GeneratorConfig
-from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.evaluation.splits import SampleSet, Split, check_classes, load_samples, load_split
-from rdpm.pipeline.exports.exports import load_tokenizer, read_card
+from rdpm.pipeline.exports.card import generator_config, generator_origin, read_card
+from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
-from rdpm.pipeline.foundation.config import from_dict
 from rdpm.pipeline.foundation.records import read_record
+from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting import page
 from rdpm.pipeline.reporting.curves import bar_chart, read_lines, training_charts
 from rdpm.pipeline.reporting.pictures import (
@@ -26,27 +26,36 @@ from rdpm.pipeline.reporting.tables import numbers_section, paper_section
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.storage_schemas.cards import ModelCard
 from rdpm.storage_schemas.manifest import to_json
+from rdpm.storage_schemas.sweep import SWEEP, SweepRow
 from rdpm.storage_schemas.tokens import KIND
+
+_BATCH = 64
 
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """What a run left behind: metrics.json, two exports, the token store, the sample store, the two image folders.
-
-    sweep: folder of a finished sweep over the generator's sampler settings, or "". out: the page. also_png: where the
-    grid of samples is written as a picture of its own, if anywhere.
-    """
+    """A page about what a run left behind."""
 
     metrics: str
+    """metrics.json of the run."""
     tokenizer: str
+    """Export of the tokenizer."""
     generator: str
+    """Export of the generator."""
     store: str
+    """The token store that the generator was trained on."""
     samples: str
+    """The sample store."""
     images: str
+    """Held-out images."""
     train_images: str
-    out: str
+    """Images that were trained on."""
+    out: str = field(metadata=EXECUTION)
+    """The page to write."""
     sweep: str = ""
+    """Folder of a finished sweep over the generator's sampler settings; empty for none."""
     also_png: str = ""
+    """Where the grid of samples is written as a picture of its own; empty for nowhere."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class Run:
 
     config: ReportConfig
     metrics: dict[str, Any]
-    tokenizer: Tokenizer
+    codec: Codec
     tokenizer_card: ModelCard
     generator_card: ModelCard
     store: Store
@@ -79,9 +88,9 @@ def input_digests(config: ReportConfig) -> dict[str, str]:
 
 
 def _sweep_rows(config: ReportConfig) -> str:
-    path = files.join(config.sweep, "sweep.json")
+    path = files.join(config.sweep, SWEEP)
     if not files.exists(path):
-        raise ValueError(f"sweep {config.sweep!r} has no sweep.json; run rdpm sweep to its end first")
+        raise ValueError(f"sweep {config.sweep!r} has no {SWEEP}; run rdpm sweep to its end first")
     return path
 
 
@@ -104,7 +113,7 @@ def open_run(config: ReportConfig) -> Run:
     run = Run(
         config,
         files.read_json(config.metrics),
-        tokenizer,
+        Codec(tokenizer, _BATCH),
         tokenizer_card,
         read_card(config.generator, "generator"),
         open_store(config.store, KIND),
@@ -118,15 +127,15 @@ def open_run(config: ReportConfig) -> Run:
     for name, split in (("held_out", run.held_out), ("train", run.train)):
         _same("metrics", config.metrics, f"{name} images", protocol[name]["digest"], split.source_digest)
     _same("metrics", config.metrics, "samples", protocol["samples"]["digest"], run.samples.store.id)
-    drawn_by = run.samples.store.manifest.plan.identity["generator_digest"]
+    drawn_by = run.samples.store.manifest.plan.samples.generator_digest
     _same("samples", config.samples, "generator", drawn_by, run.generator_card.digest)
-    if run.store.id not in run.generator_card.made_from["stores"]:
+    if run.store.id not in generator_origin(run.generator_card).stores:
         raise ValueError(
             f"generator {config.generator!r} was not trained on store {config.store!r} ({run.store.id[:12]})"
         )
     if config.sweep:
         record = read_record(config.sweep)
-        swept = {digest for pair in record["settings"]["digests"] for digest in pair} if record else set()
+        swept = {digest for pair in record.inputs["digests"] for digest in pair} if record else set()
         if run.generator_card.digest not in swept:
             raise ValueError(f"sweep {config.sweep!r} is not of generator {config.generator!r}; give one of this run")
     return run
@@ -141,11 +150,11 @@ def _same(kind: str, path: str, other: str, found: str, expected: str) -> None:
 
 def render(run: Run) -> str:
     """The page as HTML."""
-    shape, space = run.tokenizer.config, run.generator_card.config
+    shape, space = run.codec.tokenizer.config, generator_config(run.generator_card)
     T, K, grid = shape.schedule.num_steps, shape.quantizer.codebook_size, shape.grid
     lead = (
         f"A tokenizer that turns {shape.image_size} x {shape.image_size} images into {T} maps of {grid} x {grid} codes "
-        f"(K = {K}), a generator of depth {space['depth']} that draws them, and {len(run.samples.labels)} samples of "
+        f"(K = {K}), a generator of depth {space.depth} that draws them, and {len(run.samples.labels)} samples of "
         f"{len(run.samples.classes)} classes, measured against {len(run.held_out.labels)} held-out and "
         f"{len(run.train.labels)} training images."
     )
@@ -156,7 +165,7 @@ def render(run: Run) -> str:
 
 def _results(run: Run) -> list[str]:
     seed = run.metrics["protocol"]["settings"]["seed"]
-    space = from_dict(GeneratorConfig, run.generator_card.config)
+    space = generator_config(run.generator_card)
     name = f"this run (depth={space.depth})"
     return [
         numbers_section(run.metrics),
@@ -169,12 +178,12 @@ def _results(run: Run) -> list[str]:
         page.section(
             "Step by step",
             "The sum of what was predicted so far, decoded after each step t.",
-            step_grid(run.tokenizer, run.samples),
+            step_grid(run.codec, run.samples),
         ),
         page.section(
             "Reconstructions",
             "Held-out images, and what the tokenizer makes of their codes.",
-            reconstruction_grids(run.tokenizer, run.held_out, seed),
+            reconstruction_grids(run.codec, run.held_out, seed),
         ),
         page.section(
             "Nearest training images",
@@ -188,15 +197,15 @@ def _results(run: Run) -> list[str]:
 def _sweep(config: ReportConfig) -> list[str]:
     if not config.sweep:
         return []
-    rows = files.read_json(_sweep_rows(config))
-    names = [name for name in rows[0]["measures"] if all(name in row["measures"] for row in rows)]
-    figures = [(row["name"], "", [f"{row['measures'][name]:.4g}" for name in names]) for row in rows]
-    plot = page.image(files.read_bytes(files.join(config.sweep, "pareto.png")), "measures against each other")
+    rows = [SweepRow.from_json(row) for row in files.read_json(_sweep_rows(config))]
+    names = [name for name in rows[0].metrics if all(name in row.metrics for row in rows)]
+    numbers = [(row.name, "", [f"{row.metrics[name]:.4g}" for name in names]) for row in rows]
+    plot = page.image(files.read_bytes(files.join(config.sweep, "pareto.png")), "metrics against each other")
     return [
         page.section(
             "Sampler settings",
             "In the form of the paper's Table 3, on fewer samples than the numbers above, so distances are larger.",
-            page.numbers(["", *(name.replace("_", " ") for name in names)], figures),
+            page.numbers(["", *(name.replace("_", " ") for name in names)], numbers),
             page.charts([plot]),
         )
     ]
@@ -226,8 +235,7 @@ def _provenance(run: Run) -> list[str]:
     for out in (config.tokenizer, config.store, config.generator, config.samples, config.metrics):
         record = read_record(out)
         if record is not None:
-            kept = {name: record[name] for name in ("identity", "finished", "seconds", "settings")}
-            blocks.append(page.facts(f"Job {record['job']}", flatten(kept)))
+            blocks.append(page.facts(f"Job {record.job}", flatten(record.to_json())))
     return [
         page.section("Settings and digests", "What every part was made from, and by which settings.", *blocks),
         page.section(

@@ -49,7 +49,7 @@ def _write_member(
 
 def write_png(store: Store, url: str) -> None:
     """A folder of class folders: <class>/<index>.png, where index is the row in the set."""
-    classes = store.manifest.plan.identity["classes"]
+    classes = store.manifest.plan.samples.classes
     with files.atomic_folder(url) as folder:
         for shard in range(store.manifest.plan.num_shards):
             for name, label, data in _pictures(store, shard):
@@ -57,7 +57,7 @@ def write_png(store: Store, url: str) -> None:
 
 
 def write_tar(store: Store, url: str) -> None:
-    """A WebDataset: one tar a shard, and in it two files an image, <index>.cls (the label, in decimal) and .png."""
+    """A WebDataset: one tar per shard, and in it two files per image, <index>.cls (the label, in decimal) and .png."""
     with files.atomic_folder(url) as folder:
         for shard in range(store.manifest.plan.num_shards):
             with (

@@ -8,7 +8,8 @@ import pyarrow as pa
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.reader import DamagedStore, Store
-from rdpm.storage_schemas.manifest import COMMITS, INDEX, PLAN, canonical_json, commit_name, shard_name, to_json
+from rdpm.storage_schemas.canonical import canonical_json
+from rdpm.storage_schemas.manifest import COMMITS, INDEX, PLAN, commit_name, plan_to_json, shard_name
 from rdpm.storage_schemas.tokens import KIND, OK, noise_seed
 
 
@@ -37,7 +38,7 @@ def audit_store(store: Store) -> Iterator[Finding]:
         found = files.read_bytes(files.join(store.url, PLAN))
     except FileNotFoundError:
         found = b""
-    if found != canonical_json(to_json(plan)):
+    if found != canonical_json(plan_to_json(plan)):
         yield Finding(PLAN, None, f"store {store.url}: {PLAN} is not the manifest's plan")
     for name, sha256 in store.manifest.metadata.items():
         try:
@@ -102,7 +103,7 @@ def _token_contradictions(
     store: Store, shard: int, arrays: dict[str, np.ndarray], index: pa.Table
 ) -> Iterator[tuple[str, str]]:
     plan = store.manifest.plan
-    names, identity = plan.objects(shard), plan.identity
+    names, identity = plan.objects(shard), plan.tokens
     rejected = np.zeros(index.num_rows, bool)
     rejected[_places(store, shard)] = True
     if not np.array_equal(index["status"].to_numpy() != OK, rejected):
@@ -112,9 +113,9 @@ def _token_contradictions(
     if (index["shard"].to_numpy() != shard).any() or not np.array_equal(index["row"], np.arange(index.num_rows)):
         yield names[INDEX], "does not count its rows as they lie"
     pairs = zip(index["key"].to_pylist(), index["view"].to_pylist(), strict=True)
-    seeds = np.array([noise_seed(identity["seed"], key, view) for key, view in pairs], np.uint64)
+    seeds = np.array([noise_seed(identity.seed, key, view) for key, view in pairs], np.uint64)
     if not np.array_equal(seeds, arrays["noise_seed"]):
         yield names["noise_seed"], "are not the seeds of the keys and views of the index"
-    largest, size = int(arrays["codes"].max()), identity["tokenizer_config"]["quantizer"]["codebook_size"]
+    largest, size = int(arrays["codes"].max()), identity.codebook_size
     if largest >= size:
         yield names["codes"], f"holds code {largest}, and the codebook has {size}"

@@ -11,7 +11,8 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from rdpm.pipeline.foundation import files
-from rdpm.storage_schemas.manifest import ArraySpec, Plan
+from rdpm.storage_schemas.arrays import ArraySpec
+from rdpm.storage_schemas.manifest import Plan
 
 numcodecs.blosc.use_threads = False  # c-blosc's threads finish in any order, and so would the bytes
 _CRC_BYTES = 4

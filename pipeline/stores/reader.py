@@ -11,16 +11,15 @@ import pyarrow.parquet as pq
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.layout import decode_shard
+from rdpm.storage_schemas.canonical import canonical_json, digest_of
 from rdpm.storage_schemas.manifest import (
     INDEX,
     MANIFEST,
     STORE_ID,
     Commit,
     Manifest,
-    canonical_json,
     commit_from_json,
     commit_name,
-    digest_of,
     manifest_from_json,
     shard_name,
 )

@@ -1,27 +1,30 @@
-"""Repairing a published store exactly: records are restored from the manifest, damaged shards are encoded again.
+"""Repairing a published store exactly: records are restored from the manifest, damaged shards are made again.
 
-The manifest names the digest of everything, so nothing but the bytes that were published is ever put in place. A shard
-is made whole beside the store first and then put in object by object; a repair cut short anywhere is simply run again.
+The manifest names the digest of everything, so nothing but the published bytes is ever put in place. A shard is first
+made beside the store and then copied into it object by object. A repair that was interrupted is simply run again.
 """
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Callable, Iterable
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.audit import Finding
 from rdpm.pipeline.stores.layout import metadata_objects
 from rdpm.pipeline.stores.reader import Store
-from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode_again
-from rdpm.storage_schemas.manifest import PLAN, Commit, canonical_json, commit_name, shard_name, to_json
+from rdpm.storage_schemas.canonical import canonical_json
+from rdpm.storage_schemas.manifest import PLAN, Commit, commit_name, plan_to_json, shard_name, to_json
 
 _SCRATCH = ".repair"
 
 
-def repair(store: Store, findings: Iterable[Finding], config: EncodeConfig) -> list[int]:
-    """Mend what `verify_store` found by the config that made the store. Returns the shards that were encoded again.
+MakeAgain = Callable[[str, list[int]], None]
+"""make_again(folder, shards): write these shards, with their commits, into a store without manifest in `folder`."""
 
-    Raises ValueError, with no shard touched, when one of them comes out otherwise than it was published.
+
+def repair(store: Store, findings: Iterable[Finding], make_again: MakeAgain) -> list[int]:
+    """Repair what `verify_store` found. Returns the shards that were made again.
+
+    Raises ValueError, with no shard touched, when one of them does not come out as it was published.
     """
     restore_records(store)
     shards = sorted({f.shard for f in findings if f.shard is not None})
@@ -30,7 +33,7 @@ def repair(store: Store, findings: Iterable[Finding], config: EncodeConfig) -> l
         scratch = files.join(store.url, _SCRATCH)
         files.remove(scratch)
         try:
-            encode_again(replace(config, out=scratch), store.manifest.plan, damaged)
+            make_again(scratch, damaged)
             put_in_place(store, scratch, damaged)
         finally:
             files.remove(scratch)
@@ -38,7 +41,7 @@ def repair(store: Store, findings: Iterable[Finding], config: EncodeConfig) -> l
 
 
 def restore_records(store: Store) -> None:
-    """Write the plan and the arrays' metadata again. Raises ValueError when this release lays arrays out otherwise."""
+    """Write the plan and the arrays' metadata again. Raises ValueError when this release has another layout."""
     plan = store.manifest.plan
     metadata = metadata_objects(plan)
     for name, data in metadata.items():
@@ -46,7 +49,7 @@ def restore_records(store: Store) -> None:
             raise ValueError(
                 f"{store.url} was written by another release, whose {name} differs; repair it with that one"
             )
-    for name, data in {PLAN: canonical_json(to_json(plan)), **metadata}.items():
+    for name, data in {PLAN: canonical_json(plan_to_json(plan)), **metadata}.items():
         files.write_bytes(files.join(store.url, name), data)
 
 
@@ -72,7 +75,7 @@ def put_in_place(store: Store, made: str, shards: list[int]) -> None:
         found = files.digest_file(files.join(made, commit_name(shard))).sha256
         if found != store.manifest.commits[shard_name(shard)]:
             raise ValueError(
-                f"shard {shard} of {store.url} comes out otherwise than it was published, so nothing was changed; "
+                f"shard {shard} of {store.url} does not come out as it was published, so nothing was changed; "
                 "repair it with the images, the tokenizer, the packages and the kind of machine that made it"
             )
     for shard in shards:

@@ -16,9 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.environment import environment
 from rdpm.pipeline.stores.layout import create_arrays, encode_shard, metadata_objects
+from rdpm.storage_schemas.canonical import canonical_json
 from rdpm.storage_schemas.manifest import (
     COMMITS,
+    ENVIRONMENTS,
     INDEX,
     MANIFEST,
     PLAN,
@@ -26,38 +29,57 @@ from rdpm.storage_schemas.manifest import (
     Commit,
     Manifest,
     Plan,
-    canonical_json,
     commit_from_json,
     commit_name,
     plan_from_json,
+    plan_to_json,
     shard_name,
     to_json,
 )
 
 
-def start_store(url: str, plan: Plan) -> None:
-    """Lay down the plan and the arrays, or find them as they should be.
+def start_store(url: str, plan: Plan) -> Plan:
+    """Write the plan and the metadata of the arrays, or find them there. Returns the plan that is there.
 
-    Raises ValueError when another plan is there already: a store is never overwritten; or where it cannot be kept so.
+    That may be one of an earlier version, which says less. Raises ValueError when another plan is there already, since
+    a store is never overwritten, and where the file system cannot guarantee that.
     """
     files.require_create(url)
-    if not files.create_bytes(files.join(url, PLAN), canonical_json(to_json(plan))):
+    if not files.create_bytes(files.join(url, PLAN), canonical_json(plan_to_json(plan))):
         found = plan_from_json(files.read_json(files.join(url, PLAN)))
-        if found != plan:
-            raise ValueError(f"store {url} was planned otherwise ({difference(found, plan)}); choose another store")
+        change = difference(found, plan)
+        if change:
+            raise ValueError(f"store {url} has another plan ({change}); choose another store")
+        plan = found
     create_arrays(url, plan)
+    return plan
 
 
 def difference(old: Plan, new: Plan) -> str:
-    """Where two plans differ, in words: "key old -> new, ..."."""
-    old_facts, new_facts = ({**to_json(plan), **plan.identity} for plan in (old, new))
-    keys = [key for key in {**new_facts, **old_facts} if key != "identity" and old_facts.get(key) != new_facts.get(key)]
-    return ", ".join(f"{key} {_short(old_facts.get(key))} -> {_short(new_facts.get(key))}" for key in keys)
+    """Where two plans differ, in words: "key old -> new, ..."; "" where they are of one store.
+
+    What the old plan does not say, because its version did not record it, is no difference.
+    """
+    old_facts, new_facts = (_facts(plan) for plan in (old, new))
+    keys = [key for key, value in old_facts.items() if value is not None and value != new_facts.get(key)]
+    return ", ".join(f"{key} {_short(old_facts[key])} -> {_short(new_facts.get(key))}" for key in keys)
+
+
+def _facts(plan: Plan) -> dict[str, Any]:
+    """Everything that a plan says, its version aside."""
+    facts = {**vars(plan), **vars(plan.identity)}
+    return {name: value for name, value in facts.items() if name not in ("identity", "schema_version", "written")}
 
 
 def _short(value: Any) -> str:
     text = str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def leave_environment(url: str) -> None:
+    """Note where this process runs, in a file under the store that is outside every digest."""
+    data = canonical_json(environment())
+    files.create_bytes(files.join(url, ENVIRONMENTS, f"{hashlib.sha256(data).hexdigest()[:12]}.json"), data)
 
 
 def missing_shards(url: str, plan: Plan) -> list[int]:

@@ -1,15 +1,12 @@
-"""Table 2 of the paper, and its three schedules, on any source: one tokenizer a row and seed, all else equal."""
+"""Table 2 of the paper, and its three schedules, on any images: one tokenizer per row and seed, all else equal."""
 
 import io
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from rdpm.models.fields import EXECUTION
 from rdpm.models.tokenizer import TokenizerConfig
 from rdpm.pipeline.evaluation.classifier import ClassifierConfig
 from rdpm.pipeline.evaluation.distribution import frechet_of
@@ -19,26 +16,42 @@ from rdpm.pipeline.evaluation.features import (
     InceptionExtractor,
     load_or_train_classifier,
 )
-from rdpm.pipeline.evaluation.reconstruction import decode_codes, encode_images, psnr, ssim
+from rdpm.pipeline.evaluation.fidelity import psnr, reconstruct, ssim
 from rdpm.pipeline.evaluation.splits import Split, load_split
-from rdpm.pipeline.exports.exports import load_tokenizer, read_card
+from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
-from rdpm.pipeline.foundation.progress import ProgressLine
+from rdpm.pipeline.foundation.config import load_config
+from rdpm.pipeline.foundation.progress import ProgressLine, say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.inference.codec import Codec
+from rdpm.pipeline.studies.apart import run_apart
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
+from rdpm.pipeline.training.tokenizer.stage import JOB as TRAIN_TOKENIZER
+from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
 
 _BATCH = 64
-MEASURES = ("rfid", "ssim", "psnr")
+METRICS = ("rfid", "ssim", "psnr")
+JOB = "ablate-tokenizer"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment: T, gamma_t = alpha_t or 1, bias convolution or none, schedule; `paper` is (rFID, SSIM, PSNR)."""
+    """One experiment."""
 
     name: str
+    """Its name in the table."""
     num_steps: int
+    """T."""
     weight: bool
+    """gamma_t = alpha_t, else 1."""
     bias: bool
+    """Whether there is the bias convolution."""
     schedule: str = "pow"
+    """Form of alpha_t."""
     paper: tuple[float, float, float] | None = None
+    """The paper's rFID, SSIM and PSNR."""
 
     @property
     def overrides(self) -> list[str]:
@@ -68,20 +81,24 @@ ROWS = (
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """base: the train-tokenizer config that every row starts from. images, validation: training and held-out folders.
-
-    steps: updates of every row. parallel: trainings at once on this machine. inception_weights: rFID in Inception's
-    features; "" for those of a small classifier trained on the images.
-    """
+    """Table 2 on images of yours."""
 
     base: str
-    images: str
-    validation: str
-    out: str
+    """The train-tokenizer config that every row starts from."""
+    images: str = field(metadata=EXECUTION)
+    """Images to train on."""
+    validation: str = field(metadata=EXECUTION)
+    """Held-out images."""
+    out: str = field(metadata=EXECUTION)
+    """Folder of the trainings, the table and the plot."""
     seeds: tuple[int, ...] = (0, 1)
+    """Every row is trained once per seed."""
     steps: int = 600
-    parallel: int = 2
+    """Optimizer steps per training."""
+    parallel: int = field(default=2, metadata=EXECUTION)
+    """Trainings at once on this machine."""
     inception_weights: str = ""
+    """Path of Inception's weights, for rFID in its features; empty for those of a classifier trained on the images."""
 
     def __post_init__(self) -> None:
         if not self.seeds or self.steps < 1 or self.parallel < 1:
@@ -93,35 +110,42 @@ class AblationConfig:
 Results = dict[str, list[dict[str, float]]]
 
 
-def ablate(config: AblationConfig) -> Results:
-    """Train and measure every row and seed that is not done yet. Returns {row name: [measures of each seed]}.
+def run(config: AblationConfig) -> None:
+    """Make config.out's table and plot, unless its finished record says that they are there.
 
-    Raises ValueError, with the end of what it said, when a training fails.
+    Raises ValueError, with what it said, when a training fails.
     """
+    digests = {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
+    record = begin(JOB, config, digests)
+    if not record.finished:
+        results = ablate(config)
+        files.write_bytes(files.join(config.out, "table2.md"), table(results).encode())
+        files.write_bytes(files.join(config.out, "table2.png"), plot(results))
+        record.finish(results)
+    say(files.read_bytes(files.join(config.out, "table2.md")).decode())
+    say(f"ablate-tokenizer: {config.out}/table2.md and table2.png")
+
+
+def ablate(config: AblationConfig) -> Results:
+    """Train and measure every row and seed that is not done yet. Returns {row name: [metrics of each seed]}."""
     work = [(row, seed) for row in ROWS for seed in config.seeds]
-    with (
-        ProgressLine("ablate-tokenizer", len(work), "trainings") as progress,
-        ThreadPoolExecutor(config.parallel) as pool,
-    ):
-        for done, _ in enumerate(pool.map(lambda item: _train(config, *item), work), start=1):
+    trainings = [_training(config, row, seed) for row, seed in work]
+    with ProgressLine("ablate-tokenizer", len(work), "trainings") as progress:
+        for done, _ in enumerate(run_apart(train_tokenizer, trainings, config.parallel), start=1):
             progress.update(done)
     held_out: dict[tuple, Split] = {}
     results: Results = {row.name: [] for row in ROWS}
-    for row, seed in work:
-        results[row.name].append(_measure(config, _folder(config, row, seed), held_out))
+    for (row, _), training in zip(work, trainings, strict=True):
+        results[row.name].append(_measure(config, training.out, held_out))
     return results
 
 
-def _folder(config: AblationConfig, row: Row, seed: int) -> str:
-    return files.join(config.out, f"row-{row.name.split()[0]}-seed-{seed}")
-
-
-def _train(config: AblationConfig, row: Row, seed: int) -> None:
-    """One training in a process of its own; it does nothing when its record says that it is finished."""
+def _training(config: AblationConfig, row: Row, seed: int) -> TrainTokenizerConfig:
+    """The config of one row and seed."""
     log_every = max(1, config.steps // 10)
     settings = [
         f"images={config.images}",
-        f"out={_folder(config, row, seed)}",
+        f"out={files.join(config.out, f'row-{row.name.split()[0]}-seed-{seed}')}",
         f"seed={seed}",
         f"steps={config.steps}",
         f"log_every={log_every}",
@@ -131,31 +155,26 @@ def _train(config: AblationConfig, row: Row, seed: int) -> None:
         "threads=1",
         *row.overrides,
     ]
-    command = [sys.executable, "-m", "rdpm", "train-tokenizer", config.base, *settings]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ValueError(f"row {row.name}, seed {seed} failed: {done.stderr.strip()[-500:]}")
+    return load_config(TrainTokenizerConfig, TRAIN_TOKENIZER, config.base, settings)
 
 
 def _measure(config: AblationConfig, folder: str, held_out: dict[tuple, Split]) -> dict[str, float]:
     """rFID, SSIM and PSNR (dB) of the held-out images, kept beside the tokenizer they belong to."""
-    path = files.join(folder, "measures.json")
+    path = files.join(folder, "metrics.json")
     digest = read_card(folder, "tokenizer").digest
     if files.exists(path) and files.read_json(path)["tokenizer"] == digest:
-        return files.read_json(path)["measures"]
+        return files.read_json(path)["metrics"]
     tokenizer = load_tokenizer(folder)[0]
     shape = (tokenizer.config.image_size, tokenizer.config.autoencoder.in_channels)
     if shape not in held_out:
         held_out[shape] = load_split(config.validation, tokenizer.config)
     real = held_out[shape].pixels
-    codes = encode_images(tokenizer, real, 0, 0, _BATCH)
-    back = decode_codes(tokenizer, codes, codes.shape[1], _BATCH)
+    back = reconstruct(Codec(tokenizer, _BATCH), real, seed=0).pixels
     extractor = _extractor(config, tokenizer.config)
     rfid = frechet_of(extractor.extract(real).features, extractor.extract(back).features)
-    measures = {"rfid": rfid, "ssim": ssim(real, back), "psnr": psnr(real, back)}
-    files.write_json(path, {"tokenizer": digest, "extractor": extractor.digest, "measures": measures})
-    return measures
+    metrics = {"rfid": rfid, "ssim": ssim(real, back), "psnr": psnr(real, back)}
+    files.write_json(path, {"tokenizer": digest, "extractor": extractor.digest, "metrics": metrics})
+    return metrics
 
 
 def _extractor(config: AblationConfig, tokenizer: TokenizerConfig) -> Extractor:
@@ -167,14 +186,14 @@ def _extractor(config: AblationConfig, tokenizer: TokenizerConfig) -> Extractor:
 
 
 def table(results: Results) -> str:
-    """Markdown: a line a row, ours as mean over seeds with half their spread, beside the paper's."""
+    """Markdown: one line per row, ours as mean over seeds with half their spread, beside the paper's."""
     lines = [
         "| row | schedule | T | weight | bias | rFID | SSIM | PSNR, dB | paper: rFID | SSIM | PSNR |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in ROWS:
         cells = [row.name, row.schedule, str(row.num_steps), "x" if row.weight else "", "x" if row.bias else ""]
-        cells += [_spread([seed[name] for seed in results[row.name]], name) for name in MEASURES]
+        cells += [_spread([seed[name] for seed in results[row.name]], name) for name in METRICS]
         cells += [f"{value:g}" for value in row.paper] if row.paper else ["", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
@@ -187,7 +206,7 @@ def _spread(values: Sequence[float], name: str) -> str:
 
 
 def plot(results: Results) -> bytes:
-    """A PNG: each measure by row, ours (every seed and their mean) above the paper's."""
+    """A PNG: each metric by row, ours (every seed and their mean) above the paper's."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -195,16 +214,16 @@ def plot(results: Results) -> bytes:
 
     figure, axes = plt.subplots(2, 3, figsize=(13, 6), dpi=110, sharex=True)
     names = [row.name for row in ROWS]
-    for column, measure in enumerate(MEASURES):
+    for column, metric in enumerate(METRICS):
         ours, theirs = axes[0, column], axes[1, column]
-        values = [[seed[measure] for seed in results[name]] for name in names]
+        values = [[seed[metric] for seed in results[name]] for name in names]
         ours.plot(range(len(names)), [np.mean(v) for v in values], "o-", color="tab:blue")
         for place, seeds in enumerate(values):
             ours.plot([place] * len(seeds), seeds, ".", color="tab:gray")
-        ours.set_title(f"{measure}, ours")
+        ours.set_title(f"{metric}, ours")
         paper = [(place, row.paper[column]) for place, row in enumerate(ROWS) if row.paper]
         theirs.plot(*zip(*paper, strict=True), "s-", color="tab:orange")
-        theirs.set_title(f"{measure}, paper (ImageNet 256)")
+        theirs.set_title(f"{metric}, paper (ImageNet 256)")
         theirs.set_xticks(range(len(names)), names, rotation=45)
     figure.tight_layout()
     buffer = io.BytesIO()

@@ -20,68 +20,75 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from rdpm.models.generator import current_name
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.config import identity_of, saved_identity
+from rdpm.pipeline.foundation.records import first_change
 from rdpm.pipeline.training.engine import Engine
 from rdpm.pipeline.training.ranks import Ranks, barrier, gather
-from rdpm.storage_schemas.manifest import ObjectDigest, canonical_json
+from rdpm.storage_schemas.canonical import canonical_json
+from rdpm.storage_schemas.manifest import ObjectDigest
 
 _WHOLE = "checkpoint.json"
 _PART_BYTES = 1 << 30
-
-
-def check_intervals(log_every: int, checkpoint_every: int, keep: int) -> None:
-    """Raise ValueError unless checkpoints fall on lines of the log, so that a resumed run leaves no seam in it."""
-    if keep < 1:
-        raise ValueError(f"keep_checkpoints is {keep}; use 1 or more")
-    if log_every < 1:
-        raise ValueError(f"log_every is {log_every}; use 1 or more")
-    if checkpoint_every < 1 or checkpoint_every % log_every:
-        raise ValueError(f"checkpoint_every is {checkpoint_every}; use a multiple of log_every {log_every}")
+CHECKPOINT_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Saved:
-    """step: updates done. identity: what the training continues. score: lower is better, None where nothing says.
-
-    parts: digest of each file by its name.
-    """
+    """The record of one checkpoint."""
 
     step: int
+    """Steps done."""
     identity: dict[str, Any]
+    """What decides how the training continues: its data, its order and its model."""
     score: float | None
+    """Score of the last validation, lower is better; None where there was none."""
     parts: dict[str, ObjectDigest]
+    """Digest of each file by its name."""
+    version: int = CHECKPOINT_VERSION
+    """Version of the checkpoint. In version 1 some tensors of the generator had other names."""
 
 
 class SavedState(Mapping[str, Tensor]):
-    """The tensors of one engine in a checkpoint, each read when it is asked for."""
+    """The tensors of one engine in a checkpoint, named KIND/PARAMETER, each read when it is asked for."""
 
     def __init__(self, paths: list[str], engine: str) -> None:
         prefix = f"{engine}/"
         self._files = [safe_open(path, framework="pt") for path in paths]
-        self._where = {
-            name.removeprefix(prefix): (file, name)
+        self._found = {
+            _current(name.removeprefix(prefix)): (file, name)
             for file in self._files
             for name in file.keys()  # noqa: SIM118, no mapping
             if name.startswith(prefix)
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        file, full = self._where[name]
+        file, full = self._found[name]
         return file.get_tensor(full)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._where)
+        return iter(self._found)
 
     def __len__(self) -> int:
-        return len(self._where)
+        return len(self._found)
+
+
+def _current(tensor: str) -> str:
+    """The name of a tensor, given its name in a checkpoint of any version."""
+    kind, _, parameter = tensor.partition("/")
+    module, dot, name = parameter.partition(".")
+    return f"{kind}/generator.{current_name(name)}" if (module, dot) == ("generator", ".") else tensor
 
 
 class Checkpoints:
     """The checkpoints of one run: the newest `keep`, and the one of the best score."""
 
-    def __init__(self, out: str, ranks: Ranks, identity: Mapping[str, Any], keep: int = 1) -> None:
-        self.folder, self.ranks = files.local_path(files.join(out, "checkpoints")), ranks
-        self.identity, self.keep = json.loads(canonical_json(dict(identity))), keep
+    def __init__(self, out: str, ranks: Ranks, model: Any, identity: Mapping[str, Any], keep: int = 1) -> None:
+        """model: the config of what is trained. identity: JSON data that decides how the training continues."""
+        self.folder, self.ranks, self.keep = files.local_path(files.join(out, "checkpoints")), ranks, keep
+        self._model = type(model)
+        self.identity = json.loads(canonical_json({**identity, "model": identity_of(model)}))
         self._writer = ThreadPoolExecutor(1)
         self._writing: Future | None = None
         if ranks.first:
@@ -93,7 +100,7 @@ class Checkpoints:
 
     @property
     def step(self) -> int:
-        """The step to go on from; 0 when there is nothing yet."""
+        """The step to continue from; 0 when there is nothing yet."""
         return self.newest.step if self.newest else 0
 
     def state(self, engine: str) -> SavedState | None:
@@ -115,10 +122,10 @@ class Checkpoints:
                 data = files.read_json(path)
                 try:
                     parts = {name: ObjectDigest(**digest) for name, digest in data.pop("parts").items()}
-                    records.append(Saved(**data, parts=parts))
+                    records.append(Saved(**{"version": 1, **data}, parts=parts))
                 except (TypeError, KeyError, AttributeError):
                     raise ValueError(
-                        f"{path} is no checkpoint record; delete its folder to go on from an older one"
+                        f"{path} is no checkpoint record; delete its folder to continue from an older one"
                     ) from None
         return records
 
@@ -132,18 +139,16 @@ class Checkpoints:
             return None
         newest = found[-1]
         folder = self._path(newest.step)
-        for name, value in self.identity.items():
-            if newest.identity.get(name) != value:
-                raise ValueError(
-                    f"the checkpoint in {folder} continues another training ({name} {newest.identity.get(name)!r}, "
-                    f"not {value!r}); choose another out"
-                )
+        old = {**newest.identity, "model": saved_identity(self._model, newest.identity["model"])}
+        change = first_change({name: old.get(name) for name in self.identity}, self.identity)
+        if change:
+            raise ValueError(f"the checkpoint in {folder} is of another training ({change}); choose another out")
         share = sorted(newest.parts)[self.ranks.rank :: self.ranks.count]
         bad = [name for name in share if _digest(files.join(folder, name)) != newest.parts[name]]
         damaged = [name for names in gather(bad) for name in names]
         if damaged:
             raise ValueError(
-                f"checkpoint {folder} is damaged ({', '.join(damaged)}); delete that folder to go on from an older "
+                f"checkpoint {folder} is damaged ({', '.join(damaged)}); delete that folder to continue from an older "
                 "checkpoint, or from the start where there is none"
             )
         return newest

@@ -5,7 +5,7 @@ import math
 import os
 import socket
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -13,21 +13,23 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rdpm.models.fields import EXECUTION
 from rdpm.pipeline.training.launch import end_with_launcher
 from rdpm.pipeline.training.ranks import Ranks
 
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """zero_stage: 0 to 3. precision: "bf16" autocasts over float32 weights. clip: bound of the gradient norm or 0.
+    """Precision, clipping and sharding of one model under DeepSpeed."""
 
-    offload: keep the optimizer's state, and its update, on the CPU (ZeRO 1 to 3).
-    """
-
-    zero_stage: int = 0
+    zero_stage: int = field(default=0, metadata=EXECUTION)
+    """ZeRO stage: 0 shards nothing, 1 the optimizer, 2 the gradients too, 3 the weights too."""
     precision: Literal["fp32", "bf16"] = "bf16"
+    """bf16 runs the model under autocast over float32 weights."""
     clip: float = 1.0
-    offload: bool = False
+    """Bound of the gradient norm; 0 for none."""
+    offload: bool = field(default=False, metadata=EXECUTION)
+    """Keep the optimizer's state, and its update, on the CPU (stages 1 to 3)."""
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
@@ -43,19 +45,28 @@ def join_ranks(threads: int) -> Ranks:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in alone.items()})
-    deepspeed = _deepspeed()
-    deepspeed.init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    alone = {} if "RANK" in os.environ else _alone()
+    os.environ.update(alone)
+    try:
+        _deepspeed().init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    finally:
+        local_rank = int(os.environ["LOCAL_RANK"])
+        for name in alone:  # a later training of this process is no rank of this one
+            del os.environ[name]
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
+        device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
+
+
+def _alone() -> dict[str, str]:
+    """What a launcher would set for a single rank."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    return {name: str(value) for name, value in alone.items()}
 
 
 def _deepspeed():
@@ -127,7 +138,7 @@ class Engine:
         self._engine.train()
         return found
 
-    def step(self, loss: Tensor, rate: float, where: str) -> None:
+    def step(self, loss: Tensor, lr: float, where: str) -> None:
         """One micro-batch: its gradients, and after the last of a step the clipped update with this learning rate.
 
         Raises ValueError, before anything is updated, when the loss is not finite; `where` names the batch.
@@ -139,7 +150,7 @@ class Engine:
                 "look at these images, or train into another out with a lower learning rate"
             )
         for group in self._engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = lr
         if self.config.zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
             self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip or math.inf)
         self._engine.step()

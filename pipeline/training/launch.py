@@ -1,9 +1,13 @@
-"""Starting the ranks of a training job, and ending them with it."""
+"""Starting the ranks of a training on this machine, and ending them with it."""
 
 import ctypes
 import os
 import signal
 import sys
+import tempfile
+from typing import Any
+
+from rdpm.pipeline.foundation.config import save_config
 
 _STARTED_HERE = "RDPM_STARTED_RANKS"
 _PR_SET_PDEATHSIG = 1
@@ -15,14 +19,15 @@ def under_launcher() -> bool:
 
 
 def first_rank() -> bool:
-    """Whether this process, a rank or on its own, is the one to speak."""
+    """Whether this process, a rank or alone, is the one that speaks."""
     return os.environ.get("RANK", "0") == "0"
 
 
-def launch(ranks: int, arguments: list[str]) -> None:
-    """Run `rdpm` with these arguments once a rank, as torchrun does, and wait; SIGTERM is passed on to the ranks.
+def launch(ranks: int, job: str, config: Any) -> None:
+    """Run a job once per rank, as torchrun does, and wait; SIGTERM is passed on to the ranks.
 
-    Raises ValueError naming the first rank that failed; the others are ended within half a minute.
+    The ranks are processes of their own, which get the config as a file. Raises ValueError naming the first rank that
+    failed; the others are ended within half a minute.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -30,16 +35,21 @@ def launch(ranks: int, arguments: list[str]) -> None:
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[_STARTED_HERE] = "1"
-    config = LaunchConfig(1, 1, ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", "rdpm", *arguments)
-    except SignalException as stopped:
-        sys.exit(128 + stopped.sigval)
-    except ChildFailedError as failed:
-        rank, failure = failed.get_first_failure()
-        raise ValueError(
-            f"training stopped: rank {rank} of {ranks} ended with exit code {failure.exitcode}; see above"
-        ) from None
+    elastic = LaunchConfig(1, 1, ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, "config.yaml")
+        save_config(path, job, config)
+        try:
+            elastic_launch(elastic, sys.executable)("-u", "-m", "rdpm", job, path)
+        except SignalException as stopped:
+            sys.exit(128 + stopped.sigval)
+        except ChildFailedError as failed:
+            rank, failure = failed.get_first_failure()
+            raise ValueError(
+                f"training stopped: rank {rank} of {ranks} ended with exit code {failure.exitcode}; see above"
+            ) from None
+        finally:
+            del os.environ[_STARTED_HERE]
 
 
 def end_with_launcher() -> None:

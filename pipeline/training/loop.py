@@ -5,7 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -14,21 +14,9 @@ from rdpm.pipeline.training.checkpoint import Checkpoints
 from rdpm.pipeline.training.engine import Engine
 from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.ranks import Ranks, any_rank, leave_ranks
+from rdpm.pipeline.training.run_config import RunConfig
 
 _STOPPED = 128 + signal.SIGTERM
-
-
-class Pace(Protocol):
-    """What the loop needs of a training's config."""
-
-    @property
-    def batch(self) -> int: ...
-    @property
-    def steps(self) -> int: ...
-    @property
-    def log_every(self) -> int: ...
-    @property
-    def checkpoint_every(self) -> int: ...
 
 
 class StopRequest:
@@ -48,43 +36,43 @@ class StopRequest:
 
 def run_steps(
     job: str,
-    pace: Pace,
+    config: RunConfig,
     ranks: Ranks,
     checkpoints: Checkpoints,
     engines: Mapping[str, Engine],
     log: TrainingLog,
     step: Callable[[int], float],
-    figures: Callable[[int], dict[str, Any]],
+    metrics: Callable[[int], dict[str, Any]],
     use_per_image: float | None = None,
 ) -> None:
     """Run `step` from where the checkpoints stand to the last one.
 
-    step: does one 0-based step and returns the seconds it waited for data. figures: what to log after so many steps,
-    the one to show first; "score", where there is one, tells checkpoints apart (lower is better). use_per_image: share
-    of the devices' peak that one image a second takes, for "mfu". Ends the process with code 143, after a checkpoint,
-    when any rank was sent SIGTERM.
+    step: does one 0-based step and returns the seconds that it waited for data. metrics: what to log after so many
+    steps, the first of which is shown; "score", where there is one, ranks checkpoints (lower is better). use_per_image:
+    share of the devices' peak that one image per second takes, for "mfu". When any rank was sent SIGTERM, saves a
+    checkpoint and ends the process with code 143.
     """
     start = checkpoints.step
     if ranks.first and start:
-        say(f"{job}: going on from step {start}")
-    stop, window = StopRequest(), Window(pace.batch, start)
-    with ProgressLine(job, pace.steps, "steps", start, quiet=not ranks.first) as progress:
-        for number in range(start, pace.steps):
+        say(f"{job}: continuing from step {start}")
+    stop, window = StopRequest(), Window(config.batch, start)
+    with ProgressLine(job, config.steps, "steps", start, quiet=not ranks.first) as progress:
+        for number in range(start, config.steps):
             window.waited += step(number)
             done = number + 1
-            last = done == pace.steps
+            last = done == config.steps
             stopping = any_rank(stop.here) and not last
             score = None
-            if done % pace.log_every == 0 or last:
-                found = figures(done)
-                score = found.pop("score", None)
-                found |= window.close(done)
+            if done % config.log_every == 0 or last:
+                line = metrics(done)
+                score = line.pop("score", None)
+                line |= window.close(done)
                 if use_per_image is not None:
-                    found["mfu"] = use_per_image * found["images_per_second"]
-                log.write(done, **found)
-                shown = next(iter(found))
-                progress.update(done, {shown: found[shown], "images/s": found["images_per_second"]})
-            if done % pace.checkpoint_every == 0 or last or stopping:
+                    line["mfu"] = use_per_image * line["images_per_second"]
+                log.write(done, **line)
+                shown = next(iter(line))
+                progress.update(done, {shown: line[shown], "images/s": line["images_per_second"]})
+            if done % config.checkpoint_every == 0 or last or stopping:
                 checkpoints.save(done, engines, score)
             if stopping:
                 break
@@ -94,7 +82,7 @@ def run_steps(
     if stopping:
         leave_ranks()
         if ranks.first:
-            say(f"{job}: stopped by SIGTERM after step {done}, which is saved; run it again to go on")
+            say(f"{job}: stopped by SIGTERM after step {done}, which is saved; run it again to continue")
         sys.exit(_STOPPED)
 
 

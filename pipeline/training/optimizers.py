@@ -1,26 +1,35 @@
-"""The optimizers of both trainings and their learning rate."""
+"""The optimizers of both trainings, their learning rate, and the average of the weights.
 
+The average lives in the optimizer's state: there it is float32, follows the master weights, and is sharded and saved
+with the rest.
+"""
+
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import nn
 
-from rdpm.pipeline.training.ema import AdamWithEMA
-
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warmup, then a constant rate or a half cosine down to `final_share` of it."""
+    """Adam's settings and the learning rate, which rises linearly in the warmup."""
 
     lr: float = 4e-4
+    """Learning rate after the warmup."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """Decays of Adam's two moving averages."""
     weight_decay: float = 0.03
+    """Decoupled weight decay."""
     warmup_steps: int = 1000
+    """Steps in which the learning rate rises from zero."""
     decay: Literal["constant", "cosine"] = "constant"
+    """After the warmup: constant, or a half cosine down to final_share of lr."""
     final_share: float = 0.0
+    """Share of lr at which the cosine ends."""
 
-    def rate(self, step: int, steps: int) -> float:
+    def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of 0-based `step` out of `steps`."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
@@ -43,3 +52,22 @@ def adamw(model: nn.Module, config: OptimizerConfig, ema_decay: float) -> AdamWi
 def adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
     """The tokenizer's optimizer, and its discriminator's: plain Adam."""
     return torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+
+
+class AdamWithEMA(torch.optim.AdamW):
+    """AdamW plus state["ema"] <- decay ema + (1 - decay) weight, started as a copy of the first weights."""
+
+    def __init__(self, params, *, ema_decay: float, **options) -> None:
+        super().__init__(params, **options)
+        self.ema_decay = ema_decay
+
+    @torch.no_grad()
+    def step(self, closure: Callable | None = None):
+        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
+        first = {p: p.detach().float().clone() for p in weights if "ema" not in self.state[p]}
+        loss = super().step(closure)
+        for weight, start in first.items():
+            self.state[weight]["ema"] = start
+        for weight in weights:
+            self.state[weight]["ema"].lerp_(weight.float(), 1 - self.ema_decay)
+        return loss

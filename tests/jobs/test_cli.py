@@ -290,7 +290,7 @@ def test_sampling_with_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves
     "setting",
     [
         *("per_class=0", "shard_rows=0", "formats=[gif]", "precision=fp8", "labels=[1, 1]"),
-        *("sampler.temperature=0", "sampler.guidance=-1", "sampler.top_p=0", "sampler=gumble"),
+        *("sampler.temperature=-1", "sampler.guidance=-1", "sampler.top_p=0", "sampler=gumble"),
     ],
 )
 def test_samples_that_cannot_be_are_refused_by_the_value_and_leave_nothing(

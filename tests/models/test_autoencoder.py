@@ -68,7 +68,7 @@ def test_the_attention_block_is_softmax_attention_over_positions(awaken):
 @pytest.mark.parametrize("model", [Encoder, Decoder])
 def test_recomputing_changes_neither_outputs_nor_gradients(model, awaken):
     plain = awaken(model(SMALL, DIM))
-    recomputing = model(replace(SMALL, checkpoint=True), DIM)
+    recomputing = model(replace(SMALL, activation_checkpointing=True), DIM)
     recomputing.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 16, 16) if model is Encoder else torch.randn(2, DIM, 4, 4)
     results = []

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rdpm.models.discriminator import Discriminator, DiscriminatorConfig, DiscriminatorLoss
+from rdpm.models.discriminator import Discriminator, DiscriminatorConfig, DiscriminatorPair
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -30,7 +30,7 @@ def test_a_logit_sees_the_patch_of_patchgan(num_layers, patch):
 
 
 def test_both_halves_are_the_discriminators_own_logits():
-    step = DiscriminatorLoss(DiscriminatorConfig(4), 3).eval()
+    step = DiscriminatorPair(DiscriminatorConfig(4), 3).eval()
     real, fake = torch.randn(2, 4, 3, 32, 32)
     on_real, on_fake = step(real, fake)
     assert torch.equal(on_real, step.discriminator(real))

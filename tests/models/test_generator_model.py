@@ -90,7 +90,7 @@ def test_noise_and_accumulated_latents_are_told_apart(generator):
 
 def test_the_empty_condition_is_one_label_past_the_classes(generator):
     assert generator.null_label == 5
-    assert generator.labels.num_embeddings == 6
+    assert generator.label_embedding.num_embeddings == 6
     noise, labels, steps, accumulated = make_inputs()
     empty = generator(noise, torch.full_like(labels, generator.null_label), steps, accumulated)
     for label in range(5):
@@ -133,7 +133,14 @@ def test_the_loss_is_equation_7():
 def test_recomputing_changes_neither_logits_nor_gradients(generator):
     recomputing = Generator(
         GeneratorConfig(
-            depth=2, num_classes=5, num_steps=4, codebook_size=64, code_dim=8, grid=4, attention="sdpa", checkpoint=True
+            depth=2,
+            num_classes=5,
+            num_steps=4,
+            codebook_size=64,
+            code_dim=8,
+            grid=4,
+            attention="sdpa",
+            activation_checkpointing=True,
         )
     )
     recomputing.load_state_dict(generator.state_dict())

@@ -56,7 +56,7 @@ def test_teacher_forcing_shows_the_generator_what_it_was_trained_on(tokenizer, g
     assert len(seen) == 4
     for t, (noise, condition, steps, accumulated) in enumerate(seen, start=1):
         assert torch.equal(noise, encoded.noise[:, t - 1])
-        assert torch.equal(condition, generator.labels(LABELS))
+        assert torch.equal(condition, generator.label_embedding(LABELS))
         assert steps.tolist() == [t] * 5
         assert torch.equal(accumulated, encoded.before[:, t - 1])
 
@@ -110,7 +110,7 @@ def test_an_image_depends_on_its_label_and_its_seed(tokenizer, generator):
 
 def step_inputs(generator):
     noise, accumulated = torch.randn(2, 5, 8, 4, 4)
-    return noise, generator.labels(LABELS).detach(), torch.full_like(LABELS, 3), accumulated
+    return noise, generator.label_embedding(LABELS).detach(), torch.full_like(LABELS, 3), accumulated
 
 
 def test_guidance_0_is_the_conditional_model(generator):
@@ -136,7 +136,7 @@ def test_guidance_moves_each_image_from_the_unconditional_through_the_conditiona
 
 MIXED = [
     SamplerConfig(guidance=2.0, ramp="constant"),
-    SamplerConfig(temperature=None),
+    SamplerConfig(temperature=0.0),
     SamplerConfig(guidance=1.0, temperature=0.5, top_k=3),
     SamplerConfig(top_p=0.3),
     SamplerConfig(guidance=3.0, temperature=2.0, top_k=9, top_p=0.5),
@@ -165,7 +165,7 @@ def test_known_codes_stay_and_the_rest_is_drawn(tokenizer, generator, encoded):
 def test_a_point_of_the_embedding_stands_for_a_class(tokenizer, generator):
     codebook = tokenizer.quantizer.codebook
     by_label = sample(generator, codebook, LABELS, SEEDS, SamplerConfig(guidance=1.0)).codes
-    points = generator.labels(LABELS).detach()
+    points = generator.label_embedding(LABELS).detach()
     assert torch.equal(sample(generator, codebook, points, SEEDS, SamplerConfig(guidance=1.0)).codes, by_label)
     between = points.lerp(points.roll(1, 0), 0.5)
     assert not torch.equal(sample(generator, codebook, between, SEEDS, SamplerConfig(guidance=1.0)).codes, by_label)
@@ -204,7 +204,7 @@ def test_the_compiled_step_is_one_graph_and_draws_the_same_codes(unchecked, toke
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_cuda_graph_of_the_step_draws_the_same_codes(tokenizer, generator):
     codebook, generator = tokenizer.quantizer.codebook.cuda(), generator.cuda()
-    seeds, condition = SEEDS.cuda(), generator.labels(LABELS.cuda()).detach()
+    seeds, condition = SEEDS.cuda(), generator.label_embedding(LABELS.cuda()).detach()
     settings = step_settings([SamplerConfig(2.0, "constant")] * 5, 4, seeds.device)[0]
     steps, total = torch.ones_like(seeds), torch.randn(5, 8, 4, 4, device="cuda")
     inputs = (generator, codebook, total, codebook.phi(total).detach(), condition, seeds, steps, settings)
@@ -237,9 +237,9 @@ def choose(logits, seeds, step=1, **settings):
     return choose_codes(logits, first, seeds, torch.full_like(seeds, step))
 
 
-def test_without_temperature_the_likeliest_code_is_taken():
+def test_at_temperature_zero_the_most_likely_code_is_taken():
     logits = torch.randn(5, 4, 4, 64)
-    for seeds, step, temperature in ((SEEDS, 1, None), (SEEDS + 1, 2, None), (SEEDS, 1, 1e6)):
+    for seeds, step, temperature in ((SEEDS, 1, 0.0), (SEEDS + 1, 2, 0.0), (SEEDS, 1, 1e-6)):
         assert torch.equal(choose(logits, seeds, step, temperature=temperature), logits.argmax(-1))
 
 
@@ -254,8 +254,8 @@ def test_draws_differ_by_seed_step_and_position():
 def test_draws_have_a_stream_of_their_own():
     """Not the words of the noise that the generator sees."""
     logits = torch.randn(5, 4, 4, 64)
-    perturbed = 0.7 * logits + gumbel(SEEDS, 2, (4, 4, 64), Stream.GUMBEL)
-    assert torch.equal(choose(logits, SEEDS, 2, temperature=0.7), perturbed.argmax(-1))
+    perturbed = logits / 0.5 + gumbel(SEEDS, 2, (4, 4, 64), Stream.GUMBEL)
+    assert torch.equal(choose(logits, SEEDS, 2, temperature=0.5), perturbed.argmax(-1))
 
 
 LOGITS = torch.tensor([0.0, 1.0, -1.0, 0.5, -2.0, 0.3, 1.2, -0.4])
@@ -264,20 +264,20 @@ LOGITS = torch.tensor([0.0, 1.0, -1.0, 0.5, -2.0, 0.3, 1.2, -0.4])
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [
-        ({"temperature": 0.5}, 8),
+        ({"temperature": 2.0}, 8),
         ({"temperature": 1.0}, 8),
-        ({"temperature": 3.0}, 8),
+        ({"temperature": 1 / 3}, 8),
         ({"top_k": 3}, 3),
         ({"top_p": 0.6}, 3),  # the shares are .29 .24 .15 ...
-        ({"temperature": 0.5, "top_k": 5, "top_p": 0.7}, 4),  # .27 .24 .19 .17 .14 of the five
+        ({"temperature": 2.0, "top_k": 5, "top_p": 0.7}, 4),  # .27 .24 .19 .17 .14 of the five
     ],
 )
-def test_codes_follow_the_softmax_of_temperature_times_logits(settings, kept):
+def test_codes_follow_the_softmax_of_logits_over_temperature(settings, kept):
     """Eq. 8 is the Gumbel-max trick. A chi-square test over 200,000 draws, seeds and positions."""
     seeds = child_seeds(8, torch.arange(50_000))
     codes = choose(LOGITS.expand(50_000, 2, 2, 8), seeds, **settings)
     likeliest = LOGITS.argsort(descending=True)[:kept]
-    expected = torch.softmax(settings.get("temperature", 1.0) * LOGITS[likeliest].double(), 0) * codes.numel()
+    expected = torch.softmax(LOGITS[likeliest].double() / settings.get("temperature", 1.0), 0) * codes.numel()
     observed = torch.bincount(codes.flatten(), minlength=8).double()
     assert observed.sum() == observed[likeliest].sum()
     statistic = ((observed[likeliest] - expected).square() / expected).sum().item()
@@ -299,7 +299,7 @@ def test_top_p_keeps_the_fewest_codes_that_reach_it(top_p):
 def test_the_presets_are_the_rows_of_table_3():
     """Raw, + CFG, + CFG linear, + Gumbel: each adds one thing to the row before."""
     raw, cfg, linear, drawn = (preset(name) for name in ("raw", "cfg", "cfg-linear", "gumbel"))
-    assert (raw.guidance, raw.temperature) == (0, None)
+    assert (raw.guidance, raw.temperature) == (0, 0)
     assert cfg == replace(raw, guidance=cfg.guidance, ramp="constant")
     assert cfg.guidance > 0
     assert linear == replace(cfg, ramp="linear")
@@ -310,7 +310,8 @@ def test_the_presets_are_the_rows_of_table_3():
 
 
 IMPOSSIBLE = {
-    "temperature": (0.0, -1.0, math.nan),
+    "temperature": (-0.5, -1.0, math.nan, math.inf),
+    "version": (1, 3),
     "guidance": (-0.5, -math.inf, math.inf),
     "ramp": ("cosine",),
     "top_k": (-1,),

@@ -13,7 +13,7 @@ SCHEDULES = [
     *(Schedule(kind, num_steps) for kind, num_steps in itertools.product(("sin", "linear"), STEPS)),
     *(Schedule("pow", num_steps, phi) for num_steps, phi in itertools.product(STEPS, (0.5, 0.6, 0.75, 0.9, 0.99))),
 ]
-every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.kind}-{s.num_steps}-{s.phi}")
+every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.kind}-{s.num_steps}-{s.base}")
 
 
 @every_schedule
@@ -58,14 +58,14 @@ def test_alpha_equals_its_closed_form(schedule, alpha):
 
 
 def test_phi_belongs_to_pow_alone():
-    assert not torch.equal(Schedule("pow", phi=0.6).alpha, Schedule("pow", phi=0.9).alpha)
+    assert not torch.equal(Schedule("pow", base=0.6).alpha, Schedule("pow", base=0.9).alpha)
     for kind in ("sin", "linear"):
-        assert torch.equal(Schedule(kind, phi=0.6).alpha, Schedule(kind, phi=0.9).alpha)
+        assert torch.equal(Schedule(kind, base=0.6).alpha, Schedule(kind, base=0.9).alpha)
 
 
 @every_schedule
 def test_gamma_is_alpha_or_one(schedule):
-    plain = Schedule(schedule.kind, schedule.num_steps, schedule.phi, weighted=False)
+    plain = Schedule(schedule.kind, schedule.num_steps, schedule.base, weighted=False)
     assert torch.equal(schedule.gamma, schedule.alpha)
     assert torch.equal(plain.gamma, torch.ones(schedule.num_steps))
     assert torch.equal(plain.alpha, schedule.alpha)
@@ -81,11 +81,11 @@ def test_the_default_is_the_papers():
         ({"kind": "cosine"}, "'cosine'"),
         ({"num_steps": 0}, "0"),
         ({"num_steps": -3}, "-3"),
-        ({"phi": 0.0}, "0.0"),
-        ({"phi": 1.0}, "1.0"),
-        ({"phi": -0.5}, "-0.5"),
-        ({"phi": 1.5}, "1.5"),
-        ({"phi": math.nan}, "nan"),
+        ({"base": 0.0}, "0.0"),
+        ({"base": 1.0}, "1.0"),
+        ({"base": -0.5}, "-0.5"),
+        ({"base": 1.5}, "1.5"),
+        ({"base": math.nan}, "nan"),
     ],
     ids=str,
 )

@@ -9,8 +9,8 @@ from rdpm.models.transformer import Block, Transformer, modulate, position_embed
 DEPTH, GRID = 2, 4
 
 
-def make_transformer(recompute=False, depth=DEPTH, grid=GRID):
-    return Transformer(depth, grid, "sdpa", recompute)
+def make_transformer(activation_checkpointing=False, depth=DEPTH, grid=GRID):
+    return Transformer(depth, grid, "sdpa", activation_checkpointing)
 
 
 def make_inputs(b=3, depth=DEPTH, grid=GRID):
@@ -145,7 +145,7 @@ def test_images_of_a_batch_do_not_mix(awaken):
 
 
 def test_recomputing_changes_neither_outputs_nor_gradients(awaken):
-    plain, recomputing = awaken(make_transformer()), make_transformer(recompute=True)
+    plain, recomputing = awaken(make_transformer()), make_transformer(activation_checkpointing=True)
     recomputing.load_state_dict(plain.state_dict())
     x, condition = make_inputs()
     results = []

@@ -4,16 +4,15 @@ import json
 
 import pytest
 
+from rdpm.storage_schemas.arrays import ArraySpec
+from rdpm.storage_schemas.canonical import canonical_json, digest_of
 from rdpm.storage_schemas.manifest import (
     SCHEMA_VERSION,
-    ArraySpec,
     Commit,
     Manifest,
     ObjectDigest,
     Plan,
-    canonical_json,
     commit_from_json,
-    digest_of,
     manifest_from_json,
     plan_from_json,
     to_json,

@@ -9,7 +9,7 @@ from functools import partial
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.sources import archive, folder, parquet
 from rdpm.pipeline.images.sources.entry import Entry
-from rdpm.storage_schemas.manifest import digest_of
+from rdpm.storage_schemas.canonical import digest_of
 
 _WANTED = "give a folder of class folders, or tar files, or Parquet files"
 

@@ -14,21 +14,23 @@ from rdpm.pipeline.stream.token_stream import TokenBatch
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for each image: `steps_per_image` different steps t, and with `label_dropout` the empty label.
-
-    empty_label: the number that stands for it.
-    """
+    """What is drawn for each image."""
 
     noise: Literal["stored", "fresh"]
+    """The store's codes and seeds, or codes of fresh noise over its latents."""
     steps_per_image: int
+    """Different steps t per image."""
     label_dropout: float
+    """Probability of the empty label."""
     empty_label: int
+    """The number of the empty label."""
     seed: int
+    """Seed of the draws."""
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """eps_t, y, t, z'_{t-1} and C_t of b images at s steps each, image by image, as rows."""
+class TrainingBatch:
+    """eps_t, y, t, z'_{t-1} and C_t of b images at s steps each; the steps of an image are neighbouring rows."""
 
     noise: Float[Tensor, "bs d h w"]
     labels: Int[Tensor, " bs"]
@@ -43,7 +45,7 @@ class Inputs:
 
 
 @torch.no_grad()
-def training_inputs(quantizer: Quantizer, batch: TokenBatch, draws: Draws, device: torch.device) -> Inputs:
+def training_batch(quantizer: Quantizer, batch: TokenBatch, draws: Draws, device: torch.device) -> TrainingBatch:
     """Draw steps, labels and noise of a batch.
 
     Every draw is a function of (seed, position), so it does not depend on ranks, batches or restarts.
@@ -58,18 +60,18 @@ def training_inputs(quantizer: Quantizer, batch: TokenBatch, draws: Draws, devic
         latents = torch.from_numpy(batch.latents).to(device, non_blocking=True).float()
         shape = tuple(latents.shape[1:])
         fresh = quantizer.quantize(latents, lambda t: normal(seeds, t, shape, Stream.TOKENIZER))
-        place = images, steps - 1
-        return Inputs(fresh.noise[place], labels, steps, fresh.before[place], fresh.codes[place])
+        at = images, steps - 1
+        return TrainingBatch(fresh.noise[at], labels, steps, fresh.before[at], fresh.codes[at])
     assert batch.codes is not None
     assert batch.seeds is not None
     codes = torch.from_numpy(batch.codes).to(device, non_blocking=True).long()
     own = torch.from_numpy(batch.seeds.view("int64")).to(device, non_blocking=True)
     book = quantizer.codebook
     noise = normal(own[images], steps, (book.config.code_dim, *codes.shape[2:]), Stream.TOKENIZER)
-    return Inputs(noise, labels, steps, book.accumulated(codes[images], steps - 1), codes[images, steps - 1])
+    return TrainingBatch(noise, labels, steps, book.accumulated(codes[images], steps - 1), codes[images, steps - 1])
 
 
 def drawn_steps(seeds: Int[Tensor, " b"], num_steps: int, count: int) -> Int[Tensor, "b count"]:
-    """`count` different steps t out of 1 ... T for each seed, every choice as likely."""
+    """`count` different steps t out of 1 ... T for each seed, all choices equally likely."""
     order = random_words(seeds, 0, Stream.STEP, num_steps).argsort(dim=1, stable=True)
     return 1 + order[:, :count]

@@ -9,8 +9,8 @@ from rdpm.models.discriminator import DiscriminatorConfig
 from rdpm.models.generator import Generator, code_loss
 from rdpm.pipeline.costs.memory import PeakBytes, generator_bytes_per_sample, tokenizer_bytes_per_sample
 from rdpm.pipeline.training.engine import EngineConfig
-from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig
-from rdpm.pipeline.training.tokenizer.stage import LossConfig, TrainTokenizerConfig
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.tokenizer.config import LossConfig, TrainTokenizerConfig
 
 
 def test_storages_count_while_they_live() -> None:
@@ -59,7 +59,9 @@ def test_recomputing_and_leaving_out_the_discriminator_save_memory(exports) -> N
     alone = tokenizer_config(exports, loss=LossConfig(perceptual="none", adversarial=0.0))
     one = tokenizer_bytes_per_sample(alone)
     model = alone.model
-    again = dataclasses.replace(model, autoencoder=dataclasses.replace(model.autoencoder, checkpoint=True))
+    again = dataclasses.replace(
+        model, autoencoder=dataclasses.replace(model.autoencoder, activation_checkpointing=True)
+    )
     recomputed = tokenizer_bytes_per_sample(dataclasses.replace(alone, model=again))
     assert 0 < recomputed < one < both
 

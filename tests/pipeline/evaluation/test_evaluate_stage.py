@@ -20,10 +20,12 @@ from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 from rdpm.pipeline.evaluation import inputs as stage
 from rdpm.pipeline.evaluation.classifier import ClassifierConfig
 from rdpm.pipeline.evaluation.distribution import Moments
-from rdpm.pipeline.evaluation.evaluate import EvaluateConfig, evaluate, warnings_of
+from rdpm.pipeline.evaluation.evaluate import evaluate, warnings_of
 from rdpm.pipeline.evaluation.feature_statistics import Statistics
-from rdpm.pipeline.evaluation.reconstruction import encode_images
-from rdpm.pipeline.exports.exports import read_card, save_export
+from rdpm.pipeline.evaluation.fidelity import encode_images
+from rdpm.pipeline.evaluation.inputs import EvaluateConfig
+from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation import files, records
 from rdpm.pipeline.reporting.report import ReportConfig
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from rdpm.models.noise import NOISE_VERSION
-from rdpm.pipeline.exports.exports import load_generator, load_tokenizer, read_card, save_export
+from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.weights import load_generator, load_tokenizer, save_export
 from rdpm.pipeline.foundation import files
 from rdpm.storage_schemas.cards import CARD, WEIGHTS
 

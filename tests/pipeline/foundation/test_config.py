@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from rdpm.pipeline.cluster.cluster import Resources
 
 from rdpm.jobs.cli import COMMANDS
 from rdpm.models.autoencoder import AutoencoderConfig
@@ -15,14 +16,13 @@ from rdpm.models.generator import GeneratorConfig
 from rdpm.models.sampler import SamplerConfig
 from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import TokenizerConfig
-from rdpm.pipeline.cluster.cluster import Resources
 from rdpm.pipeline.foundation.config import config_job, from_dict, load_config, to_dict
-from rdpm.pipeline.sampling.stage import SampleConfig
+from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.tokenizing.stage import EncodeConfig
 from rdpm.pipeline.training.engine import EngineConfig
-from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.optimizers import OptimizerConfig
-from rdpm.pipeline.training.tokenizer.stage import LossConfig, TrainTokenizerConfig
+from rdpm.pipeline.training.tokenizer.config import LossConfig, TrainTokenizerConfig
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 FILES = sorted(str(path.relative_to(CONFIGS)) for path in CONFIGS.rglob("*.yaml"))
@@ -221,13 +221,13 @@ OTHERS = [
     OptimizerConfig(betas=(0.1, 0.2)),
     QuantizerConfig(bias=False),
     Resources(cpus=1, actor_gpus=0.5),
-    SamplerConfig(temperature=None),
+    SamplerConfig(temperature=0.0),
     Schedule(kind="sin", num_steps=3),
     TokenizerConfig(image_size=32),
     EncodeConfig("i", "t", "o", views=("flip", "center")),
     SampleConfig("g", "t", "o", sampler=SamplerConfig(guidance=1.5)),
     TrainGeneratorConfig(("a", "b"), "t", "o", noise="fresh"),
-    TrainTokenizerConfig("i", "o", model=TokenizerConfig(schedule=Schedule(phi=0.5))),
+    TrainTokenizerConfig("i", "o", model=TokenizerConfig(schedule=Schedule(base=0.5))),
 ]
 
 

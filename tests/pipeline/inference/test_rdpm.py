@@ -58,7 +58,7 @@ def test_an_image_does_not_depend_on_how_many_are_asked_for(model):
 
 
 def test_each_image_can_have_its_own_seed_and_settings(model):
-    settings = {"guidance": [0.0, 2.0, 2.0, 1.0, 0.5], "temperature": [1.0, None, 2.0, 1.0, None], "ramp": "constant"}
+    settings = {"guidance": [0.0, 2.0, 2.0, 1.0, 0.5], "temperature": [1.0, 0, 0.5, 1.0, 0], "ramp": "constant"}
     together = model.sample(LABELS, seed=[4, 4, 9, 9, 4], **settings)
     for i, seed in enumerate([4, 4, 9, 9, 4]):
         own = {name: values[i] if isinstance(values, list) else values for name, values in settings.items()}
@@ -140,7 +140,7 @@ def test_bf16_is_near_fp32(exports, images):
     [
         (lambda m, x: m.sample([0, 2]), r"label 2 is no class of this generator; use 0 to 1"),
         (lambda m, x: m.sample([-1]), r"label -1 is no class"),
-        (lambda m, x: m.sample([0], temperature=0.0), r"temperature is 0.0; use more than 0"),
+        (lambda m, x: m.sample([0], temperature=-1.0), r"temperature is -1.0; use more than 0"),
         (lambda m, x: m.sample([0], guidances=1.0), r"sampler setting 'guidances' is unknown; use guidance, ramp"),
         (lambda m, x: m.sample([0, 1], guidance=[1.0]), r"1 values of guidance do not go with 2 images"),
         (lambda m, x: m.sample([0, 1], seed=[1]), r"1 seeds do not go with 2 images"),

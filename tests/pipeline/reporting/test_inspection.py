@@ -9,7 +9,7 @@ from rdpm.jobs.cli import main
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.reporting.inspection import read_contents, render
 from rdpm.pipeline.stores.reader import DamagedStore
-from rdpm.pipeline.stores.verification import tokenizer_of
+from rdpm.pipeline.tokenizing.plan import tokenizer_of
 
 REJECTED = (3, 8, 19)
 

@@ -14,15 +14,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rdpm.pipeline.cluster.cluster import Resources
 
 from rdpm.models.sampler import PRESETS, SamplerConfig
-from rdpm.pipeline.cluster.cluster import Resources
+from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.images.listing import list_images
-from rdpm.pipeline.inference.rdpm import RDPM, open_cards
+from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.sampling.formats import write_files
-from rdpm.pipeline.sampling.stage import SampleConfig, ShardSampler, labels_and_seeds, locate, make_plan, sample_sets
+from rdpm.pipeline.sampling.plan import SampleConfig, labels_and_seeds, make_plan
+from rdpm.pipeline.sampling.stage import sample_sets
+from rdpm.pipeline.sampling.worker import ShardSampler, locate
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
 from rdpm.storage_schemas.manifest import Plan, to_json
@@ -44,7 +47,7 @@ def config_of(run: str, out: str, **settings) -> SampleConfig:
 
 def drawn(config: SampleConfig, order: int = 1) -> Store:
     """The store of a config, its shards drawn in this process, backwards when order is -1."""
-    plan = make_plan(config, *open_cards(config.generator, config.tokenizer))
+    plan = make_plan(config, *read_pair(config.generator, config.tokenizer))
     start_store(config.out, plan)
     each = {"generator": config.generator, "tokenizer": config.tokenizer, "store": config.out, "plan": to_json(plan)}
     sampler = ShardSampler([each], threads=1)
@@ -86,7 +89,7 @@ def test_labels_are_balanced_and_shuffled_over_the_whole_set_and_seeds_differ(la
 
 def test_only_the_classes_asked_for_are_drawn(run, tmp_path):
     config = config_of(run, f"{tmp_path}/out", labels=(1,))
-    cards = open_cards(config.generator, config.tokenizer)
+    cards = read_pair(config.generator, config.tokenizer)
     assert make_plan(config, *cards).rows == 15
     with pytest.raises(ValueError, match=r"label 2 is no class of the generator; use 0 to 1"):
         make_plan(replace(config, labels=(1, 2)), *cards)
@@ -94,7 +97,7 @@ def test_only_the_classes_asked_for_are_drawn(run, tmp_path):
 
 def test_what_touches_a_sample_is_in_the_plan_and_what_does_not_is_not(run):
     config = config_of(run, "out")
-    cards = open_cards(config.generator, config.tokenizer)
+    cards = read_pair(config.generator, config.tokenizer)
     plan = make_plan(config, *cards)
     same = [{"threads": 3}, {"formats": ("png",)}, {"out": "elsewhere"}, {"resources": Resources(actors=3)}]
     other = [{"seed": 4}, {"batch": 2}, {"precision": "bf16"}, {"compiled": True}, {"sampler": SamplerConfig(top_k=4)}]
@@ -187,7 +190,7 @@ def test_several_sets_in_one_run_are_what_each_would_be_alone(run, store, tmp_pa
     few = Resources(cpus=4, object_store_mb=128, actors=2, actor_cpus=0.5)
     settings = ({}, {"per_class": 5, "labels": (1,)}, {"sampler": PRESETS["raw"]})
     configs = [config_of(run, f"{tmp_path}/{i}", resources=few, formats=(), **each) for i, each in enumerate(settings)]
-    plan = make_plan(configs[0], *open_cards(configs[0].generator, configs[0].tokenizer))
+    plan = make_plan(configs[0], *read_pair(configs[0].generator, configs[0].tokenizer))
     start_store(configs[0].out, plan)
     columns = store.shard(1, tuple(store.specs))
     write_shard(

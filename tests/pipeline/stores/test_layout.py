@@ -7,7 +7,8 @@ import zarr
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.layout import create_arrays, decode_shard, encode_shard, fill_value, metadata_objects
-from rdpm.storage_schemas.manifest import ArraySpec, Plan
+from rdpm.storage_schemas.arrays import ArraySpec
+from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.samples import sample_arrays
 from rdpm.storage_schemas.tokens import token_arrays
 

@@ -14,7 +14,9 @@ from rdpm.pipeline.stores.layout import create_arrays
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stores.verification import verify_store
 from rdpm.pipeline.stores.writer import committed_rejects, missing_shards, publish, start_store, write_shard
-from rdpm.storage_schemas.manifest import ArraySpec, Plan, canonical_json, to_json
+from rdpm.storage_schemas.arrays import ArraySpec
+from rdpm.storage_schemas.canonical import canonical_json
+from rdpm.storage_schemas.manifest import Plan, to_json
 from rdpm.storage_schemas.samples import sample_arrays
 from rdpm.storage_schemas.tokens import token_arrays
 

@@ -15,7 +15,8 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.reader import DamagedStore, Store, open_store
 from rdpm.pipeline.stores.verification import verify_store
 from rdpm.pipeline.stores.writer import missing_shards, publish, start_store
-from rdpm.storage_schemas.manifest import canonical_json, to_json
+from rdpm.storage_schemas.canonical import canonical_json
+from rdpm.storage_schemas.manifest import to_json
 
 ARRAYS = ("codes", "noise_seed", "label", "accumulated", "latents")
 SHARD = 1  # the shard whose objects are damaged

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from rdpm.pipeline.exports.exports import load_tokenizer
+from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.stores.reader import Store
-from rdpm.pipeline.stores.verification import TOLERANCE, accumulated_of, tokenizer_of, verify_store
+from rdpm.pipeline.stores.verification import TOLERANCE, accumulated_of, verify_store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.pipeline.tokenizing.plan import tokenizer_of
 from rdpm.pipeline.tokenizing.stage import encode_pixels
 
 

@@ -7,7 +7,7 @@ import yaml
 
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.studies.ablation import MEASURES, ROWS, plot, table
-from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 
 
 def test_rows_are_those_of_table_2() -> None:

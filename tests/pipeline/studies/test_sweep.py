@@ -9,9 +9,9 @@ import pytest
 
 from rdpm.jobs import sample, sweep
 from rdpm.models.sampler import PRESETS, SamplerConfig
-from rdpm.pipeline.evaluation.evaluate import EvaluateConfig
+from rdpm.pipeline.evaluation.inputs import EvaluateConfig
 from rdpm.pipeline.foundation.config import load_config, save_config
-from rdpm.pipeline.sampling.stage import SampleConfig
+from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.studies.sweep import Grid, Models, SweepConfig, best, collect, panels, plan_cells, plot, table
 
 

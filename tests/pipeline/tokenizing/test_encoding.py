@@ -9,14 +9,17 @@ import pytest
 import torch
 from PIL import Image
 
-from rdpm.pipeline.exports.exports import load_tokenizer, read_card
+from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.decode import VIEWS, decode_views
 from rdpm.pipeline.images.worklist import Worklist, remove_worklists
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store
+from rdpm.pipeline.tokenizing.encoder import ShardEncoder
+from rdpm.pipeline.tokenizing.plan import make_plan
 from rdpm.pipeline.tokenizing.rows import decode_shard, images_of
-from rdpm.pipeline.tokenizing.stage import EncodeConfig, ShardEncoder, encode_pixels, make_plan
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode_pixels
 from rdpm.storage_schemas.tokens import noise_seed
 
 

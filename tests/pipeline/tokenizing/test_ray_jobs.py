@@ -8,19 +8,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rdpm.pipeline.cluster.cluster import Resources
 
 from rdpm.jobs.tokenize_images import main
 from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.cluster import cluster
-from rdpm.pipeline.cluster.cluster import Resources
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.worklist import Worklist, remove_worklists
-from rdpm.pipeline.sampling.stage import SampleConfig, sample_set
+from rdpm.pipeline.sampling.plan import SampleConfig
+from rdpm.pipeline.sampling.stage import sample_set
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stores.verification import verify_store
 from rdpm.pipeline.stores.writer import missing_shards, publish
+from rdpm.pipeline.tokenizing.encoder import ShardEncoder
 from rdpm.pipeline.tokenizing.rows import decode_shard
-from rdpm.pipeline.tokenizing.stage import EncodeConfig, ShardEncoder, encode
+from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode
 from rdpm.storage_schemas.manifest import plan_from_json
 
 

@@ -11,7 +11,7 @@ import yaml
 from fsspec.implementations.memory import MemoryFileSystem
 
 from rdpm.jobs.cli import main
-from rdpm.pipeline.exports.exports import load_tokenizer
+from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.reader import DamagedStore, open_store
 from rdpm.pipeline.stores.verification import verify_store

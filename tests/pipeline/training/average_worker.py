@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from rdpm.models.generator import GeneratorConfig
 from rdpm.pipeline.training.engine import Engine, EngineConfig, join_ranks
-from rdpm.pipeline.training.generator.stage import GeneratorLoss
+from rdpm.pipeline.training.generator.step import GeneratorLoss
 from rdpm.pipeline.training.optimizers import OptimizerConfig, adamw
 from rdpm.pipeline.training.ranks import leave_ranks
 

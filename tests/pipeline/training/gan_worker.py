@@ -11,14 +11,15 @@ import torch.distributed as dist
 
 from rdpm.models.autoencoder import AutoencoderConfig
 from rdpm.models.codebook import QuantizerConfig
-from rdpm.models.discriminator import DiscriminatorConfig, DiscriminatorLoss
+from rdpm.models.discriminator import DiscriminatorConfig, DiscriminatorPair
 from rdpm.models.losses import discriminator_hinge, generator_hinge, reconstruction_loss
 from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 from rdpm.pipeline.training.engine import EngineConfig, join_ranks
 from rdpm.pipeline.training.optimizers import OptimizerConfig, adam
 from rdpm.pipeline.training.ranks import leave_ranks
-from rdpm.pipeline.training.tokenizer.stage import LossConfig, TokenizerStep, TrainTokenizerConfig
+from rdpm.pipeline.training.tokenizer.config import LossConfig, TrainTokenizerConfig
+from rdpm.pipeline.training.tokenizer.step import TokenizerStep
 
 STEPS, MICRO, ACCUMULATION, CLIP = 4, 4, 2, 0.1
 
@@ -50,7 +51,7 @@ def average_gradients(model: torch.nn.Module) -> None:
     torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
 
 
-def plain_losses(tokenizer: Tokenizer, critic: DiscriminatorLoss, images, seeds, loss: LossConfig):
+def plain_losses(tokenizer: Tokenizer, critic: DiscriminatorPair, images, seeds, loss: LossConfig):
     """VQGAN's two losses written with autograd alone."""
     out = tokenizer(images, seeds)
     picture = out["reconstruction"]
@@ -73,7 +74,7 @@ def main() -> None:
         step = TokenizerStep(settings, ranks, ACCUMULATION)
         torch.manual_seed(0)
         tokenizer = Tokenizer(settings.model)
-        critic = DiscriminatorLoss(settings.discriminator, 1)
+        critic = DiscriminatorPair(settings.discriminator, 1)
         adams = [adam(model, settings.optimizer) for model in (tokenizer, critic)]
         data = torch.Generator().manual_seed(ranks.rank)
         start = copy.deepcopy(tokenizer.state_dict())

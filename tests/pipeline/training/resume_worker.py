@@ -14,9 +14,11 @@ import sys
 from rdpm.jobs.arguments import parse
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.listing import list_images
-from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig, train_generator
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.stage import train_generator
 from rdpm.pipeline.training.ranks import barrier, leave_ranks
-from rdpm.pipeline.training.tokenizer.stage import TrainTokenizerConfig, train_tokenizer
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
+from rdpm.pipeline.training.tokenizer.stage import train_tokenizer
 
 TOKENIZER = [
     "model.image_size=8", "model.autoencoder.in_channels=1", "model.autoencoder.channels=8",

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from rdpm.pipeline.training.ema import AdamWithEMA
+from rdpm.pipeline.training.optimizers import AdamWithEMA
 
 DECAY = 0.9
 

@@ -9,14 +9,15 @@ import torch
 from rdpm.models.noise import Stream, child_seeds
 from rdpm.models.sampler import Known, SamplerConfig, sample
 from rdpm.models.tokenizer import from_pixels
-from rdpm.pipeline.exports.exports import load_generator, load_tokenizer
+from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
 from rdpm.pipeline.foundation.permutation import rows_at
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
 from rdpm.pipeline.stream.token_stream import TokenStream
 from rdpm.pipeline.tokenizing.stage import encode_pixels
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.draws import Draws, drawn_steps, training_inputs
-from rdpm.pipeline.training.generator.stage import TrainGeneratorConfig, open_inputs
+from rdpm.pipeline.training.generator.stage import open_inputs
 from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import noise_seed, token_arrays
 

@@ -15,9 +15,7 @@ from rdpm.pipeline.evaluation.classifier import Classifier, ClassifierConfig
 from rdpm.pipeline.evaluation.distribution import frechet_of
 from rdpm.pipeline.evaluation.feature_statistics import describe
 from rdpm.pipeline.evaluation.features import ClassifierExtractor
-from rdpm.pipeline.evaluation.image_sets import ArchiveImages
-from rdpm.pipeline.evaluation.measures import tokenizer_metrics
-from rdpm.pipeline.evaluation.reconstruction import (
+from rdpm.pipeline.evaluation.fidelity import (
     PAIRS,
     POOLED,
     RunningFidelity,
@@ -29,6 +27,8 @@ from rdpm.pipeline.evaluation.reconstruction import (
     psnr,
     ssim,
 )
+from rdpm.pipeline.evaluation.image_sets import ArchiveImages
+from rdpm.pipeline.evaluation.metrics import tokenizer_metrics
 
 
 def _pair(values):

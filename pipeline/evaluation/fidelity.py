@@ -15,35 +15,29 @@ from skimage.metrics import structural_similarity
 
 from rdpm.models.losses import PerceptualLoss
 from rdpm.models.noise import child_seeds
-from rdpm.models.tokenizer import Tokenizer, from_pixels, to_pixels
+from rdpm.models.tokenizer import from_pixels
+from rdpm.pipeline.inference.codec import Codec
 
 _LUMA = np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
 _UNIFORM: dict[str, Any] = {"win_size": 7}
 _GAUSSIAN: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 
 
-@torch.no_grad()
-def encode_images(tokenizer: Tokenizer, pixels: np.ndarray, seed: int, first: int, batch: int) -> np.ndarray:
-    """Codes (n, T, h, w) int64 of images (n, H, W, C) uint8; image i takes the seed's child `first + i`."""
-    device = next(tokenizer.parameters()).device
-    codes = []
-    for start in range(0, len(pixels), batch):
-        part = torch.from_numpy(pixels[start : start + batch]).permute(0, 3, 1, 2)
-        seeds = child_seeds(seed, torch.arange(first + start, first + start + len(part)))
-        codes.append(tokenizer.encode(from_pixels(part.to(device)), seeds.to(device)).codes.cpu())
-    return torch.cat(codes).numpy()
+@dataclass(frozen=True)
+class Reconstruction:
+    """What becomes of n images that go through a tokenizer and back."""
+
+    codes: np.ndarray
+    """(n, T, h, w) uint16."""
+    pixels: np.ndarray
+    """(n, H, W, C) uint8."""
 
 
-@torch.no_grad()
-def decode_codes(tokenizer: Tokenizer, codes: np.ndarray, steps: int, batch: int) -> np.ndarray:
-    """Images (n, H, W, C) uint8 of the accumulated latents z' after `steps` of the codes' T steps."""
-    device = next(tokenizer.parameters()).device
-    pixels = []
-    for start in range(0, len(codes), batch):
-        part = torch.from_numpy(codes[start : start + batch].astype(np.int64)).to(device)
-        images = tokenizer.decode(tokenizer.quantizer.codebook.accumulated(part, steps))
-        pixels.append(to_pixels(images).permute(0, 2, 3, 1).cpu())
-    return torch.cat(pixels).numpy()
+def reconstruct(codec: Codec, pixels: np.ndarray, seed: int, first: int = 0) -> Reconstruction:
+    """Images (n, H, W, C) uint8 through the tokenizer and back. Noise: image i has child `first + i` of the seed."""
+    seeds = child_seeds(seed, torch.arange(first, first + len(pixels))).numpy()
+    codes = codec.encode(pixels, seeds).codes
+    return Reconstruction(codes, codec.decode(codes))
 
 
 @dataclass(frozen=True)

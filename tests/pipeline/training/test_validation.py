@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from rdpm.pipeline.evaluation.validation import Validator
 
 from rdpm.pipeline.evaluation.classifier import Classifier, ClassifierConfig
 from rdpm.pipeline.evaluation.distribution import frechet_of
 from rdpm.pipeline.evaluation.features import ClassifierExtractor
-from rdpm.pipeline.evaluation.reconstruction import decode_codes, encode_images, psnr, ssim
+from rdpm.pipeline.evaluation.fidelity import decode_codes, encode_images, psnr, ssim
 from rdpm.pipeline.evaluation.splits import load_split
-from rdpm.pipeline.evaluation.validation import Validator
-from rdpm.pipeline.exports.exports import load_tokenizer
+from rdpm.pipeline.exports.weights import load_tokenizer
 
 
 def test_figures_and_picture_are_those_of_the_weights(tmp_path, exports, digit_folder) -> None:

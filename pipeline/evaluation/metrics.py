@@ -3,33 +3,31 @@
 import numpy as np
 
 from rdpm.models.losses import PerceptualLoss
-from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.evaluation.distribution import frechet_distance, moments
 from rdpm.pipeline.evaluation.feature_statistics import RunningStatistics, Statistics
 from rdpm.pipeline.evaluation.features import Extractor
+from rdpm.pipeline.evaluation.fidelity import (
+    RunningFidelity,
+    code_counts,
+    lpips,
+    perplexity,
+    reconstruct,
+)
 from rdpm.pipeline.evaluation.image_sets import Chunk, ImageSet, watched
 from rdpm.pipeline.evaluation.manifold import Precision, precision_recall
 from rdpm.pipeline.evaluation.novelty import nearest_distance, thumbnails
 from rdpm.pipeline.evaluation.protocol import NEIGHBOURS, Metrics
-from rdpm.pipeline.evaluation.reconstruction import (
-    RunningFidelity,
-    code_counts,
-    decode_codes,
-    encode_images,
-    lpips,
-    perplexity,
-)
+from rdpm.pipeline.inference.codec import Codec
 
 
 def tokenizer_metrics(
-    tokenizer: Tokenizer,
+    codec: Codec,
     extractor: Extractor,
     held_out: ImageSet,
     originals: Statistics,
     perceptual: PerceptualLoss | None,
     *,
     seed: int,
-    batch: int,
     threads: int,
 ) -> Metrics:
     """How far held-out images come back, chunk by chunk, and how their codes use the codebook.
@@ -38,17 +36,17 @@ def tokenizer_metrics(
     """
     fidelity, distances = RunningFidelity(threads), []
     back_statistics = RunningStatistics(extractor, originals.count, 0)
-    shape = tokenizer.config
+    shape = codec.tokenizer.config
     counts = np.zeros((shape.schedule.num_steps, shape.quantizer.codebook_size), np.int64)
     done = 0
     for chunk in watched(held_out, "reconstructions"):
-        codes = encode_images(tokenizer, chunk.pixels, seed, done, batch)
-        back = decode_codes(tokenizer, codes, codes.shape[1], batch)
+        made = reconstruct(codec, chunk.pixels, seed, done)
+        back = made.pixels
         fidelity.add(chunk.pixels, back)
         back_statistics.add(Chunk(back, chunk.labels))
-        counts += code_counts(codes, shape.quantizer.codebook_size)
+        counts += code_counts(made.codes, shape.quantizer.codebook_size)
         if perceptual is not None:
-            distances.append(lpips(perceptual, chunk.pixels, back, batch) * len(back))
+            distances.append(lpips(perceptual, chunk.pixels, back, codec.batch) * len(back))
         done += len(back)
     return {
         **fidelity.figures(),

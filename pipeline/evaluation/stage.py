@@ -1,0 +1,45 @@
+"""The stage: samples, real images and a tokenizer to metrics.json."""
+
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rdpm.pipeline.evaluation.evaluate import evaluate
+from rdpm.pipeline.evaluation.inputs import EvaluateConfig, input_digests
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+
+JOB = "evaluate"
+_PARTS = ("tokenizer", "generator")
+_REAL = {  # where the metric of the held-out images does not have the name of the samples' and "_real"
+    "class_accuracy": "classifier_accuracy_on_real",
+    "nearest_train_distance_p01": "nearest_train_distance_real_p01",
+}
+
+
+def run(config: EvaluateConfig) -> None:
+    """Write config.out, unless its finished record says that it is there, and print it. Raises ValueError."""
+    record = begin(JOB, config, input_digests(config))
+    if record.finished:
+        say(f"evaluate: {config.out} is already there")
+        show(files.read_json(config.out))
+        return
+    metrics = evaluate(config)
+    files.write_json(config.out, metrics)
+    record.finish({part: metrics[part] for part in _PARTS if part in metrics})
+    show(metrics)
+
+
+def show(metrics: dict[str, Any]) -> None:
+    """Print the numbers, those of the held-out images beside those of the samples."""
+    table = Table("metric", "value", "held-out real")
+    for part in (part for part in _PARTS if part in metrics):
+        numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
+        beside = {name: _REAL.get(name, f"{name.removesuffix('_matched')}_real") for name in numbers}
+        for name, value in numbers.items():
+            if name not in beside.values():
+                real = numbers.get(beside[name])
+                table.add_row(f"{part}.{name}", f"{value:.4g}", "" if real is None else f"{real:.4g}")
+    Console().print(table)

@@ -1,0 +1,55 @@
+"""Cards of exported models: reading them, and the configs that they hold."""
+
+from rdpm.models.generator import GeneratorConfig
+from rdpm.models.noise import NOISE_VERSION
+from rdpm.models.tokenizer import TokenizerConfig
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.config import from_saved
+from rdpm.storage_schemas.cards import CARD, GeneratorOrigin, ModelCard
+
+
+def read_card(folder: str, kind: str) -> ModelCard:
+    """The card of an exported model. Raises ValueError when there is none of this kind, or its noise is another."""
+    path = files.join(folder, CARD)
+    if not files.exists(path):
+        raise ValueError(f"{folder!r} has no {CARD}, so it is no trained {kind}; train one, or give its folder")
+    data = files.read_json(path)
+    try:
+        card = ModelCard.from_json(data)
+    except (KeyError, TypeError, AttributeError):
+        raise ValueError(f"{path} is no model card; restore it or export the model again") from None
+    if card.kind != kind:
+        raise ValueError(f"{folder!r} holds a {card.kind}, not a {kind}; give the other folder")
+    if card.noise_version != NOISE_VERSION:
+        raise ValueError(
+            f"{folder!r} was made with noise version {card.noise_version}, not {NOISE_VERSION}; retrain it"
+        )
+    return card
+
+
+def tokenizer_config(card: ModelCard) -> TokenizerConfig:
+    """The config of a tokenizer, from its card of any version."""
+    return from_saved(TokenizerConfig, card.config)
+
+
+def generator_config(card: ModelCard) -> GeneratorConfig:
+    """The config of a generator, from its card of any version; how it runs is left at the defaults."""
+    return from_saved(GeneratorConfig, card.config)
+
+
+def generator_origin(card: ModelCard) -> GeneratorOrigin:
+    """What a generator was trained on."""
+    assert isinstance(card.made_from, GeneratorOrigin)
+    return card.made_from
+
+
+def read_pair(generator: str, tokenizer: str) -> tuple[ModelCard, ModelCard]:
+    """Cards of both exports. Raises ValueError unless the generator was trained on codes of the tokenizer."""
+    cards = read_card(generator, "generator"), read_card(tokenizer, "tokenizer")
+    trained_on = generator_origin(cards[0]).tokenizer_digest
+    if trained_on != cards[1].digest:
+        raise ValueError(
+            f"generator {generator} was trained on codes of tokenizer {trained_on[:12]}, but {tokenizer} "
+            f"is {cards[1].digest[:12]}; give the tokenizer that it was trained with"
+        )
+    return cards

@@ -1,0 +1,90 @@
+"""The one loop from pixels to codes, and the one from codes to pixels."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdpm.models.noise import Stream, normal
+from rdpm.models.tokenizer import Tokenizer, from_pixels, to_pixels
+from rdpm.pipeline.inference.batches import best_device, in_batches
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What a tokenizer makes of N images, as stores keep it."""
+
+    codes: np.ndarray
+    """C_1 ... C_T, (N, T, h, w) uint16."""
+    accumulated: np.ndarray
+    """z'_T, (N, d, h, w) float16."""
+    latents: np.ndarray
+    """v, (N, d, h, w) float16."""
+
+
+class Codec:
+    """A tokenizer on one device. Every call of it sees `batch` images, the last ones padding."""
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        batch: int,
+        device: torch.device | None = None,
+        precision: Precision = "fp32",
+        compile: bool = False,
+    ) -> None:
+        """precision: of encoder and decoder; the quantizer is always float32. compile: the encoder.
+
+        device: the best one where it is None.
+        """
+        self.device = device or best_device()
+        self.tokenizer, self.batch, self.precision = tokenizer.to(self.device), batch, precision
+        if compile:
+            self.tokenizer.encoder.compile(dynamic=False)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which encoder and decoder run."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    def encode(self, pixels: np.ndarray, seeds: np.ndarray, stream: Stream = Stream.TOKENIZER) -> Encoded:
+        """Pixels (N, H, W, C) uint8 and seeds (N,) int64 or uint64 to codes and latents (Algorithm 1).
+
+        stream: the family of random numbers that the noise is drawn from.
+        """
+        shape = self.tokenizer.config.latent_shape
+
+        def encode(_: range, pixels: Tensor, seeds: Tensor) -> tuple[Tensor, ...]:
+            with self.autocast():
+                latents = self.tokenizer.encoder(from_pixels(pixels.permute(0, 3, 1, 2)))
+            latents = latents.float()
+            result = self.tokenizer.quantizer.quantize(latents, lambda t: normal(seeds, t, shape, stream))
+            return result.codes.to(torch.uint16), result.accumulated.half(), latents.half()
+
+        return Encoded(*in_batches(encode, (pixels, seeds.view(np.int64)), self.batch, self.device))
+
+    def decode(self, codes: np.ndarray, steps: int | None = None) -> np.ndarray:
+        """Codes (N, T, h, w) to pixels (N, H, W, C) uint8 of z' after `steps` steps, all T where it is None."""
+
+        def decode(_: range, codes: Tensor) -> tuple[Tensor]:
+            last = codes.shape[1] if steps is None else steps
+            return (self.pixels(self.tokenizer.quantizer.codebook.accumulated(codes, last)),)
+
+        return in_batches(decode, (codes.astype(np.int64),), self.batch, self.device)[0]
+
+    def accumulate(self, codes: np.ndarray) -> np.ndarray:
+        """z'_T (N, d, h, w) float32 of codes (N, T, h, w)."""
+
+        def accumulate(_: range, codes: Tensor) -> tuple[Tensor]:
+            return (self.tokenizer.quantizer.codebook.accumulated(codes, codes.shape[1]),)
+
+        return in_batches(accumulate, (codes.astype(np.int64),), self.batch, self.device)[0]
+
+    def pixels(self, accumulated: Tensor) -> Tensor:
+        """z' (b, d, h, w) to pixels (b, H, W, C) uint8."""
+        with self.autocast():
+            images = self.tokenizer.decode(accumulated)
+        return to_pixels(images).permute(0, 2, 3, 1)

@@ -1,0 +1,19 @@
+"""The stage: everything that a run left behind to one HTML page."""
+
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.reporting.report import ReportConfig, input_digests, write_report
+
+JOB = "report"
+
+
+def run(config: ReportConfig) -> None:
+    """Write config.out, unless its finished record says that it is there. Raises ValueError."""
+    record = begin(JOB, config, input_digests(config))
+    if record.finished:
+        say(f"report: {config.out} is already there")
+        return
+    size = write_report(config)
+    record.finish({"bytes": size, "sha256": files.digest_file(config.out).sha256})
+    say(f"report: {config.out} is one page of {size / 1024:.0f} KiB")

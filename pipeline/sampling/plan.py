@@ -1,0 +1,123 @@
+"""What a set of samples will be: the settings of the job, and the plan that follows from them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Annotated, Any, ClassVar, Literal
+
+import numpy as np
+import pydantic
+import torch
+
+from rdpm.models.attention import Backend
+from rdpm.models.fields import EXECUTION
+from rdpm.models.noise import child_seeds
+from rdpm.models.sampler import SamplerConfig, preset
+from rdpm.pipeline.cluster.session import Resources
+from rdpm.pipeline.exports.card import generator_config, tokenizer_config
+from rdpm.pipeline.foundation.permutation import permute
+from rdpm.pipeline.inference.codec import Precision
+from rdpm.pipeline.sampling.formats import Format
+from rdpm.storage_schemas.cards import ModelCard
+from rdpm.storage_schemas.manifest import Plan
+from rdpm.storage_schemas.samples import KIND, SampleIdentity, current_sampler, sample_arrays
+
+SamplerSetting = Annotated[SamplerConfig, pydantic.BeforeValidator(lambda v: preset(v) if isinstance(v, str) else v)]
+"""SamplerConfig in a config file: its fields, or the name of a preset."""
+
+
+@dataclass(frozen=True)
+class SampleConfig:
+    """A set of samples: per_class images of every class, in a shuffled order fixed by the seed."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"compiled": "compile"}
+
+    generator: str = field(metadata=EXECUTION)
+    """Folder or URL of a generator's export."""
+    tokenizer: str = field(metadata=EXECUTION)
+    """Folder or URL of the export of its tokenizer."""
+    out: str = field(metadata=EXECUTION)
+    """Folder or URL of the sample store to write."""
+    sampler: SamplerSetting = field(default_factory=SamplerConfig)
+    """Settings of the sampler, or a row of Table 3: raw, cfg, cfg-linear, gumbel."""
+    labels: tuple[int, ...] = ()
+    """Classes to draw; all of them when empty."""
+    per_class: int = 50
+    """Images per class."""
+    seed: int = 0
+    """Seed of the set; the seed of image i is child i of it."""
+    shard_rows: int = 1000
+    """Images per shard; a multiple of batch."""
+    batch: int = 50
+    """Images per call of the generator; one shape for all calls, because another shape rounds differently."""
+    precision: Precision = "fp32"
+    """Precision of generator and decoder."""
+    compile: bool = False
+    """Run each step of Algorithm 2 as one compiled graph."""
+    attention: Backend = "sdpa"
+    """Attention kernel: sdpa, math or flash_attn."""
+    device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=EXECUTION)
+    """Device to sample on; auto is cuda where there is a GPU. The set records it, and other workers refuse."""
+    formats: tuple[Format, ...] = field(default=("npz",), metadata=EXECUTION)
+    """Files written beside the store: npz (OUT/samples.npz, for the ADM evaluator), png (OUT/png/<class>/<index>.png),
+    tar (OUT/tar/<shard>.tar, a WebDataset)."""
+    threads: int = field(default=1, metadata=EXECUTION)
+    """CPU threads of every model replica."""
+    resources: Resources = field(default_factory=Resources, metadata=EXECUTION)
+    """What the job may use of this machine or of a cluster."""
+
+    @staticmethod
+    def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
+        """Saved settings of any release in their current form."""
+        return {**settings, "sampler": current_sampler(settings["sampler"])} if "sampler" in settings else settings
+
+    def __post_init__(self) -> None:
+        if self.per_class < 1 or self.batch < 1:
+            raise ValueError(f"per_class is {self.per_class} and batch is {self.batch}; both need 1 or more")
+        # Then sample i has the same place in the same batch for every shard size.
+        if self.shard_rows < 1 or self.shard_rows % self.batch:
+            raise ValueError(f"shard_rows is {self.shard_rows}; use a multiple of batch {self.batch}")
+        if len(set(self.labels)) != len(self.labels):
+            raise ValueError(f"labels is {list(self.labels)}; name each class once")
+
+
+def make_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard, device: str) -> Plan:
+    """The plan of a sample store: a function of the models, the settings and the kind of device.
+
+    Raises ValueError for a label that is no class of the generator.
+    """
+    space, images = generator_config(generator), tokenizer_config(tokenizer)
+    foreign = [label for label in config.labels if not 0 <= label < space.num_classes]
+    if foreign:
+        raise ValueError(f"label {foreign[0]} is no class of the generator; use 0 to {space.num_classes - 1}")
+    labels = config.labels or tuple(range(space.num_classes))
+    identity = SampleIdentity(
+        generator_digest=generator.digest,
+        tokenizer_digest=tokenizer.digest,
+        noise_version=generator.noise_version,
+        sampler=asdict(config.sampler),
+        labels=labels,
+        per_class=config.per_class,
+        seed=config.seed,
+        batch=config.batch,
+        precision=config.precision,
+        compile=config.compile,
+        classes=generator.classes,
+        attention=config.attention,
+        device=device,
+    )
+    rows = len(labels) * config.per_class
+    shard_rows = min(config.shard_rows, rows)
+    arrays = sample_arrays(space.num_steps, space.grid, images.image_size)
+    return Plan(KIND, rows, shard_rows, shard_rows, arrays, identity)
+
+
+def labels_and_seeds(
+    indices: np.ndarray, per_class: int, labels: Sequence[int], seed: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """What sample i is: its label int32 and its seed uint64.
+
+    Labels are balanced over the whole set and shuffled, because ADM's inception score takes splits in order.
+    """
+    shuffled = permute(indices, per_class * len(labels), seed, np.zeros_like(indices))
+    seeds = child_seeds(seed, torch.from_numpy(indices)).numpy().view(np.uint64)
+    return np.array(labels, np.int32)[shuffled // per_class], seeds

@@ -1,0 +1,73 @@
+"""Settings of the generator's training."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from rdpm.models.fields import EXECUTION
+from rdpm.models.generator import GeneratorConfig
+from rdpm.pipeline.stream.token_stream import StreamConfig
+from rdpm.pipeline.training.run_config import RunConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainGeneratorConfig(RunConfig):
+    """A generator from one or more token stores of one tokenizer."""
+
+    stores: tuple[str, ...] = field(metadata=EXECUTION)
+    """Token stores to train on: folders or URLs."""
+    tokenizer: str = field(metadata=EXECUTION)
+    """Folder or URL of the export of their tokenizer."""
+    batch: int = 1024
+    """Images per optimizer step, over all ranks."""
+    micro_batch: int = field(default=64, metadata=EXECUTION)
+    """Images that a rank sees at once; batch must be a multiple of micro_batch times ranks."""
+    steps: int = 312_500
+    """Optimizer steps; the default is 250 epochs of ImageNet."""
+    model: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The generator. Its token space must be that of the stores."""
+    stream: StreamConfig = field(default_factory=StreamConfig, metadata=EXECUTION)
+    """How rows come from the stores to the training step."""
+    weights: tuple[int, ...] = ()
+    """One whole number per store: of every sum(weights) rows of the stream, store i has exactly weights[i]. Without
+    them, the stores are one set."""
+    noise: Literal["stored", "fresh"] = "stored"
+    """stored: train on the stores' codes and noise seeds. fresh: draw new noise for every visit and quantize the stored
+    latents anew."""
+    steps_per_image: int = 1
+    """Different steps t at which each image is trained per optimizer step."""
+    label_dropout: float = 0.1
+    """Probability of the empty label, for guidance."""
+    ema_decay: float = 0.9999
+    """Decay of the moving average of the weights, which is exported."""
+    compile: bool = field(default=False, metadata=EXECUTION)
+    """Compile the model."""
+    validation: tuple[str, ...] = field(default=(), metadata=EXECUTION)
+    """Token stores of held-out images."""
+    validation_images: int = field(default=4096, metadata=EXECUTION)
+    """Held-out images per validation; a multiple of micro_batch."""
+    preview_every: int = field(default=0, metadata=EXECUTION)
+    """Steps between pictures of samples by the averaged weights; 0 for none."""
+    wandb: str = field(default="", metadata=EXECUTION)
+    """A Weights & Biases project to log to as well; empty for none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.stores:
+            raise ValueError("stores is empty; name at least one token store")
+        if not 0 <= self.label_dropout < 1:
+            raise ValueError(f"label_dropout is {self.label_dropout}; use a probability from 0 to below 1")
+        if not 1 <= self.steps_per_image <= self.model.num_steps:
+            raise ValueError(
+                f"steps_per_image is {self.steps_per_image}; use 1 to model.num_steps, {self.model.num_steps}"
+            )
+        if self.validation and (self.validate_every % self.log_every or self.validation_images % self.micro_batch):
+            raise ValueError(
+                f"validate_every is {self.validate_every}, validation_images {self.validation_images}; use a multiple "
+                f"of log_every {self.log_every}, and one of micro_batch {self.micro_batch}"
+            )
+        if self.preview_every < 0 or self.preview_every % self.log_every:
+            raise ValueError(
+                f"preview_every is {self.preview_every}; use a multiple of log_every {self.log_every}, or 0"
+            )
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay is {self.ema_decay}; use a share from 0 to below 1")

@@ -1,0 +1,28 @@
+"""Pictures of samples while the generator trains."""
+
+import numpy as np
+
+from rdpm.models.generator import Generator
+from rdpm.pipeline.exports.weights import load_tokenizer
+from rdpm.pipeline.inference.rdpm import RDPM
+from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.step import PREFIX
+from rdpm.pipeline.training.log import TrainingLog
+from rdpm.pipeline.training.ranks import Ranks
+
+_CLASSES, _ROWS = 10, 4
+
+
+def show_samples(config: TrainGeneratorConfig, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> None:
+    """Log samples of the first classes by the averaged weights, one column per class, always from the same noise."""
+    weights = engine.weights("ema")
+    if not ranks.first:
+        return
+    generator = Generator(config.model)
+    generator.load_state_dict({name.removeprefix(PREFIX): value for name, value in weights.items()})
+    drawing = RDPM(generator.eval(), load_tokenizer(config.tokenizer)[0], device=ranks.device)
+    classes = range(min(_CLASSES, config.model.num_classes))
+    images = drawing.sample([label for _ in range(_ROWS) for label in classes])
+    rows = images.reshape(_ROWS, len(classes), *images.shape[1:])
+    log.picture(step, "samples", np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))

@@ -1,0 +1,63 @@
+"""One step of the generator's training, and its loss on held-out rows."""
+
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from rdpm.models.generator import Generator, GeneratorConfig, code_loss
+from rdpm.models.quantizer import Quantizer
+from rdpm.pipeline.stream.token_stream import TokenBatch, TokenStream
+from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.draws import Draws, training_batch
+from rdpm.pipeline.training.meters import StepLossMeter
+from rdpm.pipeline.training.ranks import Ranks
+
+PREFIX = "generator."  # of the generator's weights in GeneratorLoss
+
+
+class GeneratorLoss(nn.Module):
+    """Eq. 7 for each image, in one call of an engine."""
+
+    def __init__(self, config: GeneratorConfig) -> None:
+        super().__init__()
+        self.generator = Generator(config)
+
+    def forward(self, noise: Tensor, labels: Tensor, steps: Tensor, accumulated: Tensor, codes: Tensor) -> Tensor:
+        return code_loss(self.generator(noise, labels, steps, accumulated), codes)
+
+
+class GeneratorStep:
+    """Batches of the stream through the engine: training on one stream, measuring on another."""
+
+    def __init__(self, config: TrainGeneratorConfig, ranks: Ranks, engine: Engine, quantizer: Quantizer) -> None:
+        self.config, self.ranks, self.engine, self.quantizer = config, ranks, engine, quantizer
+        self.meter = StepLossMeter(config.model.num_steps, ranks.device)
+        self.draws = Draws(
+            config.noise, config.steps_per_image, config.label_dropout, config.model.num_classes, config.seed
+        )
+
+    def train(self, batch: TokenBatch, step: int) -> None:
+        """Forward and backward of one micro-batch; after the last of a step, the update."""
+        inputs = training_batch(self.quantizer, batch, self.draws, self.ranks.device)
+        losses = self.engine(*inputs.arguments)
+        where = f"step {step + 1}, positions {batch.positions[0]} to {batch.positions[-1]} of the stream"
+        self.engine.step(losses.mean(), self.config.optimizer.lr_at(step, self.config.steps), where)
+        self.meter.add(inputs.steps, losses)
+
+    def held_out_loss(self, stream: TokenStream) -> float:
+        """Mean loss of the first `validation_images` of a stream, labels never dropped, draws the same each time."""
+        config, draws = self.config, replace(self.draws, label_dropout=0.0)
+        meter = StepLossMeter(config.model.num_steps, self.ranks.device)
+        groups = config.validation_images // (config.micro_batch * self.ranks.count) or 1
+        for batch in stream.batches(
+            0,
+            groups,
+            batch=config.micro_batch * self.ranks.count,
+            micro_batch=config.micro_batch,
+            rank=self.ranks.rank,
+            ranks=self.ranks.count,
+        ):
+            inputs = training_batch(self.quantizer, batch, draws, self.ranks.device)
+            meter.add(inputs.steps, self.engine.evaluate(*inputs.arguments))
+        return meter.take()["loss"]

@@ -1,0 +1,73 @@
+"""Settings of the tokenizer's training."""
+
+from dataclasses import dataclass, field
+
+from rdpm.models.discriminator import DiscriminatorConfig
+from rdpm.models.fields import EXECUTION
+from rdpm.models.tokenizer import TokenizerConfig
+from rdpm.pipeline.training.optimizers import OptimizerConfig
+from rdpm.pipeline.training.run_config import RunConfig
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of Eq. 5."""
+
+    reconstruction: float = 1.0
+    """Weight of the squared error (Eq. 3)."""
+    quantization: float = 0.25
+    """delta, weight of the quantization loss (Eq. 4)."""
+    codebook: float = 4.0
+    """Weight of the term of Eq. 4 that moves the codes; the commitment term has 1."""
+    perceptual: str = "torchvision"
+    """VGG16 for LPIPS: torchvision (downloaded by torch), the path of vgg16-397923af.pth, or none."""
+    adversarial: float = 0.75
+    """eta, weight of the adversarial loss; 0 trains without a discriminator."""
+    adaptive: bool = True
+    """Multiply eta by VQGAN's adaptive weight at the decoder's last layer."""
+    discriminator_start: int = 0
+    """Step at which the adversarial loss sets in."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig(RunConfig):
+    """A tokenizer from labelled images."""
+
+    images: str = field(metadata=EXECUTION)
+    """Class folders, tar files or Parquet files: a path, URL or pattern."""
+    batch: int = 128
+    """Images per optimizer step, over all ranks."""
+    micro_batch: int = 16
+    """Images that a rank sees at once; batch must be a multiple of micro_batch times ranks. The discriminator's
+    BatchNorm makes it part of the result."""
+    steps: int = 100_090
+    """Optimizer steps; the default is 10 epochs of ImageNet."""
+    model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    """The tokenizer."""
+    discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
+    """The discriminator of the adversarial loss."""
+    loss: LossConfig = field(default_factory=LossConfig)
+    """Weights of the losses."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(lr=4e-5, betas=(0.5, 0.9), weight_decay=0.0, warmup_steps=5005)
+    )
+    """Adam and its learning rate, for tokenizer and discriminator."""
+    flips: bool = True
+    """Mirror half of the images."""
+    workers: int = field(default=4, metadata=EXECUTION)
+    """Processes per rank that decode images ahead; 0 decodes in the rank itself."""
+    validation: str = field(default="", metadata=EXECUTION)
+    """Held-out images that are reconstructed on the way; empty for none."""
+    validation_images: int = field(default=1000, metadata=EXECUTION)
+    """How many of them, spread evenly."""
+    validation_extractor: str = field(default="none", metadata=EXECUTION)
+    """Feature space of their rFID: inception, the path of a TorchScript or torch.export file, or none."""
+    inception_weights: str = field(default="", metadata=EXECUTION)
+    """Path of Inception's weights; empty for torch-fidelity's own download."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; use 0 or more")
+        if self.validation and self.validate_every % self.log_every:
+            raise ValueError(f"validate_every is {self.validate_every}; use a multiple of log_every {self.log_every}")

@@ -1,0 +1,110 @@
+"""One step of the tokenizer's training: an engine for the tokenizer and, where the adversarial loss is on, one for the
+discriminator.
+
+ZeRO-1 and 2 keep only the last of two backward passes, and no stage lets `autograd.grad` run through an output. So each
+engine runs one backward pass per micro-batch. The losses meet at the reconstruction, which is cut from the graph; their
+weighted gradients there are what the tokenizer's backward pass starts from.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rdpm.models.discriminator import DiscriminatorPair
+from rdpm.models.losses import (
+    PerceptualLoss,
+    adaptive_weight,
+    discriminator_hinge,
+    generator_hinge,
+    reconstruction_loss,
+)
+from rdpm.models.quantizer import Quantizer
+from rdpm.models.tokenizer import Tokenizer
+from rdpm.pipeline.training.checkpoint import Checkpoints
+from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.optimizers import adam
+from rdpm.pipeline.training.ranks import Ranks, from_first_rank, sum_over_ranks
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
+
+
+class TokenizerStep:
+    """One micro-batch through both engines."""
+
+    def __init__(
+        self, config: TrainTokenizerConfig, ranks: Ranks, accumulation: int, saved: Checkpoints | None = None
+    ) -> None:
+        self.config, self.ranks = config, ranks
+        self._accumulation, self._saved = accumulation, saved
+        channels = config.model.autoencoder.in_channels
+        tokenizer = Tokenizer(config.model).to(ranks.device)
+        self.engines = {"tokenizer": self._engine("tokenizer", tokenizer, whole=(Quantizer,))}
+        if config.loss.adversarial:
+            critic = DiscriminatorPair(config.discriminator, channels).to(ranks.device)
+            self.engines["discriminator"] = self._engine("discriminator", critic)
+        self.perceptual = None
+        if config.loss.perceptual != "none":
+            self.perceptual = PerceptualLoss(config.loss.perceptual).to(ranks.device)
+
+    def _engine(self, name: str, model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> Engine:
+        config = self.config
+        state = self._saved.state(name) if self._saved else None
+        optimizer = adam(model, config.optimizer)
+        return Engine(model, optimizer, config.engine, config.micro_batch, self._accumulation, whole, state)
+
+    def __call__(self, images: Tensor, seeds: Tensor, step: int, where: str) -> dict[str, Tensor]:
+        """One micro-batch of both engines; returns the loss terms and the codes, detached. `where` names the batch."""
+        loss = self.config.loss
+        lr = self.config.optimizer.lr_at(step, self.config.steps)
+        adversarial = "discriminator" in self.engines and step >= loss.discriminator_start
+        engine = self.engines["tokenizer"]
+        out = engine(images, seeds)
+        terms = {name: out[name].detach() for name in ("commitment", "codebook", "codes")}
+        picture = out["reconstruction"].detach().float().requires_grad_()
+        grad = self._nll_gradient(images, picture, terms)
+        if adversarial:
+            grad = grad + self._adversarial_gradient(picture, out["features"], grad, terms)
+        quantization = out["commitment"] + loss.codebook * out["codebook"]
+        surrogate = (out["reconstruction"].float() * grad).sum() + loss.quantization * quantization
+        engine.step(surrogate, lr, where)
+        if adversarial:
+            self._step_discriminator(images, picture.detach(), lr, where, terms)
+        return terms
+
+    def end_iteration(self) -> None:
+        """After the last micro-batch of a step: a codebook of moving averages follows what all ranks saw."""
+        quantizer = self.engines["tokenizer"].module.get_submodule("quantizer")
+        assert isinstance(quantizer, Quantizer)
+        codebook = quantizer.codebook
+        if codebook.config.update == "ema":
+            codebook.follow(sum_over_ranks(codebook.seen), from_first_rank(codebook.recent))
+
+    def _nll_gradient(self, images: Tensor, picture: Tensor, terms: dict[str, Tensor]) -> Tensor:
+        """Gradient of reconstruction and perceptual loss at the reconstruction."""
+        terms["reconstruction"] = reconstruction_loss(images, picture)
+        total = self.config.loss.reconstruction * terms["reconstruction"]
+        if self.perceptual is not None:
+            terms["perceptual"] = self.perceptual(images, picture)
+            total = total + terms["perceptual"]
+        terms["loss"] = total.detach()
+        (grad,) = torch.autograd.grad(total, picture)
+        return grad
+
+    def _adversarial_gradient(self, picture: Tensor, features: Tensor, nll: Tensor, terms: dict[str, Tensor]) -> Tensor:
+        """Weighted gradient of the adversarial loss at the reconstruction."""
+        critic = self.engines["discriminator"].module.get_submodule("discriminator")
+        critic.requires_grad_(False)
+        terms["adversarial"] = generator_hinge(critic(picture))
+        (grad,) = torch.autograd.grad(terms["adversarial"], picture)
+        critic.requires_grad_(True)
+        weight = self.config.loss.adversarial
+        if self.config.loss.adaptive:
+            terms["adaptive_weight"] = adaptive_weight(features, nll, grad)
+            return weight * terms["adaptive_weight"] * grad
+        return weight * grad
+
+    def _step_discriminator(
+        self, images: Tensor, picture: Tensor, lr: float, where: str, terms: dict[str, Tensor]
+    ) -> None:
+        engine = self.engines["discriminator"]
+        real, fake = engine(images, picture)
+        terms["discriminator"] = discriminator_hinge(real.float(), fake.float())
+        engine.step(self.config.loss.adversarial * terms["discriminator"], lr, f"{where} (discriminator)")

@@ -1,0 +1,19 @@
+"""The arrays of a store."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One Zarr array of a store."""
+
+    name: str
+    """Name under the store."""
+    dtype: str
+    """NumPy's name of the type."""
+    row_shape: tuple[int, ...]
+    """Shape of one row."""
+    dims: tuple[str, ...]
+    """Names of the axes after the first, which is "row"."""
+    compressed: bool = True
+    """Whether chunks are compressed."""
