@@ -160,7 +160,10 @@ def to_json(record: Commit | Manifest) -> dict[str, Any]:
 
 
 def plan_from_json(data: dict[str, Any]) -> Plan:
-    """Inverse of plan_to_json, for every version up to this one. Raises ValueError for a newer version."""
+    """Inverse of plan_to_json, for every version up to this one.
+
+    Raises ValueError for a newer version, and KeyError or TypeError for what is no plan.
+    """
     version = data.get("schema_version")
     if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
         raise ValueError(

@@ -9,6 +9,7 @@ import sys
 import time
 import uuid
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,13 +27,13 @@ from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation import files
-from rdpm.pipeline.foundation.config import to_dict
+from rdpm.pipeline.foundation.config import identity_of
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
 from rdpm.storage_schemas.canonical import canonical_json
-from rdpm.storage_schemas.cards import ModelCard
-from rdpm.storage_schemas.manifest import Plan
-from rdpm.storage_schemas.tokens import OK, REJECTED, noise_seed, token_arrays
+from rdpm.storage_schemas.cards import GeneratorOrigin, ModelCard, TokenizerOrigin
+from rdpm.storage_schemas.manifest import Plan, plan_to_json
+from rdpm.storage_schemas.tokens import OK, REJECTED, TokenIdentity, noise_seed, token_arrays
 
 torch.set_num_threads(1)
 
@@ -45,6 +46,7 @@ TOKENIZER = TokenizerConfig(
     quantizer=QuantizerConfig(codebook_size=16, code_dim=4),
     schedule=Schedule(num_steps=3),
 )
+CLASSES = ("zero", "one")
 GENERATOR = GeneratorConfig(depth=1, num_classes=2, num_steps=3, codebook_size=16, code_dim=4, grid=4)
 
 
@@ -85,19 +87,30 @@ def digit_folder(tmp_path_factory, digits) -> str:
 class StoreMaker:
     """Small token stores whose content is a pure function of their plan: row i has label i % classes and key k<i>."""
 
-    CLASSES = ("zero", "one")
+    CLASSES = CLASSES
+    IDENTITY = TokenIdentity(
+        tokenizer_digest="t0",
+        tokenizer_config=identity_of(TOKENIZER),
+        noise_version=NOISE_VERSION,
+        source_digest="s0",
+        classes=CLASSES,
+        views=("center",),
+        seed=0,
+        encoder_batch=64,
+        precision="fp32",
+        compile=False,
+        device="cpu",
+    )
 
     def plan(self, rows: int = 20, shard_rows: int = 8, chunk_rows: int = 4, **identity) -> Plan:
         """A plan of 3 shards by default, the last one short, with every array that a token store can have."""
         arrays = token_arrays(3, (4, 4, 4), with_accumulated=True, with_latents=True)
-        tokenizer = {"tokenizer_digest": "t0", "tokenizer_config": to_dict(TOKENIZER)}
-        facts = {**tokenizer, "classes": list(self.CLASSES), "seed": 0, **identity}
-        return Plan("tokens", rows, shard_rows, chunk_rows, arrays, facts)
+        return Plan("tokens", rows, shard_rows, chunk_rows, arrays, replace(self.IDENTITY, **identity))
 
     def columns(self, plan: Plan, shard: int) -> dict[str, np.ndarray]:
         """Arrays of one shard: labels and seeds as said, other values drawn from all that their type holds, by row."""
         rows = plan.shard_range(shard)
-        store = zlib.crc32(canonical_json(plan.identity))
+        store = zlib.crc32(canonical_json(plan_to_json(plan)["identity"]))
         columns = {}
         for number, spec in enumerate(plan.arrays):
             size = int(np.prod(spec.row_shape)) * np.dtype(spec.dtype).itemsize
@@ -108,7 +121,7 @@ class StoreMaker:
         if "label" in columns:
             columns["label"] = (np.array(rows) % len(self.CLASSES)).astype(columns["label"].dtype)
         if "noise_seed" in columns:
-            seed, view = plan.identity.get("seed", 0), plan.identity.get("view", "center")
+            seed, view = plan.tokens.seed, plan.tokens.views[0]
             columns["noise_seed"] = np.array([noise_seed(seed, f"k{row}", view) for row in rows], np.uint64)
         return columns
 
@@ -119,7 +132,7 @@ class StoreMaker:
         return {
             "key": np.array([f"k{row}" for row in rows]),
             "label": (np.array(rows) % len(self.CLASSES)).astype(np.int32),
-            "view": np.full(len(rows), plan.identity.get("view", "center")),
+            "view": np.full(len(rows), plan.tokens.views[0]),
             "shard": np.full(len(rows), shard, np.int32),
             "row": np.arange(len(rows), dtype=np.int32),
             "status": np.where(bad, REJECTED, OK),
@@ -156,23 +169,19 @@ class ExportMaker:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             weights = Tokenizer(TOKENIZER).state_dict()
-        return save_export(folder, "tokenizer", TOKENIZER, weights, {"classes": ["zero", "one"]}, {"seed": seed}, 1)
+        return save_export(folder, "tokenizer", TOKENIZER, weights, TokenizerOrigin("s0", CLASSES), {"seed": seed}, 1)
 
     def generator(self, folder: str, tokenizer: ModelCard, seed: int = 0) -> ModelCard:
         """A generator of that tokenizer's codes, of two classes."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             weights = Generator(GENERATOR).state_dict()
-        made_from = {"tokenizer_digest": tokenizer.digest, "stores": [], "classes": ["zero", "one"]}
+        made_from = GeneratorOrigin(tokenizer.digest, (), CLASSES)
         return save_export(folder, "generator", GENERATOR, weights, made_from, {"seed": seed}, 1)
 
     def identity(self, tokenizer: ModelCard) -> dict:
-        """What the plan of a token store says of its tokenizer."""
-        return {
-            "tokenizer_digest": tokenizer.digest,
-            "tokenizer_config": to_dict(TOKENIZER),
-            "noise_version": NOISE_VERSION,
-        }
+        """What the identity of a token store says of its tokenizer."""
+        return {"tokenizer_digest": tokenizer.digest, "tokenizer_config": tokenizer.config}
 
 
 @pytest.fixture(scope="session")

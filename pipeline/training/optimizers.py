@@ -40,20 +40,6 @@ class OptimizerConfig:
         return self.lr * (self.final_share + (1 - self.final_share) * cosine)
 
 
-def adamw(model: nn.Module, config: OptimizerConfig, ema_decay: float) -> AdamWithEMA:
-    """The generator's optimizer: no weight decay on norms, biases and embeddings."""
-    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
-    plain = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return AdamWithEMA(groups, lr=config.lr, betas=config.betas, ema_decay=ema_decay)
-
-
-def adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    """The tokenizer's optimizer, and its discriminator's: plain Adam."""
-    return torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
-
-
 class AdamWithEMA(torch.optim.AdamW):
     """AdamW plus state["ema"] <- decay ema + (1 - decay) weight, started as a copy of the first weights."""
 
@@ -71,3 +57,17 @@ class AdamWithEMA(torch.optim.AdamW):
         for weight in weights:
             self.state[weight]["ema"].lerp_(weight.float(), 1 - self.ema_decay)
         return loss
+
+
+def adamw(model: nn.Module, config: OptimizerConfig, ema_decay: float) -> AdamWithEMA:
+    """The generator's optimizer: no weight decay on norms, biases and embeddings."""
+    embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
+    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
+    plain = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return AdamWithEMA(groups, lr=config.lr, betas=config.betas, ema_decay=ema_decay)
+
+
+def adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
+    """The tokenizer's optimizer, and its discriminator's: plain Adam."""
+    return torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
