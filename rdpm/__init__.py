@@ -1,17 +1,56 @@
-"""RDPM: images to discrete codes by a diffusion of ten steps, and codes to images by a transformer."""
+"""RDPM: images to discrete codes by a diffusion of ten steps, and codes to images by a transformer.
 
-from importlib.metadata import version
+This is all that a user imports; everything below `rdpm.models`, `rdpm.pipeline`, `rdpm.jobs` and `rdpm.storage_schemas`
+may change between releases. Names are loaded when they are first used, so importing rdpm is cheap.
+"""
+
+import importlib
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from rdpm.pipeline.inference.rdpm import RDPM as RDPM
+__version__ = "0.2.0"
 
-__version__ = version("rdpm")
+__all__ = [
+    "RDPM",
+    "EvaluateConfig",
+    "SamplerConfig",
+    "Store",
+    "StreamConfig",
+    "TokenBatch",
+    "TokenStream",
+    "__version__",
+    "evaluate",
+    "open_store",
+]
+
+if TYPE_CHECKING:
+    from rdpm.models.sampler import SamplerConfig as SamplerConfig
+    from rdpm.pipeline.evaluation.evaluate import evaluate as evaluate
+    from rdpm.pipeline.evaluation.inputs import EvaluateConfig as EvaluateConfig
+    from rdpm.pipeline.inference.rdpm import RDPM as RDPM
+    from rdpm.pipeline.stores.reader import Store as Store
+    from rdpm.pipeline.stores.reader import open_store as open_store
+    from rdpm.pipeline.stream.token_stream import StreamConfig as StreamConfig
+    from rdpm.pipeline.stream.token_stream import TokenBatch as TokenBatch
+    from rdpm.pipeline.stream.token_stream import TokenStream as TokenStream
+
+_HOMES = {
+    "RDPM": "rdpm.pipeline.inference.rdpm",
+    "EvaluateConfig": "rdpm.pipeline.evaluation.inputs",
+    "SamplerConfig": "rdpm.models.sampler",
+    "Store": "rdpm.pipeline.stores.reader",
+    "StreamConfig": "rdpm.pipeline.stream.token_stream",
+    "TokenBatch": "rdpm.pipeline.stream.token_stream",
+    "TokenStream": "rdpm.pipeline.stream.token_stream",
+    "evaluate": "rdpm.pipeline.evaluation.evaluate",
+    "open_store": "rdpm.pipeline.stores.reader",
+}
 
 
 def __getattr__(name: str) -> object:
-    if name == "RDPM":
-        from rdpm.pipeline.inference.rdpm import RDPM
+    if name not in _HOMES:
+        raise AttributeError(f"module 'rdpm' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
-        return RDPM
-    raise AttributeError(name)
+
+def __dir__() -> list[str]:
+    return __all__

@@ -318,7 +318,7 @@ def test_verify_says_that_a_whole_store_is_whole(loaded_rdpm, tmp_path, stores):
     assert (ended.code, ended.err) == (0, "")
     assert store.id[:12] in ended.out
     assert "zero 10, one 10; 0 rejects" in ended.out
-    assert "left out: whether accumulated" in ended.out
+    assert "not checked: whether accumulated" in ended.out
 
 
 def test_verify_restores_a_lost_plan_and_commit(loaded_rdpm, tmp_path, stores, tree):
@@ -329,7 +329,7 @@ def test_verify_restores_a_lost_plan_and_commit(loaded_rdpm, tmp_path, stores, t
     (tmp_path / "store.yaml").write_text("{job: tokenize, images: images, tokenizer: tokenizer, out: elsewhere}")
     ended = loaded_rdpm("verify", str(tmp_path / "store"), "--repair", str(tmp_path / "store.yaml"))
     assert (ended.code, ended.err) == (0, "")
-    assert "encoded again: none" in ended.out
+    assert "made again: none" in ended.out
     assert tree(tmp_path / "store") == clean
 
 
