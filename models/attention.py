@@ -1,4 +1,4 @@
-"""Attention behind one door: flash-attn where it is installed and asked for, else PyTorch's own kernels."""
+"""Attention by a choice of kernel: PyTorch's own, or flash-attn where it is installed."""
 
 import importlib.util
 from typing import Literal
@@ -12,7 +12,7 @@ Backend = Literal["sdpa", "math", "flash_attn"]
 
 
 def check_backend(backend: Backend) -> None:
-    """Raise ValueError when `backend` is not a kernel of this installation."""
+    """Raise ValueError for an unknown kernel, and for flash_attn where flash-attn is not installed."""
     if backend not in ("sdpa", "math", "flash_attn"):
         raise ValueError(f"attention {backend!r} is unknown; use sdpa, math or flash_attn")
     if backend == "flash_attn" and importlib.util.find_spec("flash_attn") is None:
@@ -22,7 +22,7 @@ def check_backend(backend: Backend) -> None:
 def attend(
     q: Float[Tensor, "b n s k"], k: Float[Tensor, "b n s k"], v: Float[Tensor, "b n s k"], backend: Backend = "sdpa"
 ) -> Float[Tensor, "b n s k"]:
-    """softmax(q k^T / sqrt(dim)) v over the sequence axis, no mask; b batch, n heads, s positions."""
+    """softmax(q k^T / sqrt(k)) v over the sequence axis, without a mask. b images, n heads, s positions, k channels."""
     if backend == "sdpa":
         return F.scaled_dot_product_attention(q, k, v)
     if backend == "math":  # faster than the fused CPU kernel's backward pass on a few positions

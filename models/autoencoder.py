@@ -1,4 +1,4 @@
-"""Encoder and decoder of VQGAN (Esser et al. 2021), with the LayerNorm that ends RDPM's encoder (Section 4.2)."""
+"""Encoder and decoder of VQGAN (Esser et al. 2021); RDPM's encoder ends in a LayerNorm (Section 4.2)."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -15,14 +15,14 @@ from rdpm.models.fields import EXECUTION
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """VQGAN f16 by default."""
+    """Size of encoder and decoder. The defaults are VQGAN f16."""
 
     RENAMED: ClassVar[dict[str, str]] = {"checkpoint": "activation_checkpointing"}
 
     in_channels: int = 3
     """Channels of the images: 1 or 3."""
     channels: int = 128
-    """Channels at full resolution, times the first multiplier."""
+    """Base number of channels. Each resolution has this many, times its multiplier."""
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
     """Channels per resolution, as multiples of `channels`. Each entry after the first halves the map once."""
     num_res_blocks: int = 2
@@ -32,7 +32,7 @@ class AutoencoderConfig:
     groups: int = 32
     """Groups of every GroupNorm; divides `channels`."""
     activation_checkpointing: bool = field(default=False, metadata=EXECUTION)
-    """Recompute residual blocks in the backward pass instead of keeping their activations: less memory, slower."""
+    """Recompute residual blocks in the backward pass instead of keeping activations: less memory, but slower."""
 
     def __post_init__(self) -> None:
         if self.in_channels not in (1, 3):
@@ -52,7 +52,7 @@ class AutoencoderConfig:
 
 
 class ResidualBlock(nn.Module):
-    """GroupNorm, SiLU, 3x3 convolution, twice, around a skip."""
+    """Twice GroupNorm, SiLU and a 3x3 convolution, with a skip connection."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int, activation_checkpointing: bool) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class ResidualBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over positions, around a skip."""
+    """Single-head self-attention over positions, with a skip connection."""
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Stride-2 convolution padded on the right and the bottom only."""
+    """Stride-2 convolution, padded at the right and the bottom only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Nearest-neighbour doubling and a convolution."""
+    """Nearest-neighbour upsampling by 2, then a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ def _middle(config: AutoencoderConfig, channels: int) -> list[nn.Module]:
 
 
 class Encoder(nn.Module):
-    """E of Eq. 1: images in [-1, 1] to latents whose channels are layer-normalized at each position."""
+    """E of Eq. 1: images in [-1, 1] to latents, layer-normalized over channels at each position."""
 
     def __init__(self, config: AutoencoderConfig, code_dim: int) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """D: quantized latents to images. `features` stops before the last convolution."""
+    """D: accumulated latents to images. `features` stops before the last convolution."""
 
     def __init__(self, config: AutoencoderConfig, code_dim: int) -> None:
         super().__init__()

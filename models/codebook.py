@@ -1,4 +1,4 @@
-"""The codebook: K code vectors, the shared bias convolution on them, and how the vectors follow the data."""
+"""The codebook: K code vectors, the shared bias convolution on them, and their moving-average update."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +13,7 @@ MAX_CODEBOOK_SIZE = 1 << 16  # stores keep codes as uint16
 
 
 def check_codebook_size(size: int) -> None:
-    """Raise ValueError unless stores can keep codes of this many as uint16."""
+    """Raise ValueError unless the codes of a codebook of this size fit into uint16."""
     if not 2 <= size <= MAX_CODEBOOK_SIZE:
         raise ValueError(f"codebook_size is {size}; use 2 to {MAX_CODEBOOK_SIZE}, since stores keep codes as uint16")
 
@@ -23,18 +23,18 @@ class QuantizerConfig:
     """The codebook and how it learns."""
 
     codebook_size: int = 4096
-    """K, code vectors."""
+    """K, number of code vectors."""
     code_dim: int = 32
     """d, size of a code vector."""
     bias: bool = True
     """Add the shared convolution on quantized vectors (Table 2, "bias")."""
     update: Literal["gradient", "ema"] = "gradient"
-    """gradient: the codebook term of Eq. 4 moves the vectors. ema: each vector is the moving average of the points that
-    chose it (van den Oord et al. 2017, appendix A.1)."""
+    """gradient: the codebook term of Eq. 4 moves the vectors. ema: each vector is the moving average of the noisy
+    latents that chose it (van den Oord et al. 2017, appendix A.1)."""
     decay: float = 0.99
-    """Decay of the moving averages."""
+    """Decay of the moving averages, with ema."""
     dead_below: float = 1.0
-    """With ema, a vector that fewer than this many vectors chose lately restarts from the data."""
+    """With ema, a code vector restarts from the data when the moving average of its uses falls below this."""
 
     def __post_init__(self) -> None:
         check_codebook_size(self.codebook_size)
@@ -68,7 +68,7 @@ class Codebook(nn.Module):
             nn.init.zeros_(self.bias.weight)
 
     def nearest(self, noisy: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w"]:
-        """Index of the Euclidean-nearest code of each vector, in float32 whatever the autocast."""
+        """Index of the code vector nearest to each noisy latent (Euclidean), in float32 even under autocast."""
         b, d, h, w = noisy.shape
         with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
             points = noisy.float().permute(0, 2, 3, 1).reshape(-1, d)
@@ -80,11 +80,11 @@ class Codebook(nn.Module):
         return torch.cat(codes).view(b, h, w)
 
     def look_up(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        """Code vectors c, before the bias convolution."""
+        """The code vectors of codes, before the bias convolution."""
         return F.embedding(codes, self.vectors).permute(0, 3, 1, 2)
 
     def phi(self, vectors: Float[Tensor, "b d h w"]) -> Float[Tensor, "b d h w"]:
-        """phi(x) = x + conv(x): quantized vectors with their bias. Linear."""
+        """phi(x) = x + conv(x): code vectors, or sums of them, with their bias. Linear."""
         if self.bias is None:
             return vectors
         with torch.autocast(vectors.device.type, enabled=False):
@@ -92,11 +92,11 @@ class Codebook(nn.Module):
             return vectors + F.conv2d(vectors, self.bias.weight.float(), padding=1)
 
     def accumulate_step(self, total: Float[Tensor, "b d h w"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        """Alg. 1, line 6, before phi: the sum of code vectors one step further."""
+        """Add the code vectors of one step to their sum (Alg. 1, line 6, before phi)."""
         return total + self.look_up(codes)
 
     def accumulated(self, codes: Int[Tensor, "b T h w"], steps: Int[Tensor, " b"] | int) -> Float[Tensor, "b d h w"]:
-        """z'_s rebuilt from codes, s = `steps` for each image (0 gives zeros)."""
+        """z'_s, rebuilt from codes. steps: s, one for all images or one per image; 0 gives zeros."""
         steps = torch.as_tensor(steps, device=codes.device).expand(len(codes))
         total = self.start(codes[:, 0])
         for t in range(1, codes.shape[1] + 1):
@@ -104,23 +104,27 @@ class Codebook(nn.Module):
         return self.phi(total)
 
     def start(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
-        """The empty sum (z'_0 = 0) for a map of codes of this shape."""
+        """The empty sum (z'_0 = 0) for maps of codes of this shape."""
         b, h, w = codes.shape
         return self.vectors.new_zeros(b, self.config.code_dim, h, w)
 
     @torch.no_grad()
     def observe(self, noisy: Float[Tensor, "n d"], codes: Int[Tensor, " n"], weights: Float[Tensor, " n"]) -> None:
-        """Add one micro-batch to what the next `follow` goes by. weights: gamma_t of each vector's step."""
+        """Add one micro-batch to the sums that the next `follow` uses.
+
+        noisy: the noisy latents v_t. codes: the code that each chose. weights: gamma_t of each one's step.
+        """
         weighted = torch.cat([noisy * weights.unsqueeze(1), weights.unsqueeze(1)], dim=1)
         self.seen.index_add_(0, codes, weighted)
-        places = torch.arange(len(self.recent), device=codes.device) * len(noisy) // len(self.recent)
-        self.recent.copy_(noisy[places])
+        spread = torch.arange(len(self.recent), device=codes.device) * len(noisy) // len(self.recent)
+        self.recent.copy_(noisy[spread])
 
     @torch.no_grad()
     def follow(self, seen: Float[Tensor, "K d1"], recent: Float[Tensor, "K d"]) -> None:
-        """Once an iteration: one step of the moving averages, from sums over all micro-batches and ranks.
+        """Update the moving averages and the code vectors. Called once per iteration.
 
-        seen: `self.seen` summed over ranks. recent: vectors of the data, the same on every rank, for dead codes.
+        seen: `self.seen` summed over all ranks. recent: noisy latents that replace dead code vectors, the same on every
+        rank.
         """
         decay = self.config.decay
         self.ema_sums.mul_(decay).add_(seen[:, :-1], alpha=1 - decay)

@@ -1,4 +1,4 @@
-"""PatchGAN discriminator (Isola et al. 2017) as VQGAN and RQ-VAE use it."""
+"""The PatchGAN discriminator (Isola et al. 2017), as VQGAN and RQ-VAE use it."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
-    """Two stride-2 layers, 64 channels: the recipe of RQ-VAE, whose numbers the paper repeats."""
+    """Size of the discriminator. The defaults are those of RQ-VAE, which the paper repeats."""
 
     channels: int = 64
     """Channels of the first layer."""
     num_layers: int = 2
-    """Stride-2 layers."""
+    """Number of stride-2 layers."""
 
     def __post_init__(self) -> None:
         if self.channels < 1 or self.num_layers < 1:
@@ -21,7 +21,7 @@ class DiscriminatorConfig:
 
 
 class Discriminator(nn.Module):
-    """A hinge logit for every patch of an image."""
+    """One logit per patch of an image, for the hinge loss."""
 
     def __init__(self, config: DiscriminatorConfig, in_channels: int) -> None:
         super().__init__()
@@ -42,7 +42,7 @@ class Discriminator(nn.Module):
 
 
 class DiscriminatorPair(nn.Module):
-    """Logits of real and of reconstructed images in one call, so that an engine runs one forward and one backward."""
+    """Logits of real and of reconstructed images in one call, so an engine runs one forward and one backward pass."""
 
     def __init__(self, config: DiscriminatorConfig, in_channels: int) -> None:
         super().__init__()

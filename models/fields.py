@@ -1,9 +1,9 @@
-"""Marks on the fields of configs, for programs to read."""
+"""Metadata on the fields of configs."""
 
 from types import MappingProxyType
 
 EXECUTION = MappingProxyType({"execution": True})
-"""Metadata of a field that says where or how fast something runs, and never what comes out.
+"""Metadata of a field that decides where or how fast something runs, and never what comes out.
 
-Such fields are left out of cards, checkpoints and comparisons: `field(default="sdpa", metadata=EXECUTION)`.
+Cards, checkpoints and comparisons leave such fields out. Use it as `field(default="sdpa", metadata=EXECUTION)`.
 """

@@ -1,4 +1,4 @@
-"""What models weigh and compute, counted without data."""
+"""Parameters and FLOPs of models, counted without data."""
 
 import torch
 from torch import nn
@@ -8,21 +8,21 @@ from rdpm.models.generator import Generator, GeneratorConfig
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trainable numbers of a model."""
+    """Number of parameters of a model."""
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def generator_parameters(space: GeneratorConfig) -> int:
-    """Trainable numbers of a generator, which is not made for it."""
+def generator_parameters(config: GeneratorConfig) -> int:
+    """Number of parameters of a generator, counted without allocating it."""
     with torch.device("meta"):
-        return count_parameters(Generator(space))
+        return count_parameters(Generator(config))
 
 
-def generator_forward_flops(space: GeneratorConfig) -> int:
-    """FLOPs of one forward of one image at one step; training takes three times as many."""
+def generator_forward_flops(config: GeneratorConfig) -> int:
+    """FLOPs of one forward pass of one image at one step; training takes three times as many."""
     with torch.device("meta"):
-        model = Generator(space)
-        latents = torch.empty(1, space.code_dim, space.grid, space.grid)
+        model = Generator(config)
+        latents = torch.empty(1, config.code_dim, config.grid, config.grid)
         labels = torch.zeros(1, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter:
         model(latents, labels, labels, latents)

@@ -1,4 +1,4 @@
-"""The generator f (Eq. 6): noise, label, step and accumulated latents to logits over codes."""
+"""The generator f (Eq. 6): noise, label, step and accumulated latents to logits over the codebook."""
 
 import math
 from dataclasses import dataclass, field
@@ -17,14 +17,14 @@ from rdpm.models.transformer import Transformer
 
 @dataclass(frozen=True)
 class GeneratorConfig:
-    """Table 1 by depth. The rest is the token space, which must be that of the stores."""
+    """Size of the generator (Table 1, by depth), and the token space, which must be that of the stores."""
 
     RENAMED: ClassVar[dict[str, str]] = {"checkpoint": "activation_checkpointing"}
 
     depth: int = 12
-    """Blocks; the width is 64 x depth, and there are as many heads as blocks (Table 1)."""
+    """Number of blocks, and of heads per block; the width is 64 x depth (Table 1)."""
     num_classes: int = 1000
-    """Classes of the images."""
+    """Number of classes of the images."""
     num_steps: int = 10
     """T, steps of the diffusion."""
     codebook_size: int = 4096
@@ -36,14 +36,14 @@ class GeneratorConfig:
     attention: Backend = field(default="sdpa", metadata=EXECUTION)
     """Attention kernel: sdpa (PyTorch's choice), math (PyTorch's plain one) or flash_attn."""
     activation_checkpointing: bool = field(default=False, metadata=EXECUTION)
-    """Recompute every block in the backward pass instead of keeping its activations: less memory, a third slower."""
+    """Recompute blocks in the backward pass instead of keeping activations: less memory, but a third slower."""
 
     def __post_init__(self) -> None:
         for name in ("depth", "num_classes", "num_steps", "code_dim", "grid"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
         if self.code_dim >= 64 * self.depth:
-            raise ValueError(f"code_dim {self.code_dim} needs a width above it, not {64 * self.depth}; raise depth")
+            raise ValueError(f"code_dim {self.code_dim} must be below the width, {64 * self.depth}; raise depth")
         check_codebook_size(self.codebook_size)
         check_backend(self.attention)
 
@@ -60,13 +60,13 @@ _RENAMED_PARAMETERS = {"labels": "label_embedding", "steps": "step_mlp"}
 
 
 def current_name(parameter: str) -> str:
-    """Name of a generator's parameter, given its name here or in exports and checkpoints of version 1."""
+    """The current name of a generator's parameter, from that name or the one that files of version 1 give it."""
     first, dot, rest = parameter.partition(".")
     return _RENAMED_PARAMETERS.get(first, first) + dot + rest
 
 
 class Generator(nn.Module):
-    """f(eps_t, y, t, z'_{t-1}). The label `num_classes` is the empty condition."""
+    """f(eps_t, y, t, z'_{t-1}). The label `num_classes` stands for no class."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -88,15 +88,15 @@ class Generator(nn.Module):
 
     @property
     def null_label(self) -> int:
-        """The label of the empty condition (Section 3.2)."""
+        """The label that stands for no class (Section 3.2)."""
         return self.config.num_classes
 
     @torch.no_grad()
     def align_head(self, vectors: Float[Tensor, "K d"]) -> None:
-        """Start the classification layer in the geometry of the codebook.
+        """Initialize the classification layer from the geometry of the codebook.
 
-        The code nearest to v is argmax_k (v . c_k - |c_k|^2 / 2), which is linear in (v, 1). Rows of the head start as
-        (c_k, -|c_k|^2 / 2) in d + 1 random orthonormal directions: the layers before it need only learn where v is.
+        The code nearest to v is argmax_k (v . c_k - |c_k|^2 / 2), which is linear in (v, 1). The rows of the head start
+        as (c_k, -|c_k|^2 / 2) in d + 1 random orthonormal directions, so the layers before it only have to predict v.
         """
         half_norms = vectors.square().sum(1, keepdim=True) / 2
         features = torch.cat([vectors, half_norms.mean() - half_norms], dim=1)
@@ -112,7 +112,7 @@ class Generator(nn.Module):
     ) -> Float[Tensor, "b h w K"]:
         """eps_t, y, t (1-based) and z'_{t-1} to float32 logits of C_t at each position.
 
-        labels: classes, or points of their embedding, such as a mix of two.
+        labels: classes, or vectors in the space of their embedding, such as a mix of two classes.
         """
         h, w = noise.shape[-2:]
         x = self.project(torch.cat([noise, accumulated], dim=1).flatten(2).transpose(1, 2))
@@ -122,5 +122,5 @@ class Generator(nn.Module):
 
 
 def code_loss(logits: Float[Tensor, "b h w K"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, " b"]:
-    """Eq. 7: cross-entropy in nats, the mean over positions, for each image."""
+    """Eq. 7: cross-entropy in nats, averaged over positions, one value per image."""
     return F.cross_entropy(logits.permute(0, 3, 1, 2), codes, reduction="none").mean((1, 2))

@@ -1,4 +1,4 @@
-"""Losses of the tokenizer (Eq. 3-5) and the door to lpips."""
+"""Losses of the tokenizer (Eq. 3-5). Only this module imports lpips."""
 
 import hashlib
 import warnings
@@ -26,12 +26,12 @@ def discriminator_hinge(real: Float[Tensor, "b 1 h w"], fake: Float[Tensor, "b 1
 
 
 def generator_hinge(fake: Float[Tensor, "b 1 h w"]) -> Float[Tensor, ""]:
-    """L_gan of Eq. 5: what the decoder minimizes."""
+    """L_gan of Eq. 5, which the tokenizer minimizes."""
     return -fake.mean()
 
 
 def last_layer_gradient(features: Float[Tensor, "b k H W"], grad: Float[Tensor, "b c H W"]) -> Float[Tensor, "c k 3 3"]:
-    """Gradient of a loss at the decoder's last 3x3 weight, from the loss's gradient `grad` at that layer's output."""
+    """Gradient of a loss with respect to the decoder's last 3x3 weight. grad: its gradient at that layer's output."""
     channels = (grad.shape[1], features.shape[1], 3, 3)
     return conv2d_weight(features.detach().float(), channels, grad.float(), padding=1)
 
@@ -39,13 +39,13 @@ def last_layer_gradient(features: Float[Tensor, "b k H W"], grad: Float[Tensor, 
 def adaptive_weight(
     features: Float[Tensor, "b k H W"], grad_nll: Float[Tensor, "b c H W"], grad_gan: Float[Tensor, "b c H W"]
 ) -> Float[Tensor, ""]:
-    """VQGAN's lambda: ratio of gradient norms at the decoder's last layer, clamped to [0, 10^4]."""
+    """VQGAN's lambda: the ratio of both losses' gradient norms at the decoder's last layer, clamped to [0, 10^4]."""
     nll, gan = last_layer_gradient(features, grad_nll).norm(), last_layer_gradient(features, grad_gan).norm()
     return (nll / (gan + 1e-4)).clamp(0, 1e4)
 
 
 def untrained_lpips() -> nn.Module:
-    """LPIPS with its own trained heads on a VGG16 that still lacks its weights."""
+    """LPIPS with its trained linear heads, on a VGG16 with random weights."""
     import lpips
 
     with warnings.catch_warnings():
@@ -56,8 +56,8 @@ def untrained_lpips() -> nn.Module:
 class PerceptualLoss(nn.Module):
     """LPIPS with VGG16 (Zhang et al. 2018) through the lpips package, frozen.
 
-    weights: "torchvision" takes torchvision's own copy of VGG16, downloaded when it is not there; any other value is a
-    path to vgg16-397923af.pth. Raises ValueError when there is no such file or it is another.
+    weights: "torchvision" uses torchvision's own copy of VGG16, which is downloaded if it is missing. Any other value
+    is the path of vgg16-397923af.pth. Raises ValueError when the file is missing or has another digest.
     """
 
     def __init__(self, weights: str) -> None:
@@ -69,7 +69,7 @@ class PerceptualLoss(nn.Module):
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
-        """Always in eval mode: lpips has dropout."""
+        """Stay in eval mode, because lpips has dropout."""
         return super().train(False)
 
     def forward(self, images: Float[Tensor, "b c H W"], reconstruction: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
@@ -79,7 +79,7 @@ class PerceptualLoss(nn.Module):
 
 
 def vgg16_file() -> str:
-    """torchvision's VGG16 in torch's own cache, downloaded by torch when it is not there. Raises ValueError."""
+    """Path of torchvision's VGG16 in torch's cache, downloaded if it is missing. Raises ValueError if that fails."""
     from torchvision.models import VGG16_Weights
 
     url = VGG16_Weights.IMAGENET1K_V1.url
@@ -91,17 +91,20 @@ def vgg16_file() -> str:
         except (OSError, RuntimeError) as error:
             raise ValueError(
                 f"LPIPS needs VGG16, and {path.name} could not be downloaded ({error}); give its path as "
-                "loss.perceptual, or say loss.perceptual=none to train without"
+                "loss.perceptual, or set loss.perceptual=none to train without LPIPS"
             ) from None
     return str(path)
 
 
 def load_vgg16(trunk: nn.Module, path: str, digest_prefix: str) -> None:
-    """Fill lpips' VGG16 slices from a torchvision vgg16 file whose sha256 starts with `digest_prefix`."""
+    """Load torchvision's vgg16 file, whose sha256 starts with `digest_prefix`, into the VGG16 slices of lpips.
+
+    Raises ValueError when the file is missing, has another digest or lacks a weight.
+    """
     file = Path(path)
     if not file.is_file():
         raise ValueError(
-            f"LPIPS weights {path!r} do not exist; give the path of vgg16-397923af.pth or perceptual: none"
+            f"LPIPS weights {path!r} do not exist; give the path of vgg16-397923af.pth, or set perceptual: none"
         )
     digest = hashlib.sha256(file.read_bytes()).hexdigest()
     if not digest.startswith(digest_prefix):

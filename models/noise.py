@@ -1,11 +1,12 @@
-"""Noise as a pure function of (seed, stream, step, element), equal to the bit on every device.
+"""Noise as a pure function of (seed, stream, step, element), bit-identical on every device.
 
 Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011; known answers in Random123)
 turns a 64-bit key and a 128-bit counter into four 32-bit words. The key is the seed. The counter is
 (element // 4, step, stream, 0), and word `element % 4` belongs to `element`, the flat index into (d, h, w).
 
-A normal is two quantiles looked up by the two halves of one word, added and scaled. A gather, one addition and one
-multiplication that no compiler can fuse: IEEE 754 fixes every bit. Seeds are uint64 carried as int64 bit patterns.
+A normal number is the scaled sum of two quantiles, which are looked up by the two halves of one word. That takes a
+gather, one addition and one multiplication that no compiler can fuse, so IEEE 754 fixes every bit of the result. Seeds
+are uint64, carried as int64 bit patterns.
 """
 
 import functools
@@ -31,12 +32,19 @@ class Stream(IntEnum):
     """Independent families of random numbers under one seed."""
 
     TOKENIZER = 0
+    """eps_t that the tokenizer mixes into latents."""
     SAMPLER = 1
+    """eps_t that the generator starts from when it samples."""
     GUMBEL = 2
+    """Gumbel noise on logits."""
     LABEL_DROPOUT = 3
+    """Which labels training drops."""
     STEP = 4
+    """Which steps of an image are trained on, and initial weights of the classifier."""
     AUGMENTATION = 5
+    """Crops and flips."""
     CHILD = 6
+    """Seeds made from a seed."""
 
 
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -45,7 +53,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     """Philox4x32-10. All tensors are int64 holding 32-bit words and broadcast together.
 
-    The 64-bit product may wrap to a negative int64; the shift and the mask still give its true halves.
+    The 64-bit product may wrap to a negative int64, but the shift and the mask still give its correct halves.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -68,13 +76,13 @@ def random_words(
     seeds = seeds.view(-1, 1)
     steps = torch.as_tensor(step, dtype=torch.int64, device=seeds.device).view(-1, 1)
     block = torch.arange(-(-count // 4), dtype=torch.int64, device=seeds.device).view(1, -1)
-    lane = torch.full_like(steps, int(stream))
-    words = philox((block, steps, lane, torch.zeros_like(steps)), (seeds & _MASK, (seeds >> 32) & _MASK))
+    streams = torch.full_like(steps, int(stream))
+    words = philox((block, steps, streams, torch.zeros_like(steps)), (seeds & _MASK, (seeds >> 32) & _MASK))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
 
 
 def child_seeds(seed: int, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
-    """A seed for every index (an image, a position) of a run: two Philox words at the counter (index, CHILD)."""
+    """One seed per index (of an image, a position): two Philox words at the counter (index, CHILD)."""
     key = torch.tensor(seed & _MASK, device=indices.device), torch.tensor((seed >> 32) & _MASK, device=indices.device)
     zero = torch.zeros_like(indices)
     low, high, _, _ = philox((indices & _MASK, (indices >> 32) & _MASK, zero + int(Stream.CHILD), zero), key)
@@ -83,7 +91,7 @@ def child_seeds(seed: int, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
 
 @torch.compiler.assume_constant_result
 def normal_quantiles(device: torch.device | str = "cpu") -> Float[Tensor, "65536"]:
-    """Mid-point quantiles of the standard normal: entry i is the quantile of (i + 1/2) / 65536."""
+    """Mid-point quantiles of the standard normal distribution: entry i is the quantile of (i + 1/2) / 65536."""
     return _normal_quantiles(device)
 
 
@@ -94,7 +102,8 @@ def _normal_quantiles(device: torch.device | str) -> Float[Tensor, "65536"]:
     digest = hashlib.sha256(table.numpy().astype("<f4").tobytes()).hexdigest()
     if digest != _QUANTILES_SHA256:
         raise RuntimeError(
-            f"the normal table has digest {digest}, not {_QUANTILES_SHA256}: this platform's log differs"
+            f"the table of normal quantiles has digest {digest}, not {_QUANTILES_SHA256}; this platform's log differs, "
+            "so run on another one"
         )
     return table.to(device)
 
@@ -105,7 +114,8 @@ def normal(
     """Standard normal noise, float32 of shape (b, *shape); variance 1, |x| < 6.2."""
     words = random_words(seeds, step, stream, math.prod(shape))
     table = normal_quantiles(seeds.device)
-    root = torch.full((), math.sqrt(0.5), device=table.device)  # made on the device: a copy would stop a CUDA graph
+    # Created on the device, because a CUDA graph cannot capture a copy from the host.
+    root = torch.full((), math.sqrt(0.5), device=table.device)
     values = (table[words & 0xFFFF] + table[words >> 16]) * root
     return values.view(-1, *shape)
 
@@ -123,7 +133,7 @@ def gumbel(
 ) -> Float[Tensor, "b ..."]:
     """Gumbel noise -log(-log u) (Eq. 8), float32 of shape (b, *shape).
 
-    u is read as 1 - x for a uniform x that keeps all 32 bits near 0, so that the upper tail is not cut short.
+    u is 1 - x, where x is uniform and keeps all 32 bits near 0, so that the upper tail is not truncated.
     """
     words = random_words(seeds, step, stream, math.prod(shape))
     x = ((words.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)

@@ -3,8 +3,9 @@
 `residual`, `noisy`, `quantized` and `accumulated` are z_t, v_t, v'_t and z'_t of the paper, all (b, d, h, w).
 
 The bias convolution is linear, so v'_t = phi(c_t) gives z'_t = phi(c_1 + ... + c_t) with phi(x) = x + conv(x).
-The recurrence therefore carries the plain sum of code vectors and convolves once. The tokenizer, the trainer and the
-sampler all reach z' through `Codebook.accumulate_step` and `Codebook.phi`, so equal batches agree to the bit.
+The recurrence therefore keeps the plain sum of code vectors and convolves it once per step. The tokenizer, the trainer
+and the sampler all compute z' with `Codebook.accumulate_step` and `Codebook.phi`, so they agree bit for bit on equal
+batches.
 """
 
 from collections.abc import Callable
@@ -22,14 +23,16 @@ NoiseAt = Callable[[int], Float[Tensor, "b d h w"]]
 
 @dataclass(frozen=True)
 class Quantization:
-    """What Algorithm 1 returns, and what its loss needs. All detached."""
+    """What Algorithm 1 returns, and what its loss needs. All tensors are detached."""
 
     codes: Int[Tensor, "b T h w"]
+    """C_1 ... C_T."""
     accumulated: Float[Tensor, "b d h w"]
     """z'_T."""
     before: Float[Tensor, "b T d h w"]
     """z'_{t-1} for each t."""
     noise: Float[Tensor, "b T d h w"]
+    """eps_t for each t."""
 
 
 def mix(
@@ -41,7 +44,7 @@ def mix(
 ) -> Float[Tensor, "*b d h w"]:
     """Alg. 1, lines 3-4 (Eq. 2): v_t = alpha_t z_t + beta_t eps_t with z_t = v - z'_{t-1}.
 
-    Algorithm 1 subtracts v'_{t-1} from z_{t-1}; summed over the steps that is v - z'_{t-1}.
+    Algorithm 1 subtracts v'_{t-1} from z_{t-1} at every step; over all steps so far that gives v - z'_{t-1}.
     """
     return alpha * (latents - accumulated) + beta * noise
 
@@ -63,10 +66,10 @@ class Quantizer(nn.Module):
     def forward(
         self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt
     ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, ""], Float[Tensor, ""], Int[Tensor, "b T h w"]]:
-        """One training pass: accumulated, both losses of Eq. 4 (commitment, codebook), and codes.
+        """One training pass. Returns z'_T, both losses of Eq. 4 (commitment, codebook), and codes.
 
-        All that needs the codebook in training happens in this call, and a plain tuple comes out of it, since ZeRO-3
-        brings sharded weights together for a module's forward and sees only plain containers.
+        Everything in training that needs the codebook happens in this call, because ZeRO-3 gathers sharded weights only
+        for a module's forward. It returns a plain tuple, because ZeRO-3 looks only into plain containers.
         """
         result = self.quantize(latents, noise_at)
         if self.training and self.codebook.config.update == "ema":
@@ -75,7 +78,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def quantize(self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt) -> Quantization:
-        """Algorithm 1 on latents v. noise_at(t): eps_t for t = 1 ... T, (b, d, h, w) float32."""
+        """Algorithm 1 on latents v. noise_at: a function from t = 1 ... T to eps_t, (b, d, h, w) float32."""
         latents = latents.float()
         codebook = self.codebook
         total = torch.zeros_like(latents)
@@ -93,14 +96,14 @@ class Quantizer(nn.Module):
         return Quantization(torch.stack(codes, 1), accumulated, torch.stack(before, 1), torch.stack(noises, 1))
 
     def _noisy(self, latents: Float[Tensor, "b d h w"], result: Quantization) -> Float[Tensor, "b T d h w"]:
-        """v_t of all steps, with gradient to the latents."""
+        """v_t of all steps; gradients flow to the latents."""
         shape = (1, -1, 1, 1, 1)
         latents = latents.float().unsqueeze(1).expand_as(result.before)
         return mix(latents, result.before, result.noise, self.alpha.view(shape), self.beta.view(shape))
 
     @torch.no_grad()
     def _observe(self, latents: Float[Tensor, "b d h w"], result: Quantization) -> None:
-        """Show the codebook every v_t of this micro-batch, the code it chose, and gamma_t."""
+        """Give the codebook every v_t of this micro-batch, the code it chose, and gamma_t."""
         noisy = self._noisy(latents, result).movedim(2, -1).flatten(0, -2)
         weights = self.gamma.view(1, -1, 1, 1).expand(result.codes.shape).flatten()
         self.codebook.observe(noisy, result.codes.flatten(), weights)
@@ -110,7 +113,8 @@ class Quantizer(nn.Module):
     ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Eq. 4, the mean over elements of sum_t gamma_t (v_t - v'_t)^2, as (commitment, codebook).
 
-        The commitment term moves the encoder (v'_t held), the codebook term the codes and the bias (v_t held).
+        The commitment term moves only the encoder (v'_t is detached), the codebook term only the code vectors and the
+        bias (v_t is detached).
         """
         b, T = result.codes.shape[:2]
         weights = self.gamma.view(1, T, 1, 1, 1)
@@ -124,5 +128,5 @@ class Quantizer(nn.Module):
 def straight_through(
     latents: Float[Tensor, "b d h w"], accumulated: Float[Tensor, "b d h w"]
 ) -> Float[Tensor, "b d h w"]:
-    """z'_T in value, v in gradient: one straight-through on the sum, every step detached."""
+    """The value of z'_T with the gradient of v: one straight-through estimator, on the sum of all steps."""
     return accumulated.detach() + (latents - latents.detach())

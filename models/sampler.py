@@ -1,4 +1,4 @@
-"""Algorithm 2: codes predicted step after step from noise, class, step and the latent accumulated so far."""
+"""Algorithm 2: draw codes, step by step, from noise, class, step and the latent accumulated so far."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,28 +20,27 @@ SAMPLER_VERSION = 2
 class SamplerConfig:
     """How the codes of one image are drawn.
 
-    The temperature divides the logits, as everywhere in the field. The paper's tau (Eq. 8) multiplies them, so
-    temperature = 1 / tau.
+    The temperature divides the logits, as is usual. The paper's tau (Eq. 8) multiplies them, so temperature = 1 / tau.
     """
 
     guidance: float = 0.0
-    """lambda; logits are cond + lambda_t (cond - uncond). 0 is the conditional model."""
+    """lambda: the logits are cond + lambda_t (cond - uncond). 0 is the conditional model."""
     ramp: Literal["constant", "linear"] = "linear"
-    """constant: lambda_t = lambda. linear: lambda_t rises evenly from 0 at t = 1 to lambda at t = T."""
+    """constant: lambda_t = lambda. linear: lambda_t increases evenly from 0 at t = 1 to lambda at t = T."""
     temperature: float = 1.0
-    """What divides the logits: larger is more random. 0 takes the most likely code, without Gumbel noise."""
+    """Divides the logits: larger is more random. 0 takes the most likely code, without Gumbel noise."""
     top_k: int = 0
-    """Draw only from the k most likely codes of a position; 0 for all of them."""
+    """Draw only from the k most likely codes of a position; 0 for all codes."""
     top_p: float = 1.0
     """Draw only from the most likely codes that together reach this probability, after temperature and top_k."""
     version: int = SAMPLER_VERSION
-    """Version of what these settings mean. Up to version 1 the temperature multiplied the logits."""
+    """Version of the meaning of these settings. In version 1 the temperature multiplied the logits."""
 
     def __post_init__(self) -> None:
         if self.version != SAMPLER_VERSION:
             raise ValueError(
-                f"sampler version is {self.version}, this release has {SAMPLER_VERSION}; the temperature of version 1 "
-                "multiplied the logits, so give its inverse and leave version out"
+                f"sampler version is {self.version}; use {SAMPLER_VERSION} or leave it out, and give the inverse of a "
+                "temperature of version 1, which multiplied the logits"
             )
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance is {self.guidance}; use 0 or more")
@@ -61,7 +60,7 @@ class SamplerConfig:
         return self.guidance * (step - 1) / (num_steps - 1)
 
 
-PRESETS = {  # the rows of Table 3; the paper gives neither lambda nor tau
+PRESETS = {  # the rows of Table 3; the paper states neither lambda nor tau
     "raw": SamplerConfig(temperature=0.0),
     "cfg": SamplerConfig(guidance=2.0, ramp="constant", temperature=0.0),
     "cfg-linear": SamplerConfig(guidance=2.0, ramp="linear", temperature=0.0),
@@ -70,7 +69,7 @@ PRESETS = {  # the rows of Table 3; the paper gives neither lambda nor tau
 
 
 def preset(name: str) -> SamplerConfig:
-    """A strategy of Table 3 by its name. Raises ValueError when there is no such row."""
+    """The settings of a row of Table 3, by its name. Raises ValueError for an unknown name."""
     if name not in PRESETS:
         raise ValueError(f"sampler {name!r} is unknown; use {', '.join(PRESETS)}, or give its settings")
     return PRESETS[name]
@@ -78,19 +77,22 @@ def preset(name: str) -> SamplerConfig:
 
 @dataclass(frozen=True)
 class StepSettings:
-    """The settings of every image of a batch at one step. What no image needs is None, and is not computed."""
+    """The settings of every image of a batch at one step. None means that no image needs it, so it is not computed."""
 
     guidance: Float[Tensor, " b"] | None
+    """lambda_t."""
     tau: Float[Tensor, " b"]
-    """What multiplies the logits (Eq. 8): 1 / temperature, or 1 for an image that takes the argmax."""
+    """Factor of the logits (Eq. 8): 1 / temperature, or 1 for an image that takes the most likely code."""
     gumbel_scale: Float[Tensor, " b"] | None
-    """What multiplies the Gumbel noise: 1, or 0 for an image that takes the argmax."""
+    """Factor of the Gumbel noise: 1, or 0 for an image that takes the most likely code."""
     top_k: Int[Tensor, " b"] | None
+    """Most likely codes to draw from."""
     top_p: Float[Tensor, " b"] | None
+    """Probability to reach; infinity for an image that draws from all codes."""
 
 
 def step_settings(configs: Sequence[SamplerConfig], num_steps: int, device: torch.device) -> list[StepSettings]:
-    """Settings of a batch, one config per image, for t = 1 ... T."""
+    """The settings of a batch, one config per image, for t = 1 ... T."""
 
     def column(values: list[float]) -> Float[Tensor, " b"]:
         return torch.tensor(values, dtype=torch.float32, device=device)
@@ -109,10 +111,12 @@ def step_settings(configs: Sequence[SamplerConfig], num_steps: int, device: torc
 
 @dataclass(frozen=True)
 class Samples:
-    """Codes C_1 ... C_T and z'_t after every step."""
+    """What Algorithm 2 returns."""
 
     codes: Int[Tensor, "b T h w"]
+    """C_1 ... C_T."""
     accumulated: Float[Tensor, "b T d h w"]
+    """z'_t after every step."""
 
 
 def guided_logits(
@@ -123,7 +127,7 @@ def guided_logits(
     accumulated: Float[Tensor, "b d h w"],
     guidance: Float[Tensor, " b"] | None,
 ) -> Float[Tensor, "b h w K"]:
-    """cond + lambda (cond - uncond), both halves in one forward (Section 3.2)."""
+    """cond + lambda (cond - uncond), with both halves in one forward pass (Section 3.2)."""
     if guidance is None:
         return generator(noise, condition, steps, accumulated)
     empty = generator.label_embedding(torch.full_like(steps, generator.null_label))
@@ -137,7 +141,7 @@ def guided_logits(
 def truncate(
     logits: Float[Tensor, "b h w K"], top_k: Int[Tensor, " b"], top_p: Float[Tensor, " b"]
 ) -> Float[Tensor, "b h w K"]:
-    """-inf for every code that is neither among the top_k nor in the top_p of those; the likeliest always stays."""
+    """Set logits to -inf except those of the top_k codes and, among them, of the top_p. The most likely code stays."""
     ordered = logits.sort(dim=-1, descending=True).values
     among_k = torch.arange(logits.shape[-1], device=logits.device) < top_k.view(-1, 1, 1, 1)
     shares = ordered.masked_fill(~among_k, -math.inf).softmax(-1)
@@ -149,7 +153,7 @@ def truncate(
 def choose_codes(
     logits: Float[Tensor, "b h w K"], settings: StepSettings, seeds: Int[Tensor, " b"], steps: Int[Tensor, " b"]
 ) -> Int[Tensor, "b h w"]:
-    """Eq. 8: argmax(tau logits + Gumbel noise), in float32, over the codes that top-k and top-p leave."""
+    """Eq. 8: argmax(tau logits + Gumbel noise), in float32, over the codes that top-k and top-p keep."""
     logits = logits * settings.tau.view(-1, 1, 1, 1)
     if settings.top_k is not None and settings.top_p is not None:
         logits = truncate(logits, settings.top_k, settings.top_p)
@@ -161,10 +165,12 @@ def choose_codes(
 
 @dataclass(frozen=True)
 class Known:
-    """Codes that are taken as they are instead of drawn, where `mask` is true (teacher forcing)."""
+    """Codes that are given instead of drawn (teacher forcing)."""
 
     codes: Int[Tensor, "b T h w"]
+    """The given codes; any values where `mask` is false."""
     mask: Bool[Tensor, "b T h w"]
+    """Where the given codes are used; elsewhere codes are drawn."""
 
 
 def advance(
@@ -179,10 +185,11 @@ def advance(
     noise_stream: Stream,
     known: Known | None,
 ) -> tuple[Int[Tensor, "b h w"], Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
-    """Algorithm 2, lines 3-4: C_t, the sum of code vectors, and z'_t. `steps` holds t for each image.
+    """One step of Algorithm 2, lines 3-4.
 
-    Its course depends on shapes and on what is None alone, never on a value, so that the compiled graph of one step
-    serves all.
+    total: the sum of code vectors so far. accumulated: z'_{t-1}. steps: t for each image. Returns C_t, the sum with the
+    code vectors of C_t, and z'_t. Control flow depends only on shapes and on which arguments are None, not on values,
+    so one compiled graph serves every step.
     """
     noise = normal(seeds, steps, tuple(total.shape[1:]), noise_stream)
     logits = guided_logits(generator, noise, condition, steps, accumulated, settings.guidance)
@@ -207,10 +214,10 @@ def sample(
     step: Callable = advance,
     after_step: Callable[[int, Float[Tensor, "b d h w"]], None] | None = None,
 ) -> Samples:
-    """Algorithm 2. Image i is a function of (weights, configs[i], labels[i], seeds[i]) and the batch's shape alone.
+    """Algorithm 2. Image i depends only on the weights, configs[i], labels[i], seeds[i] and the shape of the batch.
 
-    labels: classes, or points of their embedding. configs: one for all images, or one an image. step: `advance`, or
-    what torch.compile makes of it. after_step: called with t and z'_t.
+    labels: classes, or vectors in the space of their embedding. configs: one for all images, or one per image. known:
+    codes to use instead of drawn ones. step: `advance`, or its compiled form. after_step: called with t and z'_t.
     """
     if isinstance(configs, SamplerConfig):
         configs = [configs] * len(seeds)

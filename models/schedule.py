@@ -11,21 +11,18 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Schedule:
-    """alpha_t, beta_t and gamma_t for t = 1 ... T; arrays index t - 1.
-
-    Raises ValueError when no schedule has such numbers.
-    """
+    """alpha_t, beta_t and gamma_t for t = 1 ... T, at index t - 1 of each tensor."""
 
     RENAMED: ClassVar[dict[str, str]] = {"phi": "base"}
 
     kind: Literal["pow", "sin", "linear"] = "pow"
     """Form of alpha_t: pow is base^(T - t), sin is sin(pi/2 t/T), linear is t/T (Section 4.3)."""
     num_steps: int = 10
-    """T, steps of the diffusion."""
+    """T, number of steps of the diffusion."""
     base: float = 0.75
     """Base of pow, between 0 and 1 (the paper's varphi)."""
     weighted: bool = True
-    """Weigh step t of the quantization loss by gamma_t = alpha_t (Eq. 4); else gamma_t = 1."""
+    """Whether step t of the quantization loss has the weight gamma_t = alpha_t (Eq. 4) or 1."""
 
     def __post_init__(self) -> None:
         if self.kind not in ("pow", "sin", "linear"):
@@ -35,7 +32,10 @@ class Schedule:
         if not 0 < self.base < 1:
             raise ValueError(f"schedule base is {self.base}; use a number between 0 and 1")
         if not (torch.diff(self.alpha, prepend=torch.zeros(1)) > 0).all():
-            raise ValueError(f"schedule base {self.base} with {self.num_steps} steps gives alphas that do not rise")
+            raise ValueError(
+                f"schedule base {self.base} with {self.num_steps} steps gives alphas that do not increase in float32; "
+                "use fewer steps or another base"
+            )
 
     def _alphas(self) -> list[float]:
         T = self.num_steps
@@ -48,12 +48,12 @@ class Schedule:
 
     @property
     def alpha(self) -> Float[Tensor, "T"]:
-        """Share of the residual in the mix; rises, and alpha_T = 1."""
+        """Weight of the residual in the mix. It increases with t, and alpha_T = 1."""
         return torch.tensor(self._alphas(), dtype=torch.float64).float()
 
     @property
     def beta(self) -> Float[Tensor, "T"]:
-        """Share of the noise in the mix: alpha_t^2 + beta_t^2 = 1."""
+        """Weight of the noise in the mix: alpha_t^2 + beta_t^2 = 1."""
         return torch.tensor([math.sqrt(1 - a * a) for a in self._alphas()], dtype=torch.float64).float()
 
     @property

@@ -15,7 +15,7 @@ from rdpm.models.schedule import Schedule
 
 @dataclass(frozen=True)
 class TokenizerConfig:
-    """Everything that defines a tokenizer; kept with its weights."""
+    """Everything that defines a tokenizer. The card beside its weights holds it."""
 
     image_size: int = 256
     """Pixels per side."""
@@ -24,11 +24,14 @@ class TokenizerConfig:
     quantizer: QuantizerConfig = field(default_factory=QuantizerConfig)
     """Codebook and bias convolution."""
     schedule: Schedule = field(default_factory=Schedule)
-    """How much noise each step mixes in."""
+    """How much noise each step of the diffusion mixes in."""
 
     def __post_init__(self) -> None:
         if self.image_size < 1 or self.image_size % self.autoencoder.factor:
-            raise ValueError(f"image_size {self.image_size} is not a multiple of the factor {self.autoencoder.factor}")
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of the factor {self.autoencoder.factor} by which the "
+                "encoder downsamples; change image_size or the number of multipliers"
+            )
 
     @property
     def grid(self) -> int:
@@ -52,7 +55,7 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(config.autoencoder, config.quantizer.code_dim)
 
     def noise(self, seeds: Int[Tensor, " b"]) -> NoiseAt:
-        """eps_t of each image, drawn from its seed."""
+        """A function from t to eps_t of each image, drawn from its seed."""
         return lambda t: normal(seeds, t, self.config.latent_shape, Stream.TOKENIZER)
 
     def quantize(self, latents: Float[Tensor, "b d h w"], seeds: Int[Tensor, " b"]) -> Quantization:
@@ -60,11 +63,11 @@ class Tokenizer(nn.Module):
         return self.quantizer.quantize(latents, self.noise(seeds))
 
     def encode(self, images: Float[Tensor, "b c H W"], seeds: Int[Tensor, " b"]) -> Quantization:
-        """Images in [-1, 1] to codes and accumulated latents."""
+        """Images in [-1, 1] to codes and accumulated latents, with eps_t drawn from each image's seed."""
         return self.quantize(self.encoder(images).float(), seeds)
 
     def decode(self, accumulated: Float[Tensor, "b d h w"]) -> Float[Tensor, "b c H W"]:
-        """Accumulated latents z' to images, about [-1, 1]."""
+        """Accumulated latents z' to images, in about [-1, 1]."""
         return self.decoder(accumulated)
 
     def forward(self, images: Float[Tensor, "b c H W"], seeds: Int[Tensor, " b"]) -> dict[str, Tensor]:
@@ -86,10 +89,10 @@ class Tokenizer(nn.Module):
 
 
 def to_pixels(images: Float[Tensor, "*b c H W"]) -> Tensor:
-    """[-1, 1] to uint8 by rounding half to even; the one rounding of every picture, file and metric."""
+    """Images in [-1, 1] to uint8, rounding half to even. Every picture, file and metric is rounded here."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
 def from_pixels(pixels: Tensor) -> Float[Tensor, "*b c H W"]:
-    """uint8 to [-1, 1]."""
+    """Images in uint8 to [-1, 1]."""
     return pixels.float() / 127.5 - 1

@@ -14,37 +14,37 @@ _EPS = 1e-6
 def modulate(
     x: Float[Tensor, "b s d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
 ) -> Float[Tensor, "b s d"]:
-    """AdaLN: x (1 + scale) + shift, after a norm that has no weights of its own."""
+    """AdaLN: x (1 + scale) + shift, after an RMSNorm without weights."""
     return F.rms_norm(x, x.shape[-1:], eps=_EPS) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
 
 
 def rotary_angles(grid: int, head_dim: int) -> Float[Tensor, "s half"]:
-    """Angles of 2-D rotary positions: the first half of the pairs turn with the row, the rest with the column."""
+    """Angles of 2-D rotary positions: the first half of the pairs rotates with the row, the second with the column."""
     quarter = head_dim // 4
     frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    place = torch.arange(grid, dtype=torch.float64)
-    rows = (place.repeat_interleave(grid)).unsqueeze(1) * frequency
-    columns = (place.repeat(grid)).unsqueeze(1) * frequency
+    index = torch.arange(grid, dtype=torch.float64)
+    rows = index.repeat_interleave(grid).unsqueeze(1) * frequency
+    columns = index.repeat(grid).unsqueeze(1) * frequency
     return torch.cat([rows, columns], dim=1).float()
 
 
 def position_embedding(grid: int, width: int) -> Float[Tensor, "s width"]:
     """Fixed 2-D sine and cosine embedding (as in DiT): a quarter of the width each for sin and cos of row and column.
 
-    Rotary positions are relative, and attention without a causal mask learns little of the absolute place from them.
+    Rotary positions are relative, and without a causal mask attention learns little about absolute positions from them.
     """
     quarter = width // 4
     frequency = 10000.0 ** (-torch.arange(quarter, dtype=torch.float64) / quarter)
-    place = torch.arange(grid, dtype=torch.float64)
-    rows = place.repeat_interleave(grid).unsqueeze(1) * frequency
-    columns = place.repeat(grid).unsqueeze(1) * frequency
+    index = torch.arange(grid, dtype=torch.float64)
+    rows = index.repeat_interleave(grid).unsqueeze(1) * frequency
+    columns = index.repeat(grid).unsqueeze(1) * frequency
     return torch.cat([rows.sin(), rows.cos(), columns.sin(), columns.cos()], dim=1).float()
 
 
 def rotate(
     x: Float[Tensor, "b n s k"], cos: Float[Tensor, "s half"], sin: Float[Tensor, "s half"]
 ) -> Float[Tensor, "b n s k"]:
-    """Rotate the pairs (x_i, x_{i + k/2}) by their position's angles, in float32."""
+    """Rotate the pairs (x_i, x_{i + k/2}) by the angles of their position, in float32."""
     first, second = x.float().chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1).to(x.dtype)
 
@@ -85,11 +85,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks over grid x grid positions, hidden = 64 depth, heads = depth (Table 1)."""
+    """`depth` blocks over grid x grid positions; the width is 64 x depth, with `depth` heads (Table 1)."""
 
     cos: Tensor
     sin: Tensor
-    place: Tensor
+    positions: Tensor
 
     def __init__(self, depth: int, grid: int, backend: Backend, activation_checkpointing: bool) -> None:
         super().__init__()
@@ -100,18 +100,18 @@ class Transformer(nn.Module):
         angles = rotary_angles(grid, 64)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
-        self.register_buffer("place", position_embedding(grid, self.width), persistent=False)
+        self.register_buffer("positions", position_embedding(grid, self.width), persistent=False)
         self._init()
 
     def _init(self) -> None:
         for name, weight in self.named_parameters():
             if "modulation" in name or weight.ndim < 2:
-                nn.init.zeros_(weight)  # AdaLN-Zero: every block starts as the identity
+                nn.init.zeros_(weight)  # AdaLN-Zero, so that every block starts as the identity
             else:
                 nn.init.xavier_uniform_(weight)
 
     def forward(self, x: Float[Tensor, "b s d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b s d"]:
-        x = x + self.place
+        x = x + self.positions
         for block in self.blocks:
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, condition, self.cos, self.sin, use_reentrant=False)

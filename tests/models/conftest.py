@@ -23,13 +23,13 @@ def repeatable() -> None:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Type checks off, as in production: to see our own errors, and to let compilers through."""
+    """Turn type checks off, as in production, so that our own errors appear and compilers work."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
 
 
-def _awaken(module: nn.Module) -> nn.Module:
+def _randomize(module: nn.Module) -> nn.Module:
     with torch.no_grad():
         for weight in module.parameters():
             weight.add_(torch.randn_like(weight) * 0.1)
@@ -37,14 +37,14 @@ def _awaken(module: nn.Module) -> nn.Module:
 
 
 @pytest.fixture
-def awaken() -> Callable[[nn.Module], nn.Module]:
-    """Adds noise to every weight, so that what starts at zero (AdaLN-Zero, the head, the bias) takes part."""
-    return _awaken
+def randomize() -> Callable[[nn.Module], nn.Module]:
+    """Adds noise to every weight, so that those which start at zero (AdaLN-Zero, the head, the bias) have an effect."""
+    return _randomize
 
 
 @pytest.fixture
 def tokenizer() -> Tokenizer:
-    """16x16 images to 4 maps of 4x4 codes out of 64."""
+    """A tokenizer of 16x16 images: 4 maps of 4x4 codes out of 64."""
     config = TokenizerConfig(
         image_size=16,
         autoencoder=AutoencoderConfig(
@@ -53,11 +53,11 @@ def tokenizer() -> Tokenizer:
         quantizer=QuantizerConfig(codebook_size=64, code_dim=8),
         schedule=Schedule(num_steps=4),
     )
-    return _awaken(Tokenizer(config))
+    return _randomize(Tokenizer(config))
 
 
 @pytest.fixture
 def generator() -> Generator:
-    """Fits `tokenizer`."""
+    """A generator of the codes of `tokenizer`."""
     config = GeneratorConfig(depth=2, num_classes=5, num_steps=4, codebook_size=64, code_dim=8, grid=4)
-    return _awaken(Generator(config))
+    return _randomize(Generator(config))

@@ -53,7 +53,7 @@ def test_kernels_give_the_same_gradients():
 
 
 @pytest.mark.parametrize("backend", ["sdpa", "math"])
-def test_torchs_own_kernels_are_always_there(backend):
+def test_pytorchs_own_kernels_are_always_available(backend):
     check_backend(backend)
     x = torch.randn(1, 1, 4, 8)
     assert attend(x, x, x, backend).shape == x.shape
@@ -65,7 +65,7 @@ def test_flash_attn_is_refused_where_it_is_not_installed():
         check_backend("flash_attn")
 
 
-def test_an_unknown_kernel_is_refused_by_name(unchecked):
+def test_an_unknown_kernel_is_refused_with_its_name(unchecked):
     with pytest.raises(ValueError, match="'xformers'"):
         check_backend("xformers")
 

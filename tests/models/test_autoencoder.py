@@ -28,7 +28,7 @@ def test_the_default_is_the_papers_f16():
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 20), (20, 8), (32, 32)], ids=str)
 @pytest.mark.parametrize("channels", [1, 3])
-def test_any_multiple_of_the_factor_comes_back_in_its_shape(size, channels):
+def test_images_of_any_multiple_of_the_factor_keep_their_shape(size, channels):
     config = replace(SMALL, in_channels=channels)
     images = torch.randn(2, channels, *size)
     latents = Encoder(config, DIM)(images)
@@ -37,7 +37,7 @@ def test_any_multiple_of_the_factor_comes_back_in_its_shape(size, channels):
 
 
 def test_latents_have_mean_0_and_variance_1_at_every_position():
-    """So that they stand at the scale of the noise (Section 4.2)."""
+    """So they have the scale of the noise (Section 4.2)."""
     latents = Encoder(SMALL, 32)(torch.randn(3, 3, 16, 24))
     torch.testing.assert_close(latents.mean(1), torch.zeros(3, 4, 6), atol=1e-5, rtol=0)
     torch.testing.assert_close(latents.var(1, unbiased=False), torch.ones(3, 4, 6), atol=2e-3, rtol=0)
@@ -50,14 +50,14 @@ def test_the_decoder_is_its_last_layer_on_its_features():
 
 
 @pytest.mark.parametrize(("factors", "encoder", "decoder"), [((), 0, 0), ((4,), 2, 3), ((2, 4), 3, 5), ((16,), 1, 1)])
-def test_attention_stands_at_the_asked_factors_and_in_the_middle(factors, encoder, decoder):
+def test_attention_blocks_are_at_the_configured_factors_and_in_the_middle(factors, encoder, decoder):
     config = replace(SMALL, attention_factors=factors)
     for model, count in ((Encoder(config, DIM), encoder), (Decoder(config, DIM), decoder)):
         assert sum(isinstance(module, AttentionBlock) for module in model.modules()) == count
 
 
-def test_the_attention_block_is_softmax_attention_over_positions(awaken):
-    block = awaken(AttentionBlock(8, 4)).double()
+def test_the_attention_block_is_softmax_attention_over_positions(randomize):
+    block = randomize(AttentionBlock(8, 4)).double()
     x = torch.randn(2, 8, 3, 5, dtype=torch.float64)
     q, k, v = block.qkv(block.norm(x)).flatten(2).chunk(3, dim=1)
     weights = torch.softmax(torch.einsum("bcs,bct->bst", q, k) / 8**0.5, dim=-1)
@@ -66,8 +66,8 @@ def test_the_attention_block_is_softmax_attention_over_positions(awaken):
 
 
 @pytest.mark.parametrize("model", [Encoder, Decoder])
-def test_recomputing_changes_neither_outputs_nor_gradients(model, awaken):
-    plain = awaken(model(SMALL, DIM))
+def test_recomputing_changes_neither_outputs_nor_gradients(model, randomize):
+    plain = randomize(model(SMALL, DIM))
     recomputing = model(replace(SMALL, activation_checkpointing=True), DIM)
     recomputing.load_state_dict(plain.state_dict())
     x = torch.randn(2, 3, 16, 16) if model is Encoder else torch.randn(2, DIM, 4, 4)
@@ -82,7 +82,7 @@ def test_recomputing_changes_neither_outputs_nor_gradients(model, awaken):
 
 
 @pytest.mark.parametrize(("recompute", "training", "runs"), [(True, True, 2), (False, True, 1), (True, False, 1)])
-def test_a_block_runs_again_in_backward_only_when_asked_and_training(recompute, training, runs):
+def test_a_block_is_recomputed_in_backward_only_when_configured_and_training(recompute, training, runs):
     block = ResidualBlock(8, 8, 4, recompute).train(training)
     calls = []
     block.conv1.register_forward_hook(lambda *_: calls.append(1))
@@ -90,17 +90,17 @@ def test_a_block_runs_again_in_backward_only_when_asked_and_training(recompute, 
     assert len(calls) == runs
 
 
-def test_the_encoder_sees_every_pixel_and_the_decoder_reaches_every_pixel(awaken):
+def test_gradients_reach_every_pixel_of_the_encoder_and_every_input_of_the_decoder(randomize):
     images = torch.randn(1, 3, 16, 16, requires_grad=True)
-    latents = awaken(Encoder(SMALL, DIM))(images)
+    latents = randomize(Encoder(SMALL, DIM))(images)
     (latents * torch.randn_like(latents)).sum().backward()
     assert (images.grad != 0).all()
     leaf = latents.detach().requires_grad_()
-    awaken(Decoder(SMALL, DIM))(leaf).square().sum().backward()
+    randomize(Decoder(SMALL, DIM))(leaf).square().sum().backward()
     assert (leaf.grad != 0).all()
 
 
-def test_normalizations_are_vqgans():
+def test_normalizations_are_those_of_vqgan():
     norms = [module for module in Encoder(SMALL, DIM).modules() if isinstance(module, nn.GroupNorm)]
     assert {(norm.num_groups, norm.eps) for norm in norms} == {(4, 1e-6)}
 
@@ -114,7 +114,7 @@ def test_normalizations_are_vqgans():
     ],
     ids=str,
 )
-def test_an_impossible_config_is_refused_by_its_value(options, message):
+def test_an_impossible_config_is_refused_with_its_value(options, message):
     with pytest.raises(ValueError, match=message):
         replace(SMALL, **options)
 

@@ -11,13 +11,13 @@ from rdpm.models.discriminator import Discriminator, DiscriminatorConfig, Discri
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("num_layers", "side"), [(1, 30), (2, 14), (3, 6)])
-def test_there_is_one_logit_for_each_patch(channels, num_layers, side):
+def test_there_is_one_logit_per_patch(channels, num_layers, side):
     critic = Discriminator(DiscriminatorConfig(4, num_layers), channels)
     assert critic(torch.randn(2, channels, 64, 64)).shape == (2, 1, side, side)
 
 
 @pytest.mark.parametrize(("num_layers", "patch"), [(1, 16), (2, 34), (3, 70)])
-def test_a_logit_sees_the_patch_of_patchgan(num_layers, patch):
+def test_the_receptive_field_of_a_logit_is_that_of_patchgan(num_layers, patch):
     """16, 34 and 70 pixels, as in pix2pix."""
     critic = Discriminator(DiscriminatorConfig(4, num_layers), 3).eval()
     images = torch.randn(1, 3, 128, 128, requires_grad=True)
@@ -29,7 +29,7 @@ def test_a_logit_sees_the_patch_of_patchgan(num_layers, patch):
     assert columns.max() - columns.min() + 1 == patch
 
 
-def test_both_halves_are_the_discriminators_own_logits():
+def test_the_pair_returns_the_discriminators_own_logits():
     step = DiscriminatorPair(DiscriminatorConfig(4), 3).eval()
     real, fake = torch.randn(2, 4, 3, 32, 32)
     on_real, on_fake = step(real, fake)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rdpm.models.codebook import Codebook, QuantizerConfig
-from rdpm.models.generator import Generator, GeneratorConfig, code_loss, step_embedding
+from rdpm.models.generator import Generator, GeneratorConfig, code_loss, current_name, step_embedding
 
 
 def make_inputs(b=4):
@@ -48,13 +48,13 @@ def test_bf16_logits_are_near_those_of_float32(generator):
     assert (low - logits).norm() < 0.05 * logits.norm()
 
 
-def test_an_untrained_generator_finds_all_codes_equally_likely():
+def test_an_untrained_generator_gives_all_codes_equal_probability():
     model = Generator(GeneratorConfig(depth=2, num_classes=5, num_steps=4, codebook_size=64, code_dim=8, grid=4))
     loss = code_loss(model(*make_inputs()), torch.randint(64, (4, 4, 4)))
     torch.testing.assert_close(loss, torch.full((4,), math.log(64)))
 
 
-def test_an_aligned_head_reads_the_nearest_code_off_a_latent(generator):
+def test_an_aligned_head_finds_the_nearest_code_of_a_latent(generator):
     """In some orthonormal directions of its input, the head's logits are v . c_k - |c_k|^2 / 2, up to a constant."""
     codebook = Codebook(QuantizerConfig(64, 8))
     generator.align_head(codebook.vectors)
@@ -71,7 +71,7 @@ def test_an_aligned_head_reads_the_nearest_code_off_a_latent(generator):
 
 
 @pytest.mark.parametrize("which", range(4), ids=["noise", "label", "step", "accumulated"])
-def test_each_input_moves_its_own_image_and_no_other(generator, which):
+def test_each_input_changes_its_own_image_and_no_other(generator, which):
     inputs = list(make_inputs())
     before = generator(*inputs)
     changed = inputs[which].clone()
@@ -82,13 +82,13 @@ def test_each_input_moves_its_own_image_and_no_other(generator, which):
     assert torch.cat([moved[:1], moved[2:]]).max() < 1e-5
 
 
-def test_noise_and_accumulated_latents_are_told_apart(generator):
+def test_noise_and_accumulated_latents_are_not_interchangeable(generator):
     noise, labels, steps, accumulated = make_inputs()
     swapped = generator(accumulated, labels, steps, noise)
     assert not torch.allclose(swapped, generator(noise, labels, steps, accumulated), atol=1e-2)
 
 
-def test_the_empty_condition_is_one_label_past_the_classes(generator):
+def test_the_null_label_is_one_past_the_classes(generator):
     assert generator.null_label == 5
     assert generator.label_embedding.num_embeddings == 6
     noise, labels, steps, accumulated = make_inputs()
@@ -99,12 +99,21 @@ def test_the_empty_condition_is_one_label_past_the_classes(generator):
 
 
 def test_rows_and_columns_are_not_swapped(generator):
-    """A change at one place moves the logits of that place most, the transformer's skip path being local."""
+    """A change at one position changes the logits there most, because the transformer's skip path is local."""
     noise, labels, steps, accumulated = make_inputs(1)
     before = generator(noise, labels, steps, accumulated)
     noise[:, :, 1, 3] += 3
     moved = (generator(noise, labels, steps, accumulated) - before).abs().sum(-1)[0]
     assert moved.argmax() == 1 * 4 + 3
+
+
+def test_parameters_of_version_1_have_current_names(generator):
+    """Version 1 called the embedding of labels `labels`, and the MLP on the step `steps`."""
+    current = set(generator.state_dict())
+    old = {name.replace("label_embedding.", "labels.").replace("step_mlp.", "steps.") for name in current}
+    assert len(old - current) == 5
+    assert {current_name(name) for name in old} == current
+    assert all(current_name(name) == name for name in current)
 
 
 @pytest.mark.parametrize("size", [8, 256])
@@ -154,7 +163,7 @@ def test_recomputing_changes_neither_logits_nor_gradients(generator):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-6)
 
 
-def test_every_weight_learns(generator):
+def test_every_weight_gets_a_gradient(generator):
     code_loss(generator(*make_inputs(5)), torch.randint(64, (5, 4, 4))).mean().backward()
     assert all(weight.grad is not None and weight.grad.any() for weight in generator.parameters())
 
@@ -170,12 +179,12 @@ def test_every_weight_learns(generator):
     ],
     ids=str,
 )
-def test_an_impossible_config_is_refused_by_its_value(unchecked, options, value):
+def test_an_impossible_config_is_refused_with_its_value(unchecked, options, value):
     with pytest.raises(ValueError, match=value):
         GeneratorConfig(**options)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("flash_attn") is not None, reason="flash-attn is installed")
-def test_a_missing_kernel_is_refused_when_the_config_is_made():
+def test_a_missing_kernel_is_refused_when_the_config_is_created():
     with pytest.raises(ValueError, match="flash-attn is not installed"):
         GeneratorConfig(attention="flash_attn")

@@ -1,4 +1,4 @@
-"""Losses of Eq. 3-5, VQGAN's adaptive weight, and the door to lpips."""
+"""Losses of Eq. 3-5, VQGAN's adaptive weight, and LPIPS."""
 
 import hashlib
 import re
@@ -118,7 +118,7 @@ def small_file(tmp_path):
     return path
 
 
-def test_weights_land_in_their_layers(small_trunk, small_file):
+def test_weights_are_loaded_into_their_layers(small_trunk, small_file):
     load_vgg16(small_trunk, str(small_file), digest(small_file)[:8])
     state = torch.load(small_file)
     for slice_name, layer in (("slice1", "0"), ("slice2", "5")):
@@ -127,13 +127,13 @@ def test_weights_land_in_their_layers(small_trunk, small_file):
             assert torch.equal(loaded, state[f"features.{layer}.{name}"])
 
 
-def test_a_missing_file_is_refused_by_name(small_trunk, tmp_path):
+def test_a_missing_file_is_refused_with_its_name(small_trunk, tmp_path):
     path = str(tmp_path / "nothing.pth")
     with pytest.raises(ValueError, match=re.escape(path)):
         load_vgg16(small_trunk, path, "00000000")
 
 
-def test_another_file_is_refused_by_name_and_digest(small_trunk, small_file):
+def test_a_wrong_file_is_refused_with_its_name_and_digest(small_trunk, small_file):
     before = {name: weight.clone() for name, weight in small_trunk.state_dict().items()}
     with pytest.raises(ValueError, match=re.escape(str(small_file))) as refusal:
         load_vgg16(small_trunk, str(small_file), "00000000")
@@ -151,7 +151,7 @@ def test_a_flipped_byte_is_refused(small_trunk, small_file):
         load_vgg16(small_trunk, str(small_file), expected)
 
 
-def test_a_file_without_a_layer_is_refused_by_the_layers_name(small_trunk, small_file):
+def test_a_file_that_lacks_a_layer_is_refused_with_the_layers_name(small_trunk, small_file):
     state = torch.load(small_file)
     del state["features.5.bias"]
     torch.save(state, small_file)
@@ -161,7 +161,7 @@ def test_a_file_without_a_layer_is_refused_by_the_layers_name(small_trunk, small
 
 @pytest.fixture(scope="module")
 def vgg16_file(tmp_path_factory):
-    """A file with the names and shapes of torchvision's vgg16 features, and weights of our own."""
+    """A file with the names and shapes of torchvision's vgg16 features, and random weights."""
     path = tmp_path_factory.mktemp("lpips") / "vgg16.pth"
     torch.manual_seed(1)
     torch.save({f"features.{k}": v for k, v in make_layers(cfgs["D"], batch_norm=False).state_dict().items()}, path)
@@ -206,12 +206,12 @@ def test_the_perceptual_distance_is_zero_only_for_equal_images(perceptual):
     torch.testing.assert_close(perceptual(x, y), torch.stack(pairs).mean())
 
 
-def test_a_grey_image_is_its_three_equal_channels(perceptual):
+def test_a_grey_image_is_repeated_to_three_channels(perceptual):
     x, y = torch.rand(2, 1, 1, 32, 32) * 2 - 1
     torch.testing.assert_close(perceptual(x, y), perceptual(x.repeat(1, 3, 1, 1), y.repeat(1, 3, 1, 1)))
 
 
-def test_the_perceptual_loss_moves_the_picture_and_none_of_its_own_weights(perceptual):
+def test_the_perceptual_loss_has_a_gradient_for_the_picture_and_none_for_its_own_weights(perceptual):
     x, y = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32, requires_grad=True)
     perceptual(x, y).backward()
     assert y.grad.any()
@@ -234,7 +234,7 @@ def test_the_perceptual_loss_is_lpips_formula(perceptual):
     torch.testing.assert_close(perceptual(x, y), total, atol=1e-6, rtol=1e-4)
 
 
-def test_without_vgg16_the_loss_says_so_and_names_the_mend(tmp_path, monkeypatch) -> None:
+def test_a_failed_download_of_vgg16_is_refused_with_the_fix(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(
         "torchvision.models.VGG16_Weights.IMAGENET1K_V1.value.url", "file:///nowhere/vgg16-397923af.pth"

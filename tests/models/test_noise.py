@@ -1,4 +1,4 @@
-"""Noise: known answers, one value for each (seed, stream, step, element), and its distribution."""
+"""Noise: known answers, one value per (seed, stream, step, element), and its distribution."""
 
 import hashlib
 import math
@@ -29,7 +29,7 @@ family = pytest.mark.parametrize("draw", FAMILIES, ids=lambda f: f.__name__)
 
 
 def signed(value: int) -> int:
-    """The int64 with the bits of a uint64."""
+    """The int64 that has the bits of a uint64."""
     return value - (1 << 64) if value >> 63 else value
 
 
@@ -63,7 +63,7 @@ def test_philox_gives_the_known_answers_of_random123(counter, key, words):
 
 
 @pytest.mark.parametrize("seed", [0, 7, 2**32, *BIG])
-def test_every_word_sits_at_its_documented_address(seed):
+def test_every_word_has_its_documented_address(seed):
     key = seed % 2**32, seed >> 32
     for step, stream in product((0, 1, 10, 2**31 + 5), Stream):
         words = random_words(torch.tensor([signed(seed)]), step, stream, 11)[0].tolist()
@@ -162,7 +162,7 @@ def test_a_longer_shape_keeps_the_first_elements(draw, count):
 
 
 @family
-def test_a_tensor_of_steps_equals_one_call_for_each_step(draw):
+def test_a_tensor_of_steps_equals_one_call_per_step(draw):
     seeds = child_seeds(3, torch.arange(6))
     steps = torch.tensor([1, 4, 4, 2, 10, 1])
     together = draw(seeds, steps, SHAPE, Stream.TOKENIZER)
@@ -172,7 +172,7 @@ def test_a_tensor_of_steps_equals_one_call_for_each_step(draw):
 
 
 @family
-def test_draws_are_float32_in_the_asked_shape(draw):
+def test_draws_are_float32_in_the_requested_shape(draw):
     values = draw(torch.tensor([5, 6]), 1, SHAPE, Stream.TOKENIZER)
     assert values.shape == (2, *SHAPE)
     assert values.dtype == torch.float32
@@ -197,7 +197,7 @@ def draws():
 
 
 def two_quantile_moments() -> dict[int, float]:
-    """Moments 1 to 6 of (a + b) / sqrt(2) for a and b drawn alike from the table of quantiles."""
+    """Moments 1 to 6 of (a + b) / sqrt(2) for independent a and b from the table of quantiles."""
     q = normal_quantiles().double()
     m2, m4, m6 = (q.pow(k).mean().item() for k in (2, 4, 6))
     return {1: 0.0, 2: m2, 3: 0.0, 4: (2 * m4 + 6 * m2 * m2) / 4, 5: 0.0, 6: (2 * m6 + 30 * m4 * m2) / 8}
@@ -279,7 +279,7 @@ def test_a_million_uniforms_are_uniform_and_inside_the_interval():
     assert torch.equal(odd % 2, torch.ones_like(odd))
 
 
-def test_a_million_gumbels_follow_their_law():
+def test_a_million_gumbels_follow_their_distribution():
     g = gumbel(child_seeds(9, torch.arange(16)), 1, (65536,), Stream.GUMBEL).double().flatten()
     n, variance = g.numel(), math.pi**2 / 6
     assert g.isfinite().all()
@@ -307,7 +307,7 @@ def test_the_extreme_words_give_finite_values(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiled_noise_equals_eager_noise_to_the_bit(unchecked, backend):
+def test_compiled_noise_equals_eager_noise_bit_for_bit(unchecked, backend):
     if backend == "inductor" and not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("inductor needs a C++ compiler")
     seeds = child_seeds(5, torch.arange(6))
@@ -319,7 +319,7 @@ def test_compiled_noise_equals_eager_noise_to_the_bit(unchecked, backend):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("draw", [normal, uniform], ids=["normal", "uniform"])
-def test_cuda_noise_equals_cpu_noise_to_the_bit(draw):
+def test_cuda_noise_equals_cpu_noise_bit_for_bit(draw):
     seeds = child_seeds(5, torch.arange(64))
     assert torch.equal(child_seeds(5, torch.arange(64, device="cuda")).cpu(), seeds)
     steps = torch.arange(64) % 10

@@ -116,7 +116,7 @@ def test_the_last_step_sees_no_noise():
 @bias_on_and_off
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=["nchw", "nhwc"])
 @pytest.mark.parametrize(("size", "dim", "grid", "b"), [(64, 8, 4, 3), (256, 32, 16, 2)], ids=["small", "paper"])
-def test_codes_rebuild_what_the_loop_accumulated_to_the_bit(bias, memory_format, size, dim, grid, b):
+def test_codes_rebuild_what_the_loop_accumulated_bit_for_bit(bias, memory_format, size, dim, grid, b):
     """Part of invariant 1. The encoder's LayerNorm leaves latents channels-last."""
     quantizer = make_quantizer(bias, size, dim)
     v = make_latents(b, dim, grid, grid).to(memory_format=memory_format)
@@ -180,7 +180,7 @@ def test_the_gradient_through_the_quantizer_is_one():
     assert not any(getattr(result, name).requires_grad for name in ("codes", "accumulated", "before", "noise"))
 
 
-def test_straight_through_holds_the_accumulated_latents():
+def test_straight_through_detaches_the_accumulated_latents():
     v, accumulated = make_latents().requires_grad_(), make_latents().requires_grad_()
     straight_through(v, accumulated).sum().backward()
     assert torch.equal(v.grad, torch.ones_like(v))
@@ -205,7 +205,7 @@ def test_the_loss_is_equation_4(bias, weighted):
         torch.testing.assert_close(term, total.mean(), atol=0, rtol=1e-5)
 
 
-def test_the_commitment_moves_only_the_latents_and_the_codebook_term_only_the_codebook():
+def test_the_commitment_term_moves_only_the_latents_and_the_codebook_term_only_the_codebook():
     quantizer, v = make_quantizer(), make_latents().requires_grad_()
     weights = {"latents": v, **dict(quantizer.named_parameters())}
     commitment, codebook = quantizer.loss(v, quantizer.quantize(v, noise_like(v)))
@@ -228,7 +228,7 @@ def test_only_used_codes_are_moved():
 
 
 @pytest.mark.parametrize("size", [65537, 1 << 20, 1, 0, -5])
-def test_a_codebook_that_uint16_cannot_hold_is_refused_by_its_value(size):
+def test_a_codebook_size_that_does_not_fit_uint16_is_refused_with_its_value(size):
     with pytest.raises(ValueError, match=rf"codebook_size is {size};"):
         QuantizerConfig(codebook_size=size)
 

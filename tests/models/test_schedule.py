@@ -11,7 +11,7 @@ from rdpm.models.schedule import Schedule
 STEPS = (1, 2, 3, 10, 14, 20, 100)
 SCHEDULES = [
     *(Schedule(kind, num_steps) for kind, num_steps in itertools.product(("sin", "linear"), STEPS)),
-    *(Schedule("pow", num_steps, phi) for num_steps, phi in itertools.product(STEPS, (0.5, 0.6, 0.75, 0.9, 0.99))),
+    *(Schedule("pow", num_steps, base) for num_steps, base in itertools.product(STEPS, (0.5, 0.6, 0.75, 0.9, 0.99))),
 ]
 every_schedule = pytest.mark.parametrize("schedule", SCHEDULES, ids=lambda s: f"{s.kind}-{s.num_steps}-{s.base}")
 
@@ -23,20 +23,20 @@ def test_the_last_step_is_all_image(schedule):
 
 
 @every_schedule
-def test_alpha_and_beta_share_one_variance(schedule):
+def test_the_squares_of_alpha_and_beta_sum_to_one(schedule):
     alpha, beta = schedule.alpha.double(), schedule.beta.double()
     torch.testing.assert_close(alpha**2 + beta**2, torch.ones(schedule.num_steps).double(), atol=2e-7, rtol=0)
 
 
 @every_schedule
-def test_alpha_rises_from_above_zero(schedule):
+def test_alpha_increases_from_above_zero(schedule):
     assert schedule.alpha[0] > 0
     assert (schedule.alpha.diff() > 0).all()
     assert (schedule.beta.diff() <= 0).all()
 
 
 @every_schedule
-def test_one_float32_number_for_each_step(schedule):
+def test_there_is_one_float32_number_per_step(schedule):
     for values in (schedule.alpha, schedule.beta, schedule.gamma):
         assert values.shape == (schedule.num_steps,)
         assert values.dtype == torch.float32
@@ -57,7 +57,7 @@ def test_alpha_equals_its_closed_form(schedule, alpha):
     torch.testing.assert_close(schedule.alpha, torch.tensor(alpha), atol=0, rtol=1e-7)
 
 
-def test_phi_belongs_to_pow_alone():
+def test_base_matters_to_pow_only():
     assert not torch.equal(Schedule("pow", base=0.6).alpha, Schedule("pow", base=0.9).alpha)
     for kind in ("sin", "linear"):
         assert torch.equal(Schedule(kind, base=0.6).alpha, Schedule(kind, base=0.9).alpha)
@@ -89,7 +89,7 @@ def test_the_default_is_the_papers():
     ],
     ids=str,
 )
-def test_an_impossible_schedule_is_refused_by_its_value(unchecked, options, value):
+def test_an_impossible_schedule_is_refused_with_its_value(unchecked, options, value):
     (name,) = options
     with pytest.raises(ValueError, match=rf"{name} (is )?{value}\b|{name} {value} "):
         Schedule(**options)

@@ -60,14 +60,14 @@ def test_training_returns_the_quantizers_loss(tokenizer, images):
 
 
 def test_the_reconstruction_moves_encoder_and_decoder_but_not_the_codebook(tokenizer, images):
-    """One straight-through: the gradient jumps from the decoder's input to the encoder's output."""
+    """The straight-through estimator passes the gradient from the decoder's input to the encoder's output."""
     tokenizer(images, SEEDS)["reconstruction"].square().mean().backward()
     for part in (tokenizer.encoder, tokenizer.decoder):
         assert all(weight.grad is not None and weight.grad.any() for weight in part.parameters())
     assert all(weight.grad is None for weight in tokenizer.quantizer.parameters())
 
 
-def test_codes_of_encoding_rebuild_its_latents_to_the_bit(tokenizer, images):
+def test_codes_rebuild_the_accumulated_latents_bit_for_bit(tokenizer, images):
     result = tokenizer.encode(images, SEEDS)
     assert torch.equal(tokenizer.quantizer.codebook.accumulated(result.codes, 4), result.accumulated)
 
@@ -88,7 +88,7 @@ def test_pixels_are_clamped_and_rounded_to_the_nearest():
 
 
 @pytest.mark.parametrize(("size", "multipliers"), [(250, (1, 1, 2, 2, 4)), (15, (1, 1)), (6, (1, 1, 1))])
-def test_an_image_size_off_the_grid_is_refused_by_its_value(size, multipliers):
+def test_an_image_size_that_is_no_multiple_of_the_factor_is_refused_with_its_value(size, multipliers):
     config = AutoencoderConfig(multipliers=multipliers)
     with pytest.raises(ValueError, match=rf"image_size {size} is not a multiple of the factor {config.factor}"):
         TokenizerConfig(image_size=size, autoencoder=config)

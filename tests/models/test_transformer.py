@@ -22,21 +22,21 @@ def test_every_block_starts_as_the_identity():
     x, condition = make_inputs(depth=3)
     for block in model.blocks:
         assert torch.equal(block(x, condition, model.cos, model.sin), x)
-    torch.testing.assert_close(model(x, condition), F.rms_norm(x + model.place, (192,), eps=1e-6))
+    torch.testing.assert_close(model(x, condition), F.rms_norm(x + model.positions, (192,), eps=1e-6))
 
 
-def test_an_awake_block_is_not_the_identity(awaken):
-    model = awaken(make_transformer())
+def test_a_block_with_random_weights_is_not_the_identity(randomize):
+    model = randomize(make_transformer())
     x, condition = make_inputs()
     out = model.blocks[0](x, condition, model.cos, model.sin)
     assert not torch.allclose(out, x, atol=1e-2)
     assert not torch.allclose(out, model.blocks[0](x, -condition, model.cos, model.sin), atol=1e-2)
 
 
-def test_a_block_is_llamas_under_adaln(awaken):
-    """Written out for one head and one image at a time: RMSNorm, RoPE as complex numbers, softmax, SwiGLU, gates."""
+def test_a_block_is_that_of_llama_with_adaln(randomize):
+    """Against its formulas, per image and head: RMSNorm, RoPE as complex numbers, softmax, SwiGLU, gates."""
     width, heads, s = 128, 2, GRID * GRID
-    block = awaken(Block(width, heads, "sdpa")).double()
+    block = randomize(Block(width, heads, "sdpa")).double()
     angles = rotary_angles(GRID, 64).double()
     x, condition = torch.randn(2, s, width).double(), torch.randn(2, width).double()
     turn = torch.polar(torch.ones_like(angles), angles)
@@ -81,7 +81,7 @@ def test_rotation_preserves_norms_and_leaves_the_first_position(dim):
 
 
 @pytest.mark.parametrize("dim", [8, 64])
-def test_scores_depend_on_the_relative_place_in_both_directions_alone(dim):
+def test_scores_depend_only_on_relative_rows_and_columns(dim):
     grid = 5
     q, k = rotated(torch.randn(dim), grid).double(), rotated(torch.randn(dim), grid).double()
     scores = torch.einsum("abd,xyd->abxy", q, k)
@@ -90,7 +90,7 @@ def test_scores_depend_on_the_relative_place_in_both_directions_alone(dim):
             scores[a + i, b + j, x + i, y + j]
             for i in range(-4, 5)
             for j in range(-4, 5)
-            if all(0 <= place < grid for place in (a + i, b + j, x + i, y + j))
+            if all(0 <= index < grid for index in (a + i, b + j, x + i, y + j))
         ]
         torch.testing.assert_close(torch.stack(by_offset), scores[a, b, x, y].expand(len(by_offset)), atol=1e-4, rtol=0)
     from_corner = scores[0, 0]
@@ -98,7 +98,7 @@ def test_scores_depend_on_the_relative_place_in_both_directions_alone(dim):
     assert distinct.min() > 1e-4
 
 
-def test_rows_turn_one_half_of_the_pairs_and_columns_the_other():
+def test_rows_rotate_one_half_of_the_pairs_and_columns_the_other():
     angles = rotary_angles(3, 8).view(3, 3, 4)
     assert not angles[:, :, :2].diff(dim=1).any()
     assert not angles[:, :, 2:].diff(dim=0).any()
@@ -113,15 +113,15 @@ def test_rotation_is_computed_in_float32():
     assert torch.equal(out, rotate(x.float(), angles.cos(), angles.sin()).bfloat16())
 
 
-def test_a_constant_picture_has_a_different_output_at_every_place(awaken):
-    """Rotary positions alone would give it one output everywhere."""
-    model = awaken(make_transformer())
+def test_a_constant_input_has_a_different_output_at_every_position(randomize):
+    """Rotary positions alone would give one output everywhere."""
+    model = randomize(make_transformer())
     out = model(torch.randn(1, 1, 128).expand(1, GRID * GRID, 128), torch.randn(1, 128))[0]
     assert (torch.cdist(out, out) + 10 * torch.eye(GRID * GRID)).min() > 0.1
 
 
 @pytest.mark.parametrize(("grid", "width"), [(2, 64), (4, 128), (16, 768)])
-def test_the_position_embedding_holds_row_and_column_apart(grid, width):
+def test_the_position_embedding_keeps_row_and_column_apart(grid, width):
     embedding = position_embedding(grid, width)
     assert embedding.shape == (grid * grid, width)
     torch.testing.assert_close(embedding.square().sum(1), torch.full((grid * grid,), width / 2))
@@ -132,20 +132,20 @@ def test_the_position_embedding_holds_row_and_column_apart(grid, width):
     assert (torch.cdist(embedding, embedding) + 10 * torch.eye(grid * grid)).min() > 0.1
 
 
-def test_positions_are_no_weights_and_are_not_saved():
-    assert not {"cos", "sin", "place"} & set(make_transformer().state_dict())
+def test_position_buffers_are_not_in_the_state_dict():
+    assert not {"cos", "sin", "positions"} & set(make_transformer().state_dict())
 
 
-def test_images_of_a_batch_do_not_mix(awaken):
-    model = awaken(make_transformer())
+def test_images_of_a_batch_do_not_mix(randomize):
+    model = randomize(make_transformer())
     x, condition = make_inputs()
     for i in range(3):
         alone = model(x[i : i + 1], condition[i : i + 1])[0]
         torch.testing.assert_close(model(x, condition)[i], alone, atol=1e-4, rtol=1e-4)
 
 
-def test_recomputing_changes_neither_outputs_nor_gradients(awaken):
-    plain, recomputing = awaken(make_transformer()), make_transformer(activation_checkpointing=True)
+def test_recomputing_changes_neither_outputs_nor_gradients(randomize):
+    plain, recomputing = randomize(make_transformer()), make_transformer(activation_checkpointing=True)
     recomputing.load_state_dict(plain.state_dict())
     x, condition = make_inputs()
     results = []
@@ -159,7 +159,7 @@ def test_recomputing_changes_neither_outputs_nor_gradients(awaken):
 
 
 @pytest.mark.parametrize(("recompute", "training", "runs"), [(True, True, 2), (False, True, 1), (True, False, 1)])
-def test_a_block_runs_again_in_backward_only_when_asked_and_training(recompute, training, runs):
+def test_a_block_is_recomputed_in_backward_only_when_configured_and_training(recompute, training, runs):
     model = make_transformer(recompute).train(training)
     calls = []
     model.blocks[0].qkv.register_forward_hook(lambda *_: calls.append(1))
