@@ -1,7 +1,7 @@
-"""A small classifier of small images: the judge of class accuracy and the feature space of the demo's Fréchet distance.
+"""A small classifier of small images. It judges class accuracy and gives the features of the demo's Fréchet distance.
 
-Trained on the real training images alone. Weights, order and shifts are functions of the seed, and training runs on one
-thread, so that the same images give the same weights, whatever the caller's thread count.
+It is trained only on the real training images. Weights, order and shifts are functions of the seed, and training runs
+on one thread. So the same images give the same weights, whatever the caller's number of threads.
 """
 
 import math
@@ -22,32 +22,38 @@ CLASSIFIER_VERSION = 1
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """channels: 1 to 3. width: channels of the first layer. features: size of the penultimate layer.
-
-    shift: pixels by which a training image is moved at most, each way and each axis, its border repeated.
-    learning_rate: the peak of a linear rise over a tenth of `steps` and a cosine fall to zero.
-    """
+    """The classifier and its training."""
 
     num_classes: int
+    """Classes to tell apart; 2 or more."""
     channels: int = 1
+    """Channels of an image; 1 to 3."""
     width: int = 16
+    """Channels of the first layer; each of the two further levels doubles them."""
     features: int = 64
+    """Size of the penultimate layer."""
     steps: int = 500
+    """Optimizer steps."""
     batch: int = 64
-    learning_rate: float = 3e-3
+    """Images per step."""
+    lr: float = 3e-3
+    """Peak learning rate, after a linear rise over a tenth of the steps and before a cosine fall to zero."""
     weight_decay: float = 0.05
+    """AdamW's weight decay."""
     label_smoothing: float = 0.02
+    """Probability that the target spreads evenly over all classes."""
     shift: int = 1
+    """Pixels by which a training image moves at most, up or down and left or right; its border is repeated."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.channels <= 3:
-            raise ValueError(f"channels is {self.channels}; the classifier takes images of 1 to 3")
+            raise ValueError(f"channels is {self.channels}; the classifier takes images of 1 to 3 channels")
         if self.num_classes < 2:
             raise ValueError(f"num_classes is {self.num_classes}; a classifier needs 2 or more")
 
 
 class Classifier(nn.Module):
-    """Three levels of two convolutions, the mean over positions, two linear layers. Images of 4 pixels or more."""
+    """Three levels of two convolutions, a mean over positions and two linear layers, for images of 4 x 4 or more."""
 
     def __init__(self, config: ClassifierConfig) -> None:
         super().__init__()
@@ -65,7 +71,8 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Images (b, C, H, W) in [-1, 1] to features, logits and maps.
 
-        Penultimate features (b, f) after their SiLU, logits (b, classes), and the last layer's maps (b, c, h, w).
+        Returns the penultimate features (b, f) after their SiLU, logits (b, classes), and the last convolution's maps
+        (b, c, h, w).
         """
         maps = self.layers(images)
         features = F.silu(self.hidden(maps.mean((2, 3))))
@@ -81,7 +88,7 @@ def _convolution(in_channels: int, out_channels: int, stride: int) -> list[nn.Mo
 
 
 def initialize(classifier: Classifier, seed: int) -> None:
-    """Weights drawn from the seed at variance 2 / fan-in, norms one, biases zero."""
+    """Draw the weights from the seed with variance 2 / fan-in; set norms to one and biases to zero."""
     seeds = child_seeds(seed, torch.arange(len(list(classifier.parameters()))))
     with torch.no_grad():
         for i, (name, weight) in enumerate(classifier.named_parameters()):
@@ -93,7 +100,7 @@ def initialize(classifier: Classifier, seed: int) -> None:
 
 
 def shifted(images: Tensor, seeds: Tensor, shift: int) -> Tensor:
-    """Each image of (b, C, H, W) moved by whole pixels, -shift to shift on both axes. seeds: (b,) int64."""
+    """Images (b, C, H, W), each moved by -shift to shift whole pixels on both axes. seeds: (b,) int64."""
     height, width = images.shape[-2:]
     padded = F.pad(images, (shift, shift, shift, shift), mode="replicate")
     moves = (uniform(seeds, 0, (2,), Stream.AUGMENTATION) * (2 * shift + 1)).long()
@@ -104,7 +111,10 @@ def shifted(images: Tensor, seeds: Tensor, shift: int) -> Tensor:
 
 
 def train_classifier(config: ClassifierConfig, pixels: np.ndarray, labels: np.ndarray, seed: int) -> Classifier:
-    """pixels: (n, H, W, C) uint8. labels: (n,), below config.num_classes. Returns the classifier in eval mode."""
+    """Train on images (n, H, W, C) uint8 with labels (n,) below config.num_classes.
+
+    Returns the classifier in eval mode. Raises ValueError for images of other channels than config.channels.
+    """
     if pixels.shape[-1] != config.channels:
         raise ValueError(f"images have {pixels.shape[-1]} channels; the classifier takes {config.channels}")
     threads = torch.get_num_threads()
@@ -119,13 +129,13 @@ def _train(config: ClassifierConfig, images: Tensor, labels: Tensor, seed: int) 
     classifier = Classifier(config)
     initialize(classifier, seed)
     optimizer = torch.optim.AdamW(
-        classifier.parameters(), config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay
+        classifier.parameters(), config.lr, betas=(0.9, 0.99), weight_decay=config.weight_decay
     )
-    rise = max(1, config.steps // 10)
+    warmup = max(1, config.steps // 10)
     with ProgressLine("evaluate: classifier", config.steps, "steps") as progress:
         for step in range(config.steps):
-            rate = min((step + 1) / rise, (1 + math.cos(math.pi * step / config.steps)) / 2)
-            optimizer.param_groups[0]["lr"] = config.learning_rate * rate
+            share = min((step + 1) / warmup, (1 + math.cos(math.pi * step / config.steps)) / 2)
+            optimizer.param_groups[0]["lr"] = config.lr * share
             positions = np.arange(step * config.batch, (step + 1) * config.batch)
             rows = torch.from_numpy(rows_at(positions, len(images), seed))
             views = shifted(images[rows], child_seeds(seed, torch.from_numpy(positions)), config.shift)

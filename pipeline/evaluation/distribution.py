@@ -1,7 +1,7 @@
 """Distances between sets of images, from their features and logits, in float64.
 
 Features are (n, f). The formulas are those of ADM's evaluator (Dhariwal and Nichol 2021, `evaluations/evaluator.py`),
-its float32 means computed in float64. What needs only sums takes parts of any number and keeps the sums alone.
+except that its float32 means are computed in float64. The running classes take features in parts and keep only sums.
 """
 
 from collections.abc import Iterable
@@ -15,16 +15,19 @@ from rdpm.pipeline.foundation.permutation import permute
 
 @dataclass(frozen=True)
 class Moments:
-    """mean (f,) and covariance (f, f), the unbiased one, of a set of features."""
+    """Mean and covariance of a set of features."""
 
     mean: np.ndarray
+    """(f,) float64."""
     covariance: np.ndarray
+    """The unbiased covariance, (f, f) float64."""
 
 
 class RunningMoments:
-    """Mean and covariance of features that come in parts; memory is f x f, whatever their number.
+    """Mean and covariance of features that come in parts. Memory is f x f, for any number of images.
 
-    Sums are taken of the differences to the first part's mean, which keeps their digits.
+    It sums the differences from the first part's mean. Sums of the plain values would lose digits where the mean is
+    much larger than the spread.
     """
 
     def __init__(self) -> None:
@@ -32,7 +35,7 @@ class RunningMoments:
         self._origin = self._sum = self._products = np.zeros(0)
 
     def add(self, features: np.ndarray) -> None:
-        """Take one part, (n, f) with n of 1 or more."""
+        """Add one part, (n, f) with n >= 1."""
         features = features.astype(np.float64)
         if not self.count:
             size = features.shape[1]
@@ -43,9 +46,9 @@ class RunningMoments:
         self._products += features.T @ features
 
     def moments(self) -> Moments:
-        """What was taken so far. Raises ValueError for fewer than two rows."""
+        """Moments of everything added so far. Raises ValueError for fewer than two rows."""
         if self.count < 2:
-            raise ValueError(f"{self.count} images have no covariance; give two or more")
+            raise ValueError(f"a covariance needs two images or more, not {self.count}; give more")
         shift = self._sum / self.count
         covariance = (self._products - self.count * np.outer(shift, shift)) / (self.count - 1)
         return Moments(self._origin + shift, covariance)
@@ -62,8 +65,8 @@ def moments(parts: Iterable[np.ndarray]) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)): the squared 2-Wasserstein distance of two Gaussians.
 
-    The trace of the root is taken from the symmetric C1^(1/2) C2 C1^(1/2), which has the same eigenvalues as C1 C2
-    and keeps them real, also when a covariance is singular. May fall below zero by rounding.
+    The trace of the root is computed from the symmetric matrix C1^(1/2) C2 C1^(1/2). It has the same eigenvalues as
+    C1 C2, and they stay real even where a covariance is singular. Rounding can make the distance slightly negative.
     """
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
@@ -73,14 +76,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 
 
 def frechet_of(a: np.ndarray, b: np.ndarray) -> float:
-    """Fréchet distance of two sets of features (FID, when the features are Inception's). Falls as the sets grow."""
+    """Fréchet distance of two sets of features: FID where the features are Inception's. Larger sets give less."""
     return frechet_distance(moments([a]), moments([b]))
 
 
 class RunningScore:
-    """Inception score of logits (n, c) that come in parts: exp of the mean KL from p(y|x) to p(y).
+    """Inception score of logits (n, c) that come in parts: exp of the mean KL divergence KL(p(y|x) || p(y)).
 
-    The mean of it over contiguous splits of `split` images in the order given, the last as short as it comes.
+    The images are split in their order into runs of `split`; the last run may be shorter. The score is the mean over
+    the runs.
     """
 
     def __init__(self, split: int) -> None:
@@ -91,7 +95,7 @@ class RunningScore:
         self._count, self._marginal, self._negentropy = 0, np.zeros(1), 0.0
 
     def add(self, logits: np.ndarray) -> None:
-        """Take one part."""
+        """Add one part."""
         logs = log_softmax(logits.astype(np.float64), axis=1)
         while len(logs):
             part, logs = logs[: self._split - self._count], logs[self._split - self._count :]
@@ -104,51 +108,49 @@ class RunningScore:
                 self._reset()
 
     def _open_split(self) -> float:
-        """mean KL = mean sum p log p - sum m log m, with m the mean of p."""
+        """exp of the mean KL, which is mean(sum p log p) - sum m log m, where m is the mean of p."""
         marginal = self._marginal / self._count
         logs = np.log(marginal, out=np.zeros_like(marginal), where=marginal > 0)
         return float(np.exp(self._negentropy / self._count - (marginal * logs).sum()))
 
     def score(self) -> float:
-        """What was taken so far. Raises ValueError when that is nothing."""
+        """Score of everything added so far. Raises ValueError when nothing was added."""
         scores = [*self._scores, self._open_split()] if self._count else self._scores
         if not scores:
-            raise ValueError("no images have no inception score; give one or more")
+            raise ValueError("an inception score needs one image or more, not 0; give some")
         return float(np.mean(scores))
 
 
 def inception_score(logits: np.ndarray, split: int) -> float:
-    """Inception score of logits (n, c) in the order given; see RunningScore."""
+    """Inception score of logits (n, c) in their order; see RunningScore."""
     running = RunningScore(split)
     running.add(logits)
     return running.score()
 
 
 def balanced_draws(labels: np.ndarray, count: int, draws: int, seed: int) -> list[np.ndarray]:
-    """Random draws of `count` rows, without replacement within a draw, as evenly over the classes as `count` allows.
+    """Random draws of `count` rows each, spread over the classes as evenly as `count` allows.
 
-    Where count is no multiple of the number of classes, each draw gives the rest to other classes, one each. Returns
-    sorted int64 rows. Raises ValueError when a class has too few rows.
+    No draw holds a row twice. Where count is not a multiple of the number of classes, some classes give one row more;
+    each draw chooses them at random. Returns sorted int64 rows per draw. Raises ValueError when a class has too few.
     """
     classes = np.unique(labels)
     share, rest = divmod(count, len(classes))
-    found = []
+    drawn = []
     for draw in range(draws):
-        turn = draw * (len(classes) + 1)
-        generous = set(_shuffled(np.arange(len(classes)), seed, turn)[:rest].tolist())
+        first_epoch = draw * (len(classes) + 1)  # a draw uses one shuffle for the classes and one for each class's rows
+        with_one_more = set(_shuffled(np.arange(len(classes)), seed, first_epoch)[:rest].tolist())
         parts = []
-        for place, label in enumerate(classes):
-            rows, wanted = np.flatnonzero(labels == label), share + (place in generous)
+        for position, label in enumerate(classes):
+            rows, wanted = np.flatnonzero(labels == label), share + (position in with_one_more)
             if len(rows) < wanted:
-                raise ValueError(
-                    f"class {label} has {len(rows)} images, fewer than the {wanted} of a draw; sample more"
-                )
-            parts.append(_shuffled(rows, seed, turn + 1 + place)[:wanted])
-        found.append(np.sort(np.concatenate(parts)))
-    return found
+                raise ValueError(f"class {label} has {len(rows)} images, but a draw needs {wanted}; sample more")
+            parts.append(_shuffled(rows, seed, first_epoch + 1 + position)[:wanted])
+        drawn.append(np.sort(np.concatenate(parts)))
+    return drawn
 
 
-def _shuffled(rows: np.ndarray, seed: int, turn: int) -> np.ndarray:
-    """The rows in the order of one turn of the seed."""
-    places = np.arange(len(rows), dtype=np.int64)
-    return rows[permute(places, len(rows), seed, np.full(len(rows), turn))]
+def _shuffled(rows: np.ndarray, seed: int, epoch: int) -> np.ndarray:
+    """The rows in the order that the seed gives them in one epoch."""
+    positions = np.arange(len(rows), dtype=np.int64)
+    return rows[permute(positions, len(rows), seed, np.full(len(rows), epoch))]

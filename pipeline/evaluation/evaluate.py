@@ -1,8 +1,8 @@
-"""The evaluation stage: samples, real images and a tokenizer, as far as they are given, to one tree of metrics.
+"""One evaluation: samples, real images and a tokenizer, each optional, to one tree of metrics.
 
-All samples are measured against the reference as ADM's evaluator does. Fréchet distance, precision and recall depend on
-how many images go in, so where there are held-out images too, random draws of as many samples stand beside them: what a
-perfect generator would get.
+All samples are compared with the reference as ADM's evaluator does. Fréchet distance, precision and recall depend on
+the number of images. So where there are held-out images, random draws of equally many samples are compared with the
+reference too, and the held-out images themselves: a perfect generator would match their metrics.
 """
 
 import time
@@ -15,13 +15,13 @@ from rdpm.pipeline.evaluation.distribution import balanced_draws
 from rdpm.pipeline.evaluation.feature_statistics import (
     SPLIT_IMAGES,
     Statistics,
-    describe,
-    describe_once,
+    load_or_take_statistics,
     open_reference,
     reference_digest,
+    take_statistics,
 )
-from rdpm.pipeline.evaluation.inputs import EvaluateConfig, Inputs, open_inputs
-from rdpm.pipeline.evaluation.manifold import Precision, float16_holds
+from rdpm.pipeline.evaluation.inputs import EvaluateConfig, EvaluationInputs, open_inputs
+from rdpm.pipeline.evaluation.manifold import DistanceType, float16_holds
 from rdpm.pipeline.evaluation.metrics import (
     accuracy,
     held_out_metrics,
@@ -37,27 +37,27 @@ from rdpm.pipeline.inference.codec import Codec
 
 
 def evaluate(config: EvaluateConfig) -> Metrics:
-    """All metrics as {"tokenizer": ..., "generator": ..., "seconds": ..., "protocol": ...}, the first two as asked for.
+    """All metrics as {"tokenizer": ..., "generator": ..., "seconds": ..., "protocol": ...}.
 
-    Images are streamed. Kept are the features of the samples and of the images that make manifolds, thumbnails, and,
-    for the classifier's training, the training images. Raises ValueError when an input is missing, inputs do not belong
-    together, or there are too few samples for a draw.
+    A part that cannot be computed from the given inputs is left out. Images are streamed. In memory stay the features
+    of the samples and of the images that make up manifolds, thumbnails, and the training images while the classifier
+    trains. Raises ValueError when an input is missing, inputs do not belong together, or a draw lacks samples.
     """
     started = time.monotonic()
     torch.set_num_threads(config.threads)
     times = stage_seconds(config.timed)
     inputs = open_inputs(config)
     say(f"evaluate: features of {inputs.extractor.name} {inputs.extractor.digest[:12]}")
-    sets = describe_sets(config, inputs)
+    sets = statistics_of_sets(config, inputs)
     facts = inputs.facts()
     if "reference" in sets:
         facts["reference"] = {"digest": reference_digest(config.reference or config.train_images)}
-    for name, found in sets.items():
-        facts[name] |= {"images": found.count, "manifold": len(found.features)}
+    for name, statistics in sets.items():
+        facts[name] |= {"images": statistics.count, "manifold": len(statistics.features)}
     warnings = warnings_of(sets)
     for warning in warnings:
         say(f"evaluate: {warning}")
-    distances = rounding_of_distances(sets)
+    distances = distance_type(sets)
     parts = {}
     if inputs.tokenizer and inputs.held_out:
         parts["tokenizer"] = _tokenizer_part(config, inputs, sets["held_out"])
@@ -68,12 +68,13 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     return {**parts, "seconds": seconds, "protocol": protocol(parts, facts, settings)}
 
 
-def describe_sets(config: EvaluateConfig, inputs: Inputs) -> dict[str, Statistics]:
-    """Statistics of "held_out", "reference" and "samples", as far as they are given; real ones from their files."""
+def statistics_of_sets(config: EvaluateConfig, inputs: EvaluationInputs) -> dict[str, Statistics]:
+    """Statistics of those of "held_out", "reference" and "samples" that are given; real images' are kept in files."""
     extractor, held_out, samples = inputs.extractor, inputs.held_out, inputs.samples
     folder, sets = files.join(inputs.folder, "statistics"), {}
     if held_out:
-        sets["held_out"] = describe_once(held_out, extractor, len(held_out), "the held-out images", folder)
+        title = "the held-out images"
+        sets["held_out"] = load_or_take_statistics(held_out, extractor, len(held_out), title, folder)
     if samples:
         sets["reference"] = open_reference(
             config.reference or config.train_images,
@@ -83,23 +84,22 @@ def describe_sets(config: EvaluateConfig, inputs: Inputs) -> dict[str, Statistic
             config.threads,
             folder,
         )
-        sets["samples"] = describe(samples, extractor, len(samples), "the samples")
+        sets["samples"] = take_statistics(samples, extractor, len(samples), "the samples")
     return sets
 
 
-def rounding_of_distances(sets: dict[str, Statistics]) -> Precision:
-    """float16, as ADM's evaluator has it, unless a distance could leave its range."""
-    return (
-        "float16" if float16_holds(*(found.features for found in sets.values() if len(found.features))) else "float32"
-    )
+def distance_type(sets: dict[str, Statistics]) -> DistanceType:
+    """float16, as in ADM's evaluator, unless a distance could leave its range."""
+    features = [statistics.features for statistics in sets.values() if len(statistics.features)]
+    return "float16" if float16_holds(*features) else "float32"
 
 
-def _tokenizer_part(config: EvaluateConfig, inputs: Inputs, originals: Statistics) -> Metrics:
+def _tokenizer_part(config: EvaluateConfig, inputs: EvaluationInputs, originals: Statistics) -> Metrics:
     assert inputs.tokenizer
     assert inputs.held_out
     device = inputs.extractor.device
     perceptual = None if config.perceptual == "none" else PerceptualLoss(config.perceptual).to(device)
-    found = tokenizer_metrics(
+    metrics = tokenizer_metrics(
         Codec(inputs.tokenizer, config.batch, torch.device(device)),
         inputs.extractor,
         inputs.held_out,
@@ -108,53 +108,54 @@ def _tokenizer_part(config: EvaluateConfig, inputs: Inputs, originals: Statistic
         seed=config.seed,
         threads=config.threads,
     )
-    say(_line("tokenizer", found))
-    return found
+    say(_line("tokenizer", metrics))
+    return metrics
 
 
 def _generator_part(
-    config: EvaluateConfig, inputs: Inputs, sets: dict[str, Statistics], distances: Precision
+    config: EvaluateConfig, inputs: EvaluationInputs, sets: dict[str, Statistics], distances: DistanceType
 ) -> Metrics:
     assert inputs.samples
     samples, held_out = sets["samples"], sets.get("held_out")
-    found = sample_metrics(sets["reference"], samples, distances)
+    metrics = sample_metrics(sets["reference"], samples, distances)
     labelled = bool((samples.labels >= 0).all())
     if held_out:
-        turns = min(config.draws, 1) if held_out.count == samples.count else config.draws  # all draws are all samples
-        draws = balanced_draws(samples.labels, held_out.count, turns, config.seed) if labelled else []
-        found |= held_out_metrics(sets["reference"], held_out, samples, draws, distances)
+        same_count = held_out.count == samples.count  # then every draw is all the samples, and one is enough
+        num_draws = min(config.draws, 1) if same_count else config.draws
+        draws = balanced_draws(samples.labels, held_out.count, num_draws, config.seed) if labelled else []
+        metrics |= held_out_metrics(sets["reference"], held_out, samples, draws, distances)
     if samples.num_logits == len(inputs.classes):
         if labelled:
-            found["class_accuracy"] = accuracy(samples)
+            metrics["class_accuracy"] = accuracy(samples)
         if held_out:
-            found["classifier_accuracy_on_real"] = accuracy(held_out)
-    say(_line("generator", found))
+            metrics["classifier_accuracy_on_real"] = accuracy(held_out)
+    say(_line("generator", metrics))
     if inputs.train:
         novelty = novelty_metrics(inputs.samples, inputs.held_out, inputs.train)
         say(_line("novelty", novelty))
-        found |= novelty
-    return found
+        metrics |= novelty
+    return metrics
 
 
 def warnings_of(sets: dict[str, Statistics]) -> list[str]:
-    """A sentence for each set with too few images for a covariance of full rank, and for samples in a bad order."""
+    """A sentence for each set that is too small for a covariance of full rank, and one for samples sorted by class."""
     warnings = [
-        f"{name}: {found.count} images are not more than the {len(found.pool.mean)} features, so the covariance is not "
-        "of full rank, and the Fréchet distance comes out too high for so few; give more"
-        for name, found in sets.items()
-        if 0 < found.count <= len(found.pool.mean)
+        f"{name}: {statistics.count} images for {len(statistics.pool.mean)} features do not give a covariance of full "
+        "rank, which makes the Fréchet distance too high; give more images than features"
+        for name, statistics in sets.items()
+        if 0 < statistics.count <= len(statistics.pool.mean)
     ]
     labels = sets["samples"].labels if "samples" in sets else np.zeros(1)
     if len(labels) > SPLIT_IMAGES and labels[0] < labels[-1] and (np.diff(labels) >= 0).all():
         warnings.append(
-            f"samples: they come class by class, and the inception score takes splits of {SPLIT_IMAGES} in order; it "
-            "comes out far too low, so shuffle them"
+            f"samples: they are sorted by class, and the inception score splits them in order into runs of "
+            f"{SPLIT_IMAGES}, which makes it far too low; shuffle them"
         )
     return warnings
 
 
 def stage_seconds(outs: tuple[str, ...]) -> dict[str, float]:
-    """Seconds by job from the records beside these outputs; outputs of one job are added up.
+    """Seconds per job, from the records beside these outputs. Outputs of the same job are added up.
 
     Raises ValueError when an output has no finished record.
     """
@@ -162,11 +163,13 @@ def stage_seconds(outs: tuple[str, ...]) -> dict[str, float]:
     for out in outs:
         record = read_record(out)
         if record is None or not record.finished:
-            raise ValueError(f"timed output {out!r} has no finished record; run its job first, or take it off `timed`")
+            raise ValueError(
+                f"timed output {out!r} has no finished record; run its job first, or remove it from `timed`"
+            )
         seconds[record.job] = seconds.get(record.job, 0.0) + record.seconds
     return seconds
 
 
 def _line(title: str, metrics: Metrics) -> str:
-    """One progress line: the plain numbers of a part."""
+    """One progress line with the single numbers of a part; lists are left out."""
     return f"evaluate: {title}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, float))

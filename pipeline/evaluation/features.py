@@ -1,6 +1,6 @@
 """Feature extractors behind one interface: uint8 images in; features, class logits and spatial features out.
 
-To add one: a subclass of Extractor with `name`, `digest` and `outputs`, and its place in `inputs.make_extractor`.
+To add one, write a subclass of Extractor with `name`, `digest` and `outputs`, and return it from `open_extractor`.
 """
 
 import copy
@@ -25,24 +25,27 @@ from rdpm.storage_schemas.canonical import digest_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_SHA256_PREFIX = "6726825d"
-SPATIAL_CHANNELS = 7  # of the maps that make spatial features, as in ADM's evaluator
+SPATIAL_CHANNELS = 7  # how many channels of the maps make the spatial features, as in ADM's evaluator
 
 Outputs = tuple[Tensor, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
 class Features:
-    """features (n, f), logits (n, c) and, where there are maps, spatial features (n, h * w * 7), float32."""
+    """What an extractor says of n images."""
 
     features: np.ndarray
+    """(n, f) float32."""
     logits: np.ndarray
+    """(n, c) float32."""
     spatial: np.ndarray | None = None
+    """(n, h * w * 7) float32; None where the extractor has no maps."""
 
 
 class Extractor:
-    """A feature space. Numbers compare only where `name` and `digest`, of the weights, are equal.
+    """A feature space. Metrics compare only where both `name` and `digest`, the digest of the weights, are equal.
 
-    The network sees `batch` images at every call, the last of them padded, and runs on the GPU where there is one.
+    Every call of the network sees `batch` images; the last batch is padded. It runs on the GPU where there is one.
     """
 
     name: str
@@ -53,34 +56,34 @@ class Extractor:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def outputs(self, images: Tensor) -> Outputs:
-        """Features (b, f), logits (b, c) and maps (b, c', h, w) or None, of (b, C, H, W) uint8 on the device."""
+        """Images (b, C, H, W) uint8 on the device to features (b, f), logits (b, c) and maps (b, c', h, w) or None."""
         raise NotImplementedError
 
     @torch.no_grad()
     def extract(self, pixels: np.ndarray) -> Features:
-        """Features of (n, H, W, C) uint8 images, n of 1 or more, C 1 or 3."""
+        """Features of images (n, H, W, C) uint8, where n >= 1 and C is 1 or 3."""
         parts = []
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
         with exact:
             for part in torch.from_numpy(pixels).permute(0, 3, 1, 2).split(self.batch):
                 padding = part[-1:].expand(self.batch - len(part), -1, -1, -1)
-                found = self.outputs(torch.cat([part, padding]).to(self.device))
-                parts.append([x[: len(part)].float().cpu() for x in _vectors(found)])
+                outputs = self.outputs(torch.cat([part, padding]).to(self.device))
+                parts.append([x[: len(part)].float().cpu() for x in _vectors(outputs)])
         return Features(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
 
 
 def _vectors(outputs: Outputs) -> tuple[Tensor, ...]:
-    """Maps become one vector an image: rows, columns, seven channels, the last run fastest."""
+    """Outputs with the maps as one vector per image, in the order of rows, columns and seven channels."""
     features, logits, maps = outputs
     spatial = () if maps is None else (maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1),)
     return (features, logits, *spatial)
 
 
 class ClassifierExtractor(Extractor):
-    """The small classifier: its penultimate layer, its logits and its last convolution's maps.
+    """The small classifier: its penultimate layer, its logits and the maps of its last convolution.
 
-    It runs in float64 and is rounded to float32 at the end, so that no batch size shows in the features. Images have
-    the channels that it was trained on.
+    It runs in float64, and its outputs are rounded to float32 at the end. So the batch size does not change the
+    features. Images must have the channels that it was trained on.
     """
 
     name = "classifier"
@@ -98,9 +101,9 @@ class ClassifierExtractor(Extractor):
 def load_or_train_classifier(
     folder: str, config: ClassifierConfig, pixels: np.ndarray, labels: np.ndarray, seed: int
 ) -> Classifier:
-    """The classifier of these images (n, H, W, C) uint8 and labels, from `folder` when one was kept there.
+    """The classifier of these images (n, H, W, C) uint8 and labels: from its file in `folder`, or trained and written.
 
-    The file's name carries the digest of all that it was made from, so one made from anything else is not found.
+    The file's name holds a digest of everything that the weights depend on, so a wrong file is never read.
     """
     made_from = {
         "version": CLASSIFIER_VERSION,
@@ -125,22 +128,25 @@ def _weights(classifier: Classifier) -> bytes:
 
 
 class InceptionExtractor(Extractor):
-    """Inception-v3 of December 2015 as torch-fidelity ports it ("inception-v3-compat"), TensorFlow 1 resize included.
+    """Inception-v3 of December 2015 as torch-fidelity ports it ("inception-v3-compat"), with TensorFlow 1's resize.
 
-    features: pool_3, 2048. logits: 1008, without the bias, as the Inception score wants them. maps: the first branch of
-    Mixed_6d after its ReLU, TensorFlow's `mixed_6/conv`. float32, TF32 off.
-    weights: a local copy of the network's file; "" takes the one in torch's cache, downloaded by torch when there is
-    none. Raises ValueError when it cannot be had or is another file.
+    Features are the 2048 values of pool_3. Logits are 1008, without the bias, as the Inception score needs them. Maps
+    are the first branch of Mixed_6d after its ReLU, which is TensorFlow's `mixed_6/conv`. It runs in float32 without
+    TF32.
     """
 
     name = "inception"
 
     def __init__(self, weights: str, batch: int) -> None:
+        """weights: path of the network's file. Empty means the file in torch's cache, which torch downloads if needed.
+
+        Raises ValueError when the file is missing, cannot be downloaded, or has another digest.
+        """
         super().__init__(batch)
         data, self.digest = _read_inception(weights or _downloaded_inception())
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-        # The package unpickles without restriction; it is handed the very bytes whose digest was checked.
+        # The package unpickles without restriction, so it gets exactly the bytes whose digest was checked.
         self.network = FeatureExtractorInceptionV3(
             self.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=io.BytesIO(data)
         ).to(self.device)
@@ -148,16 +154,16 @@ class InceptionExtractor(Extractor):
         self.network.Mixed_6d.branch1x1.register_forward_hook(lambda _, __, maps: self._maps.append(maps))
 
     def outputs(self, images: Tensor) -> Outputs:
-        """Features (b, 2048), logits (b, 1008), maps (b, 192, 17, 17); a single channel is repeated to three."""
+        """Features (b, 2048), logits (b, 1008) and maps (b, 192, 17, 17); grey is repeated to three channels."""
         features, logits = self.network(images.expand(-1, 3, -1, -1))
         return features, logits, self._maps.pop()
 
 
-_INCEPTION_MEND = f"give the path of {INCEPTION_FILE} (of torch-fidelity's releases) as inception_weights"
+_INCEPTION_FIX = f"give the path of {INCEPTION_FILE} (from torch-fidelity's releases) as inception_weights"
 
 
 def _downloaded_inception() -> str:
-    """torch-fidelity's file in torch's own cache, downloaded by torch when it is not there. Raises ValueError."""
+    """Path of torch-fidelity's file in torch's cache; torch downloads it if needed. Raises ValueError if it cannot."""
     from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 
     path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
@@ -166,19 +172,19 @@ def _downloaded_inception() -> str:
         try:
             torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), INCEPTION_SHA256_PREFIX, progress=False)
         except (OSError, RuntimeError) as error:
-            raise ValueError(f"Inception's weights could not be downloaded ({error}); {_INCEPTION_MEND}") from None
+            raise ValueError(f"Inception's weights could not be downloaded ({error}); {_INCEPTION_FIX}") from None
     return str(path)
 
 
 def _read_inception(path: str) -> tuple[bytes, str]:
-    """The weights' bytes and sha256."""
+    """The bytes of the weights and their sha256. Raises ValueError when the file is missing or a different one."""
     if not Path(files.local_path(path)).is_file():
-        raise ValueError(f"inception_weights {path!r} does not exist; {_INCEPTION_MEND}")
+        raise ValueError(f"inception_weights {path!r} does not exist; {_INCEPTION_FIX}")
     data = files.read_bytes(path)
     digest = hashlib.sha256(data).hexdigest()
     if not digest.startswith(INCEPTION_SHA256_PREFIX):
         raise ValueError(
-            f"inception_weights {path!r} has sha256 {digest[:8]}, not {INCEPTION_SHA256_PREFIX}; {_INCEPTION_MEND}"
+            f"inception_weights {path!r} has sha256 {digest[:8]}, not {INCEPTION_SHA256_PREFIX}; {_INCEPTION_FIX}"
         )
     return data, digest
 
@@ -186,39 +192,45 @@ def _read_inception(path: str) -> tuple[bytes, str]:
 class FileExtractor(Extractor):
     """Any classifier as a TorchScript or torch.export file.
 
-    It takes (b, 3, H, W) float32 in [-1, 1], grey repeated to three, and returns (features (b, f), logits (b, c)), or
-    logits alone, which are then the features too. An exported batch size that is fixed must be `batch`.
-    Raises ValueError when the file is missing or no such program, or its answer has other shapes.
+    The program takes (b, 3, H, W) float32 in [-1, 1], with grey repeated to three channels. It returns (features
+    (b, f), logits (b, c)), or only logits, which then serve as features too. A program that was exported with a fixed
+    batch size needs that size as `batch`.
     """
 
     def __init__(self, path: str, batch: int) -> None:
+        """Raises ValueError when there is no file, or it holds no such program."""
         super().__init__(batch)
         if not files.is_file(path):
-            raise ValueError(f"extractor {path!r} is neither classifier, inception nor a file; give the path of one")
+            raise ValueError(
+                f"extractor {path!r} is not classifier, not inception and not a file; give one of these names, or the "
+                "path of a file"
+            )
         data = files.read_bytes(path)
         self.name, self.digest = path.rstrip("/").rsplit("/", 1)[-1], hashlib.sha256(data).hexdigest()
         self.network = _load_program(path, data, self.device)
 
     def outputs(self, images: Tensor) -> Outputs:
-        """Features (b, f), logits (b, c), no maps."""
+        """Features (b, f), logits (b, c) and no maps. Raises ValueError when the program fails or answers wrongly."""
         try:
-            found = self.network(from_pixels(images).expand(-1, 3, -1, -1))
+            answer = self.network(from_pixels(images).expand(-1, 3, -1, -1))
         except (RuntimeError, AssertionError) as error:
             shape = (len(images), 3, *images.shape[2:])
             reason = " ".join(str(error).split())[-200:]
-            raise ValueError(f"extractor {self.name!r} does not take images of shape {shape}: {reason}") from None
-        pair = (found, found) if isinstance(found, Tensor) else tuple(found)
+            raise ValueError(
+                f"extractor {self.name!r} does not take images of shape {shape} ({reason}); export it for this shape"
+            ) from None
+        pair = (answer, answer) if isinstance(answer, Tensor) else tuple(answer)
         if len(pair) != 2 or any(x.dim() != 2 or len(x) != len(images) for x in pair):
             shapes = [tuple(x.shape) for x in pair]
             raise ValueError(
                 f"extractor {self.name!r} returns {shapes} for {len(images)} images; "
-                "it must return (features (b, f), logits (b, c)), or logits alone"
+                "it must return (features (b, f), logits (b, c)), or only logits"
             )
         return (*pair, None)
 
 
 def _load_program(path: str, data: bytes, device: str) -> Callable[[Tensor], Any]:
-    """The module of a TorchScript or torch.export archive; its layout tells which."""
+    """The program of a TorchScript or torch.export archive; the layout of the archive tells which it is."""
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             scripted = any("/code/" in name for name in archive.namelist())
@@ -228,11 +240,14 @@ def _load_program(path: str, data: bytes, device: str) -> Callable[[Tensor], Any
     except (zipfile.BadZipFile, RuntimeError, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
-            f"extractor {path!r} is no TorchScript or torch.export file ({reason}); save one with torch.jit.save "
+            f"extractor {path!r} is not a TorchScript or torch.export file ({reason}); save one with torch.jit.save "
             "or torch.export.save"
         ) from None
 
 
 def open_extractor(name: str, inception_weights: str, batch: int) -> Extractor:
-    """ "inception", with its weights' path or "" for their download, or the path of a program. Raises ValueError."""
+    """The extractor of a name: inception, or the path of a program. Raises ValueError; see the two classes.
+
+    inception_weights: path of Inception's weights; empty to download them.
+    """
     return InceptionExtractor(inception_weights, batch) if name == "inception" else FileExtractor(name, batch)

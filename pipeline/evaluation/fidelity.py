@@ -1,7 +1,7 @@
-"""Images through the tokenizer and back, and how far they come back: PSNR, SSIM, LPIPS, codebook usage.
+"""How well a tokenizer reconstructs images: PSNR, SSIM, LPIPS and the use of the codebook.
 
-Both images are uint8 after the one rounding of `to_pixels`. PSNR and SSIM are taken under several conventions side by
-side, since a convention moves them by more than models do; `psnr` and `ssim` are the headline.
+Originals and reconstructions are uint8, rounded once by `to_pixels`. PSNR and SSIM are computed under several
+conventions, because conventions differ by more than models do. `psnr` and `ssim` are the main ones.
 """
 
 from collections.abc import Callable
@@ -25,7 +25,7 @@ _GAUSSIAN: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What becomes of n images that go through a tokenizer and back."""
+    """Codes of n images, and the images that the codes decode to."""
 
     codes: np.ndarray
     """(n, T, h, w) uint16."""
@@ -34,7 +34,10 @@ class Reconstruction:
 
 
 def reconstruct(codec: Codec, pixels: np.ndarray, seed: int, first: int = 0) -> Reconstruction:
-    """Images (n, H, W, C) uint8 through the tokenizer and back. Noise: image i has child `first + i` of the seed."""
+    """Encode images (n, H, W, C) uint8 and decode their codes. The noise of image i is that of sample `first + i`.
+
+    So a set may be cut into calls at any place: with the same `batch` of the codec, an image gets the same codes.
+    """
     seeds = child_seeds(seed, torch.arange(first, first + len(pixels))).numpy()
     codes = codec.encode(pixels, seeds).codes
     return Reconstruction(codes, codec.decode(codes))
@@ -42,15 +45,16 @@ def reconstruct(codec: Codec, pixels: np.ndarray, seed: int, first: int = 0) -> 
 
 @dataclass(frozen=True)
 class Convention:
-    """A measure of one pair of (H, W, C) uint8, whose mean over images is the figure.
-
-    window, channels: the least H and W, and the least C, for which it is taken.
-    """
+    """How a metric is computed: for each pair of images, and then as the mean over pairs."""
 
     says: str
+    """The convention in words, for the protocol."""
     measure: Callable[[np.ndarray, np.ndarray], float]
+    """The metric of one pair, (H, W, C) uint8 both."""
     window: int = 1
+    """Smallest H and W that it can be computed for."""
     channels: int = 1
+    """Smallest C that it can be computed for."""
 
 
 def mean_square(real: np.ndarray, fake: np.ndarray) -> float:
@@ -59,25 +63,26 @@ def mean_square(real: np.ndarray, fake: np.ndarray) -> float:
 
 
 def decibels(error: float) -> float:
-    """PSNR of a mean squared error at a peak of 255; infinite for none."""
+    """PSNR of a mean squared error at a peak of 255; infinite for an error of 0."""
     with np.errstate(divide="ignore"):
         return float(10 * np.log10(255.0**2 / np.float64(error)))
 
 
 def _wrapped(real: np.ndarray, fake: np.ndarray) -> float:
-    """The error as unsigned bytes give it, where differences and squares wrap at 256."""
+    """The mean squared error in uint8 arithmetic, where differences and squares wrap around at 256."""
     difference = real - fake
     return float(np.mean(difference * difference))
 
 
 def luma(pixels: np.ndarray) -> np.ndarray:
-    """(H, W, 3) to (H, W, 1) float64 by BT.601 at full range."""
+    """BT.601 luma at full range: (H, W, 3) to (H, W, 1) float64."""
     return (pixels @ _LUMA)[..., None]
 
 
-def _ssim(window: dict[str, Any], data_range: float, of: Callable[[np.ndarray], np.ndarray] = lambda x: x):
+def _ssim(window: dict[str, Any], data_range: float, convert: Callable[[np.ndarray], np.ndarray] = lambda x: x):
     def measure(real: np.ndarray, fake: np.ndarray) -> float:
-        return float(structural_similarity(of(real), of(fake), data_range=data_range, channel_axis=-1, **window))
+        pair = convert(real), convert(fake)
+        return float(structural_similarity(*pair, data_range=data_range, channel_axis=-1, **window))
 
     return measure
 
@@ -92,7 +97,7 @@ PAIRS: dict[str, Convention] = {
         channels=3,
     ),
     "psnr_uint8_wrap": Convention(
-        "a mistake met in the wild, to recognize it by: psnr with differences and squares wrapped at 256",
+        "psnr with differences and squares that wrap around at 256; a common mistake, given to recognize it by",
         lambda a, b: decibels(_wrapped(a, b)),
     ),
     "ssim": Convention(
@@ -102,12 +107,12 @@ PAIRS: dict[str, Convention] = {
         7,
     ),
     "ssim_range2": Convention(
-        "ssim with twice the data range, as values in [0, 1] under a data range of 2 give (LlamaGen)",
+        "ssim with twice the data range, which values in [0, 1] under a data range of 2 amount to (LlamaGen)",
         _ssim(_UNIFORM, 510),
         7,
     ),
     "ssim_gaussian": Convention(
-        "uint8 pairs, data range 255, 11x11 Gaussian window of deviation 1.5, population covariance, mean over "
+        "uint8 pairs, data range 255, 11x11 Gaussian window of sigma 1.5, population covariance, mean over "
         "channels (Wang et al. 2004; torchmetrics on [0, 1])",
         _ssim(_GAUSSIAN, 255),
         11,
@@ -126,14 +131,15 @@ POOLED_CONVENTION = "uint8 pairs, data range 255, dB of the mean squared error o
 
 
 class RunningFidelity:
-    """Every convention that fits the images, over pairs that come in parts. threads: pairs measured at once."""
+    """Every convention that fits the images, over pairs that come in parts."""
 
     def __init__(self, threads: int = 1) -> None:
+        """threads: how many pairs are measured at the same time."""
         self._threads = threads
         self._rows: list[dict[str, float]] = []
 
     def add(self, real: np.ndarray, fake: np.ndarray) -> None:
-        """Take pairs, (n, H, W, C) uint8 both."""
+        """Add pairs, (n, H, W, C) uint8 both."""
         _check(real, fake)
         with ThreadPoolExecutor(self._threads) as pool:
             self._rows += pool.map(self._measure, real, fake)
@@ -144,19 +150,22 @@ class RunningFidelity:
         fitting = {name: c for name, c in PAIRS.items() if side >= c.window and channels >= c.channels}
         return {name: c.measure(real, fake) for name, c in fitting.items()} | {POOLED: mean_square(real, fake)}
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """Means over all pairs, by name."""
         means = {name: float(np.mean([row[name] for row in self._rows])) for name in self._rows[0]}
         return means | {POOLED: decibels(means[POOLED])}
 
 
 def psnr(real: np.ndarray, fake: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB of (n, H, W, C) uint8 pairs, the headline; infinite if a pair is equal."""
+    """Peak signal-to-noise ratio in dB of (n, H, W, C) uint8 pairs, by the main convention.
+
+    It is infinite where the images of a pair are equal.
+    """
     return _mean(PAIRS["psnr"], real, fake)
 
 
 def ssim(real: np.ndarray, fake: np.ndarray) -> float:
-    """Structural similarity of (n, H, W, C) uint8 pairs, the headline; H and W are 7 or more."""
+    """Structural similarity of (n, H, W, C) uint8 pairs, by the main convention. H and W are 7 or more."""
     return _mean(PAIRS["ssim"], real, fake)
 
 
@@ -167,7 +176,7 @@ def _mean(convention: Convention, real: np.ndarray, fake: np.ndarray) -> float:
 
 @torch.no_grad()
 def lpips(perceptual: PerceptualLoss, real: np.ndarray, fake: np.ndarray, batch: int) -> float:
-    """Mean LPIPS of (n, H, W, C) uint8 pairs on the network's device."""
+    """Mean LPIPS of (n, H, W, C) uint8 pairs, on the network's device, at most `batch` pairs per call."""
     _check(real, fake)
     device = next(perceptual.parameters()).device
     total = 0.0
@@ -179,12 +188,12 @@ def lpips(perceptual: PerceptualLoss, real: np.ndarray, fake: np.ndarray, batch:
 
 
 def code_counts(codes: np.ndarray, codebook_size: int) -> np.ndarray:
-    """How often each step of (n, T, h, w) codes chose each code: (T, K) int64."""
+    """How often each code occurs at each step of codes (n, T, h, w): (T, K) int64."""
     return np.stack([np.bincount(step.ravel(), minlength=codebook_size) for step in codes.swapaxes(0, 1)])
 
 
 def perplexity(counts: np.ndarray) -> np.ndarray:
-    """exp of the entropy of each row of counts, 1 to K: how many codes a step uses, in effect."""
+    """exp of the entropy of each row of counts (T, K): the effective number of codes per step, from 1 to K."""
     shares = counts / counts.sum(axis=-1, keepdims=True)
     logs = np.log(shares, out=np.zeros_like(shares), where=shares > 0)
     return np.exp(-(shares * logs).sum(axis=-1))

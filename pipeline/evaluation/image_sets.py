@@ -1,7 +1,7 @@
 """Sets of images behind one interface, streamed: folders of real images, sample stores, .npz files, folders of PNGs.
 
-Nothing here holds more than a shard of images. Chunks are of one size whatever a set is stored in, so that sums over
-them come out the same to the bit.
+Nothing here holds more than one shard of images. Chunks have the same size for every kind of set, so that sums over
+chunks are identical.
 """
 
 import contextlib
@@ -29,45 +29,48 @@ CHUNK = 250
 
 @dataclass(frozen=True)
 class Chunk:
-    """pixels (n, H, W, C) uint8, and labels (n,) int64, -1 where they are not known."""
+    """The next images of a set."""
 
     pixels: np.ndarray
+    """(n, H, W, C) uint8."""
     labels: np.ndarray
+    """(n,) int64; -1 where a label is unknown."""
 
 
 class ImageSet:
-    """Images in one fixed order that can be gone through again and again.
-
-    digest: of what the set is made of. size, channels: of every image. classes: what the labels mean, where that is
-    known.
-    """
+    """Images in a fixed order that can be read any number of times."""
 
     url: str
+    """Where the images are."""
     digest: str
+    """Digest of what the set consists of."""
     size: int
+    """Width and height of every image in pixels."""
     channels: int
+    """Channels of every image: 1 or 3."""
     classes: tuple[str, ...] | None = None
+    """Class names; a label is a position among them. None where they are unknown."""
 
     def __len__(self) -> int:
-        """Images listed; of a folder, some may turn out to be unusable."""
+        """How many images are listed. Some images of a folder may turn out to be unusable."""
         raise NotImplementedError
 
     def _parts(self) -> Iterable[Chunk]:
         raise NotImplementedError
 
     def chunks(self) -> Iterator[Chunk]:
-        """All images, CHUNK at a time, the last chunk as short as it comes."""
+        """All images, CHUNK at a time; the last chunk may be shorter."""
         kept: list[Chunk] = []
         count = 0
         for part in self._parts():
             kept.append(part)
             count += len(part.labels)
             if count >= CHUNK:
-                whole = _joined(kept)
-                cut = count - count % CHUNK
-                for start in range(0, cut, CHUNK):
-                    yield Chunk(whole.pixels[start : start + CHUNK], whole.labels[start : start + CHUNK])
-                kept, count = [Chunk(whole.pixels[cut:], whole.labels[cut:])], count - cut
+                joined = _joined(kept)
+                end = count - count % CHUNK
+                for start in range(0, end, CHUNK):
+                    yield Chunk(joined.pixels[start : start + CHUNK], joined.labels[start : start + CHUNK])
+                kept, count = [Chunk(joined.pixels[end:], joined.labels[end:])], count - end
         if count:
             yield _joined(kept)
 
@@ -77,7 +80,7 @@ def _joined(parts: list[Chunk]) -> Chunk:
 
 
 def watched(images: ImageSet, title: str) -> Iterator[Chunk]:
-    """The chunks of a set under a progress line."""
+    """The chunks of a set, with a progress line."""
     done = 0
     with ProgressLine(f"evaluate: {title}", len(images), "images") as progress:
         for chunk in images.chunks():
@@ -87,12 +90,13 @@ def watched(images: ImageSet, title: str) -> Iterator[Chunk]:
 
 
 class FolderImages(ImageSet):
-    """The center views of a folder's images; of `limit` spread evenly over them, if given.
-
-    Images that cannot be decoded are left out.
-    """
+    """The center views of a folder's images. Images that cannot be decoded are left out."""
 
     def __init__(self, url: str, size: int, channels: int, threads: int = 1, limit: int | None = None) -> None:
+        """limit: how many images to use, spread evenly over the folder; None for all of them.
+
+        Raises ValueError when there is no such folder.
+        """
         self.url, self.size, self.channels, self._threads = url, size, channels, threads
         self._source = list_images(url)
         self.digest, self.classes = self._source.digest, self._source.classes
@@ -104,13 +108,13 @@ class FolderImages(ImageSet):
     def _parts(self) -> Iterator[Chunk]:
         with ThreadPoolExecutor(self._threads) as pool:
             for start in range(0, self._count, CHUNK):
-                turns = range(start, min(start + CHUNK, self._count))
-                rows = [turn * len(self._source) // self._count for turn in turns]
+                positions = range(start, min(start + CHUNK, self._count))
+                rows = [position * len(self._source) // self._count for position in positions]
                 views = zip(rows, pool.map(self._view, rows), strict=True)
-                seen = [(row, pixels) for row, pixels in views if pixels is not None]
-                if seen:
-                    labels = np.array([self._source.label(row) for row, _ in seen], np.int64)
-                    yield Chunk(np.stack([pixels for _, pixels in seen]), labels)
+                usable = [(row, pixels) for row, pixels in views if pixels is not None]
+                if usable:
+                    labels = np.array([self._source.label(row) for row, _ in usable], np.int64)
+                    yield Chunk(np.stack([pixels for _, pixels in usable]), labels)
 
     def _view(self, row: int) -> np.ndarray | None:
         try:
@@ -120,9 +124,10 @@ class FolderImages(ImageSet):
 
 
 class StoreImages(ImageSet):
-    """A sample store's images, of the channels asked for: a store keeps grey three times."""
+    """The images of a sample store."""
 
     def __init__(self, url: str, channels: int) -> None:
+        """channels: 1 for grey, of which a store holds three equal channels, or 3."""
         self.url, self.channels, self.store = url, channels, open_store(url, KIND)
         self.digest, self.classes = self.store.id, self.store.manifest.plan.samples.classes
         self.size = self.store.specs["images"].row_shape[0]
@@ -132,17 +137,15 @@ class StoreImages(ImageSet):
 
     def _parts(self) -> Iterator[Chunk]:
         for shard in range(self.store.manifest.plan.num_shards):
-            found = self.store.shard(shard, ("images", "label"))
-            yield Chunk(found["images"][..., : self.channels], found["label"].astype(np.int64))
+            arrays = self.store.shard(shard, ("images", "label"))
+            yield Chunk(arrays["images"][..., : self.channels], arrays["label"].astype(np.int64))
 
 
 class ArchiveImages(ImageSet):
-    """An .npz as the ADM evaluator reads it: arr_0 (N, H, W, 3) uint8, and arr_1 (N,), if there, as labels.
-
-    Raises ValueError when the file is none, is cut short or holds other arrays.
-    """
+    """An .npz as the ADM evaluator reads it: arr_0 (N, H, W, 3) uint8 and, if it is there, arr_1 (N,) as labels."""
 
     def __init__(self, url: str, channels: int) -> None:
+        """Raises ValueError when the file is missing, damaged or holds other arrays."""
         self.url, self.channels = url, channels
         with open_archive(url) as archive:
             if "arr_0.npy" not in archive.namelist():
@@ -175,18 +178,21 @@ class ArchiveImages(ImageSet):
 
 @contextlib.contextmanager
 def open_archive(url: str) -> Iterator[zipfile.ZipFile]:
-    """An .npz that is read as far as it is asked for. Raises ValueError when there is none or it is damaged."""
+    """Open an .npz, of which only the requested parts are read. Raises ValueError when it is missing or damaged.
+
+    That includes damage that shows while the caller reads.
+    """
     try:
         with files.open_read(url) as file, zipfile.ZipFile(file) as archive:
             yield archive
     except FileNotFoundError:
         raise ValueError(f"{url!r} does not exist; give the path of an .npz") from None
     except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise ValueError(f"{url!r} is no whole .npz ({error}); write it again") from None
+        raise ValueError(f"{url!r} is not a complete .npz ({error}); write it again") from None
 
 
 def _header(member: Any, url: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of a .npy whose values follow."""
+    """Read the header of a .npy: the shape and type of the values that follow."""
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, fortran_order, dtype = read(member)
@@ -196,7 +202,7 @@ def _header(member: Any, url: str) -> tuple[tuple[int, ...], np.dtype]:
 
 
 def _archive_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray:
-    """arr_1 where it is one whole number an image, else -1."""
+    """arr_1 if it has one integer per image, else -1 for all images."""
     if "arr_1.npy" in archive.namelist():
         with archive.open("arr_1.npy") as member:
             labels = np.lib.format.read_array(member, allow_pickle=False)
@@ -206,18 +212,19 @@ def _archive_labels(archive: zipfile.ZipFile, count: int) -> np.ndarray:
 
 
 class PictureImages(ImageSet):
-    """Pictures as they lie in a folder and below it, in the order of their file names; no labels, nothing resized.
+    """Pictures in a folder and its subfolders, in the order of their file names, unlabelled and in their own size.
 
-    Raises ValueError when there are none, or one is damaged, not square or of another size than the first.
+    Reading raises ValueError for a picture that is damaged, not square, or not of the first one's size.
     """
 
     def __init__(self, url: str, channels: int, threads: int = 1) -> None:
+        """Raises ValueError when there is no picture."""
         self.url, self.channels, self._threads = url, channels, threads
-        found = [(name, size) for name, size in files.list_files(url) if name.lower().endswith(SUFFIXES)]
-        if not found:
-            raise ValueError(f"samples {url!r} are no sample store, .npz or folder of pictures; run rdpm sample")
-        self._names = sorted((name for name, _ in found), key=lambda name: (name.rsplit("/", 1)[-1], name))
-        self.digest = digest_of(found)
+        listed = [(name, size) for name, size in files.list_files(url) if name.lower().endswith(SUFFIXES)]
+        if not listed:
+            raise ValueError(f"samples {url!r} is not a sample store, .npz or folder of pictures; run rdpm sample")
+        self._names = sorted((name for name, _ in listed), key=lambda name: (name.rsplit("/", 1)[-1], name))
+        self.digest = digest_of(listed)
         self.size = self._read(self._names[0], None).shape[0]
 
     def __len__(self) -> int:
@@ -237,16 +244,21 @@ class PictureImages(ImageSet):
             raise ValueError(f"sample {name} of {self.url!r} is unusable ({reason}); write the set again") from None
         height, width = pixels.shape[:2]
         if height != width or height != (size or height):
-            raise ValueError(f"sample {name} of {self.url!r} is {width} x {height}; samples are square and of one size")
+            raise ValueError(
+                f"sample {name} of {self.url!r} is {width} x {height}; give square samples that all have one size"
+            )
         return pixels[..., : self.channels]
 
 
 def open_samples(url: str, channels: int, threads: int = 1) -> StoreImages | ArchiveImages | PictureImages:
-    """A sample store, an .npz or a folder of pictures. Raises ValueError for anything else, and for half of one."""
+    """Open a sample store, an .npz or a folder of pictures. Raises ValueError for anything else or incomplete.
+
+    channels: 1 or 3, of every image.
+    """
     if url.endswith(".npz"):
         return ArchiveImages(url, channels)
     if any(files.exists(files.join(url, name)) for name in (MANIFEST, PLAN)):
         return StoreImages(url, channels)
     if not files.exists(url):
-        raise ValueError(f"samples {url!r} do not exist; give a sample store, an .npz or a folder of pictures")
+        raise ValueError(f"samples {url!r} does not exist; give a sample store, an .npz or a folder of pictures")
     return PictureImages(url, channels, threads)

@@ -1,4 +1,4 @@
-"""What the evaluation stage is given: its settings, and the inputs opened and found to belong together."""
+"""The settings of an evaluation, and its inputs: opened, and checked to belong together."""
 
 import posixpath
 from dataclasses import dataclass, field
@@ -23,7 +23,7 @@ from rdpm.pipeline.evaluation.image_sets import (
     open_samples,
 )
 from rdpm.pipeline.evaluation.protocol import NEIGHBOURS
-from rdpm.pipeline.evaluation.splits import check_classes, check_tokenizer, hold
+from rdpm.pipeline.evaluation.splits import check_classes, check_tokenizer, load_all
 from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.exports.weights import load_tokenizer
 
@@ -32,18 +32,18 @@ SMALLEST_PERCEPTUAL = 16  # VGG16 halves an image four times
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """What is compared with what. One of samples and tokenizer is needed; every other input may be left out."""
+    """What is compared with what. Give samples, a tokenizer or both; every other input is optional."""
 
     out: str = field(metadata=EXECUTION)
-    """The metrics.json to write; classifier and statistics are kept beside it."""
+    """The metrics.json to write; the classifier and statistics are kept beside it."""
     samples: str = ""
     """A sample store, an .npz (arr_0) or a folder of pictures."""
     reference: str = ""
-    """What samples are measured against: ADM's .npz or a folder of images; empty for train_images."""
+    """What samples are compared with: ADM's .npz or a folder of images; empty for train_images."""
     images: str = ""
-    """Held-out images, which the tokenizer has to reconstruct."""
+    """Held-out images, which the tokenizer reconstructs."""
     train_images: str = ""
-    """Images that were trained on, to find copies of; the classifier learns from them, in memory."""
+    """Images that were trained on. Copies of them are looked for, and the classifier is trained on them in memory."""
     tokenizer: str = ""
     """Folder or URL of a tokenizer's export."""
     extractor: str = "classifier"
@@ -53,51 +53,58 @@ class EvaluateConfig:
     perceptual: str = "none"
     """VGG16 for LPIPS: torchvision, the path of vgg16-397923af.pth, or none."""
     manifold_images: int = 10_000
-    """Images of the reference that precision and recall are taken against."""
+    """How many images of the reference precision and recall use."""
     draws: int = 10
-    """Random draws of samples that a matched metric is the mean over."""
+    """How many random draws of samples a matched metric is the mean over."""
     seed: int = 0
-    """Seed of the draws, of the classifier and of the reconstructions' noise."""
+    """Seed of the draws, the classifier and the noise of reconstructions."""
     batch: int = field(default=64, metadata=EXECUTION)
     """Images per call of a network."""
     threads: int = field(default=2, metadata=EXECUTION)
     """CPU threads."""
     timed: tuple[str, ...] = field(default=(), metadata=EXECUTION)
-    """Outputs of other jobs, whose seconds are copied from their records."""
+    """Outputs of other jobs; their seconds are copied from their records."""
 
     def __post_init__(self) -> None:
         for name, least in (("draws", 0), ("batch", 1), ("threads", 1), ("manifold_images", NEIGHBOURS + 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; use {least} or more")
         if self.batch > CHUNK:
-            raise ValueError(f"batch is {self.batch}; use {CHUNK} or less, the images that are read at once")
+            raise ValueError(f"batch is {self.batch}; use {CHUNK} or less, because {CHUNK} images are read at once")
         if not self.samples and not self.tokenizer:
-            raise ValueError("neither samples nor tokenizer is given; give what to evaluate")
+            raise ValueError("samples and tokenizer are both empty; give one of them to evaluate")
         if self.samples and not (self.reference or self.train_images):
-            raise ValueError("samples have no reference; give reference or train_images")
+            raise ValueError("samples need something to be compared with; give reference or train_images")
         if self.tokenizer and not self.images and not self.samples:
-            raise ValueError("a tokenizer alone needs images to give back; give images, held out from its training")
+            raise ValueError("a tokenizer needs images to reconstruct; give images that it was not trained on")
         if self.extractor == "classifier" and not self.train_images:
-            raise ValueError("extractor classifier learns from train_images; give them, or another extractor")
+            raise ValueError("extractor classifier is trained on train_images; give them, or another extractor")
 
 
 @dataclass(frozen=True)
-class Inputs:
-    """What was given, opened. folder: where classifier and statistics are kept."""
+class EvaluationInputs:
+    """The opened inputs of an evaluation."""
 
     tokenizer: Tokenizer | None
+    """None where none is given."""
     tokenizer_digest: str
+    """Digest of the tokenizer's card; empty without a tokenizer."""
     samples: StoreImages | ArchiveImages | PictureImages | None
+    """None where none are given."""
     held_out: FolderImages | None
+    """Held-out images; None where none are given."""
     train: FolderImages | None
+    """Training images; None where none are given."""
     extractor: Extractor
+    """The feature space."""
     folder: str
+    """Where the classifier and statistics are kept."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """What labels mean, as far as any input knows."""
-        named = (images.classes for images in (self.train, self.held_out, self.samples) if images)
-        return next((classes for classes in named if classes), ())
+        """Class names, from the first input that knows them; empty where none does."""
+        known = (images.classes for images in (self.train, self.held_out, self.samples) if images)
+        return next((classes for classes in known if classes), ())
 
     def facts(self) -> dict[str, Any]:
         """Names and digests, for the protocol."""
@@ -112,10 +119,10 @@ class Inputs:
         return facts
 
 
-def open_inputs(config: EvaluateConfig) -> Inputs:
-    """Real images are cropped to the tokenizer's size and channels, or to those of the samples without one.
+def open_inputs(config: EvaluateConfig) -> EvaluationInputs:
+    """Open every input that is given. Raises ValueError when one is missing or they do not belong together.
 
-    Raises ValueError when an input is missing or inputs do not belong together.
+    Real images get the size and channels of the tokenizer; without a tokenizer, the samples' size and three channels.
     """
     tokenizer, card = load_tokenizer(config.tokenizer) if config.tokenizer else (None, None)
     channels = tokenizer.config.autoencoder.in_channels if tokenizer else 3
@@ -125,9 +132,14 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
     sizes = {tokenizer.config.image_size} if tokenizer else set()
     sizes |= {samples.size} if samples else set()
     if len(sizes) > 1:
-        raise ValueError(f"samples {config.samples!r} and the tokenizer's images have {sorted(sizes)} pixels a side")
+        raise ValueError(
+            f"samples {config.samples!r} and the tokenizer's images have different sizes, {sorted(sizes)} pixels; give "
+            "the tokenizer that the samples were drawn with"
+        )
     if config.perceptual != "none" and max(sizes) < SMALLEST_PERCEPTUAL:
-        raise ValueError(f"LPIPS needs {SMALLEST_PERCEPTUAL} pixels a side, not {max(sizes)}; say perceptual=none")
+        raise ValueError(
+            f"LPIPS needs images of {SMALLEST_PERCEPTUAL} pixels or more, not {max(sizes)}; use perceptual=none"
+        )
     held_out, train = (
         FolderImages(url, max(sizes), channels, config.threads) if url else None
         for url in (config.images, config.train_images)
@@ -137,30 +149,30 @@ def open_inputs(config: EvaluateConfig) -> Inputs:
         check_classes(f"{images.url!r}", images.classes, known[0].classes)
     folder = posixpath.dirname(config.out) or "."
     extractor = make_extractor(config, train, folder)
-    return Inputs(tokenizer, card.digest if card else "", samples, held_out, train, extractor, folder)
+    return EvaluationInputs(tokenizer, card.digest if card else "", samples, held_out, train, extractor, folder)
 
 
 def make_extractor(config: EvaluateConfig, train: FolderImages | None, folder: str) -> Extractor:
-    """The extractor of the config. The classifier is trained on the training images, or found in `folder`."""
+    """The extractor that the config names. The classifier is read from `folder`, or trained on the training images."""
     if config.extractor != "classifier":
         return open_extractor(config.extractor, config.inception_weights, config.batch)
     assert train
-    images = hold(train)
-    shape = ClassifierConfig(num_classes=len(images.classes), channels=images.pixels.shape[-1])
-    classifier = load_or_train_classifier(folder, shape, images.pixels, images.labels, config.seed)
+    images = load_all(train)
+    classifier_config = ClassifierConfig(num_classes=len(images.classes), channels=images.pixels.shape[-1])
+    classifier = load_or_train_classifier(folder, classifier_config, images.pixels, images.labels, config.seed)
     return ClassifierExtractor(classifier, config.batch)
 
 
 def input_digests(config: EvaluateConfig) -> dict[str, str]:
     """Digests of the inputs that are given, for the job's record. Raises ValueError when one is missing."""
-    found = {}
+    digests = {}
     for name in ("train_images", "images", "reference"):
         if url := getattr(config, name):
-            found[f"{name}_digest"] = reference_digest(url)
+            digests[f"{name}_digest"] = reference_digest(url)
     if config.tokenizer:
-        found["tokenizer_digest"] = read_card(config.tokenizer, "tokenizer").digest
+        digests["tokenizer_digest"] = read_card(config.tokenizer, "tokenizer").digest
     if config.extractor not in ("classifier", "inception") and files.is_file(config.extractor):
-        found["extractor_digest"] = files.digest_file(config.extractor).sha256
+        digests["extractor_digest"] = files.digest_file(config.extractor).sha256
     if config.samples:
-        found["samples_digest"] = open_samples(config.samples, 3).digest
-    return found
+        digests["samples_digest"] = open_samples(config.samples, 3).digest
+    return digests

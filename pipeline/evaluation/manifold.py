@@ -1,9 +1,10 @@
 """Improved precision and recall (Kynkäänniemi et al. 2019) as ADM's evaluator computes them.
 
-A manifold is the union of a ball around each point that reaches its k-th neighbour, itself not counted; on the sphere
-is inside. The evaluator takes |u|^2 - 2 u.v + |v|^2 of features rounded to float16, and rounds every term and sum to
-float16 too. Features of |u|^2 around 600 then have distances in steps of 0.5, and ties let more points in. That is the
-figure in print; the same in float32 stands beside it.
+The manifold of a set is a union of balls, one around each point. A ball reaches to the k-th nearest neighbour of its
+point, not counting the point itself, and a point on its surface is inside. The evaluator computes |u|^2 - 2 u.v + |v|^2
+from features rounded to float16, and rounds every term and sum to float16 too. For features with |u|^2 around 600,
+distances then come in steps of 0.5, and ties let more points in. Published numbers are computed this way; we report
+them beside the same in float32.
 """
 
 from dataclasses import dataclass
@@ -13,27 +14,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Precision = Literal["float16", "float32"]
+DistanceType = Literal["float16", "float32"]
+"""What features and their squared distances are rounded to."""
 
-_BLOCK = 512  # rows of a distance matrix held at once
+_BLOCK = 512  # rows of the distance matrix in memory at once
 
 
 @dataclass(frozen=True)
 class PrecisionRecall:
-    """Shares in [0, 1]: of fakes inside the real manifold, and of reals inside the fake manifold."""
+    """Precision and recall, both in [0, 1]."""
 
     precision: float
+    """Share of the fakes inside the manifold of the reals."""
     recall: float
+    """Share of the reals inside the manifold of the fakes."""
 
 
 def precision_recall(
-    real: np.ndarray, fake: np.ndarray, k: int = 3, precision: Precision = "float16", block: int = _BLOCK
+    real: np.ndarray, fake: np.ndarray, k: int = 3, distances: DistanceType = "float16", block: int = _BLOCK
 ) -> PrecisionRecall:
-    """Of features (n, f) and (m, f). Raises ValueError for sets of k images or fewer."""
+    """Precision and recall of features (n, f) and (m, f). Raises ValueError for a set of k images or fewer."""
     for points in (real, fake):
         if len(points) <= k:
-            raise ValueError(f"{len(points)} images have no {k} nearest neighbours among themselves; give more images")
-    reals, fakes = _Points(real, precision), _Points(fake, precision)
+            raise ValueError(f"{len(points)} images do not have {k} neighbours each; give {k + 1} or more")
+    reals, fakes = _Points(real, distances), _Points(fake, distances)
     radii_real, radii_fake = (_radii(points, k, block) for points in (reals, fakes))
     precise, covered = 0, torch.zeros(len(real), dtype=torch.bool, device=radii_real.device)
     for start in range(0, len(fake), block):
@@ -45,28 +49,29 @@ def precision_recall(
 
 
 def float16_holds(*sets: np.ndarray) -> bool:
-    """Whether no squared distance within or between these sets can leave float16's range: |u - v|^2 <= 4 max |u|^2.
+    """Whether all squared distances within and between these sets are in float16's range: |u - v|^2 <= 4 max |u|^2.
 
-    The evaluator turns to float32 for a block of 10,000 that left it; here all of the sets decide, so no block shows.
+    The evaluator decides this for each block of 10,000 images. Here all sets decide together, so the result does not
+    depend on blocks.
     """
     largest = max(float((points.astype(np.float64) ** 2).sum(axis=1).max()) for points in sets)
     return 4 * largest <= float(np.finfo(np.float16).max)
 
 
 class _Points:
-    """Features rounded to a precision, and their squared norms. Products are exact in float64, so no block shows."""
+    """Rounded features and their squared norms. Products are exact in float64, so results do not depend on blocks."""
 
-    def __init__(self, features: np.ndarray, precision: Precision) -> None:
-        self.dtype = torch.float16 if precision == "float16" else torch.float32
+    def __init__(self, features: np.ndarray, distances: DistanceType) -> None:
+        self.dtype = torch.float16 if distances == "float16" else torch.float32
         device = "cuda" if torch.cuda.is_available() else "cpu"
         values = torch.from_numpy(features).to(device, self.dtype)
         self.values = values.double()
-        squares = values.square() if precision == "float16" else self.values.square()
+        squares = values.square() if distances == "float16" else self.values.square()
         self.norms = squares.double().sum(dim=1)
 
 
 def _squared(a: _Points, rows: slice, b: _Points) -> Tensor:
-    """Squared distances of some rows of a to all of b, float32, rounded as their precision has it."""
+    """Squared distances of some rows of a to all of b, rounded to their type, as float32."""
     products = 2 * (a.values[rows] @ b.values.T)
     if a.dtype == torch.float16:
         norms, products = a.norms[rows].half(), products.half()
@@ -75,7 +80,7 @@ def _squared(a: _Points, rows: slice, b: _Points) -> Tensor:
 
 
 def _radii(points: _Points, k: int, block: int) -> Tensor:
-    """Squared distance of each point to its k-th neighbour; in the row of distances its own is the first."""
+    """Squared distance of each point to its k-th neighbour. The smallest distance in its row is to the point itself."""
     parts = []
     for start in range(0, len(points.norms), block):
         parts.append(_squared(points, slice(start, start + block), points).kthvalue(k + 1, dim=1).values)

@@ -1,4 +1,4 @@
-"""The numbers of metrics.json, from opened inputs; `protocol` says what each of them means."""
+"""The metrics in metrics.json, computed from opened inputs. `protocol` says what each of them means."""
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from rdpm.pipeline.evaluation.fidelity import (
     reconstruct,
 )
 from rdpm.pipeline.evaluation.image_sets import Chunk, ImageSet, watched
-from rdpm.pipeline.evaluation.manifold import Precision, precision_recall
+from rdpm.pipeline.evaluation.manifold import DistanceType, precision_recall
 from rdpm.pipeline.evaluation.novelty import nearest_distance, thumbnails
 from rdpm.pipeline.evaluation.protocol import NEIGHBOURS, Metrics
 from rdpm.pipeline.inference.codec import Codec
@@ -30,71 +30,79 @@ def tokenizer_metrics(
     seed: int,
     threads: int,
 ) -> Metrics:
-    """How far held-out images come back, chunk by chunk, and how their codes use the codebook.
+    """How well held-out images are reconstructed, chunk by chunk, and how their codes use the codebook.
 
-    originals: statistics of the same images.
+    originals: statistics of the same images. perceptual: None to leave out LPIPS. seed: of the noise that encoding
+    mixes in. threads: how many pairs are measured at the same time.
     """
-    fidelity, distances = RunningFidelity(threads), []
-    back_statistics = RunningStatistics(extractor, originals.count, 0)
-    shape = codec.tokenizer.config
-    counts = np.zeros((shape.schedule.num_steps, shape.quantizer.codebook_size), np.int64)
+    fidelity, perceptual_sums = RunningFidelity(threads), []
+    reconstructed = RunningStatistics(extractor, originals.count, 0)
+    config = codec.tokenizer.config
+    counts = np.zeros((config.schedule.num_steps, config.quantizer.codebook_size), np.int64)
     done = 0
     for chunk in watched(held_out, "reconstructions"):
-        made = reconstruct(codec, chunk.pixels, seed, done)
-        back = made.pixels
-        fidelity.add(chunk.pixels, back)
-        back_statistics.add(Chunk(back, chunk.labels))
-        counts += code_counts(made.codes, shape.quantizer.codebook_size)
+        reconstruction = reconstruct(codec, chunk.pixels, seed, done)
+        fidelity.add(chunk.pixels, reconstruction.pixels)
+        reconstructed.add(Chunk(reconstruction.pixels, chunk.labels))
+        counts += code_counts(reconstruction.codes, config.quantizer.codebook_size)
         if perceptual is not None:
-            distances.append(lpips(perceptual, chunk.pixels, back, codec.batch) * len(back))
-        done += len(back)
+            mean = lpips(perceptual, chunk.pixels, reconstruction.pixels, codec.batch)
+            perceptual_sums.append(mean * len(chunk.labels))
+        done += len(chunk.labels)
     return {
-        **fidelity.figures(),
-        **({"lpips": sum(distances) / done} if distances else {}),
-        "rfid": frechet_distance(originals.pool, back_statistics.statistics().pool),
+        **fidelity.metrics(),
+        **({"lpips": sum(perceptual_sums) / done} if perceptual_sums else {}),
+        "rfid": frechet_distance(originals.pool, reconstructed.statistics().pool),
         "codebook_usage": float((counts.sum(axis=0) > 0).mean()),
         "perplexity_by_step": perplexity(counts).tolist(),
     }
 
 
-def sample_metrics(reference: Statistics, samples: Statistics, distances: Precision) -> Metrics:
-    """All samples against the reference, as ADM's evaluator has it. distances: the rounding of precision and recall."""
-    found = _compared(reference, samples, distances, "")
+def sample_metrics(reference: Statistics, samples: Statistics, distances: DistanceType) -> Metrics:
+    """All samples compared with the reference, as in ADM's evaluator.
+
+    distances: what precision and recall round distances to; float32 is reported in any case.
+    """
+    metrics = _compared(reference, samples, distances, "")
     if len(reference.features):
         exact = precision_recall(reference.features, samples.features, NEIGHBOURS, "float32")
-        found |= {"precision_float32": exact.precision, "recall_float32": exact.recall}
-    return found
+        metrics |= {"precision_float32": exact.precision, "recall_float32": exact.recall}
+    return metrics
 
 
 def held_out_metrics(
-    reference: Statistics, held_out: Statistics, samples: Statistics, draws: list[np.ndarray], distances: Precision
+    reference: Statistics, held_out: Statistics, samples: Statistics, draws: list[np.ndarray], distances: DistanceType
 ) -> Metrics:
-    """The held-out images in the samples' place, and draws of as many samples beside them."""
-    found = _compared(reference, held_out, distances, "_real")
+    """The held-out images compared with the reference, and random draws of equally many samples.
+
+    draws: rows of the samples, one array per draw; empty to leave out the draws.
+    """
+    metrics = _compared(reference, held_out, distances, "_real")
     if draws:
         parts = [samples.features[rows] for rows in draws]
         matched = [frechet_distance(reference.pool, moments([part])) for part in parts]
-        found |= {
+        metrics |= {
             "frechet_distance_matched": float(np.mean(matched)),
             "frechet_distance_deviation": float(np.std(matched)),
-            "frechet_ratio": float(np.mean(matched)) / found["frechet_distance_real"],
+            "frechet_ratio": float(np.mean(matched)) / metrics["frechet_distance_real"],
         }
         if len(reference.features):
             shares = [precision_recall(reference.features, part, NEIGHBOURS, distances) for part in parts]
-            found["precision_matched"] = float(np.mean([share.precision for share in shares]))
-            found["recall_matched"] = float(np.mean([share.recall for share in shares]))
-    return found
+            metrics["precision_matched"] = float(np.mean([share.precision for share in shares]))
+            metrics["recall_matched"] = float(np.mean([share.recall for share in shares]))
+    return metrics
 
 
-def _compared(reference: Statistics, other: Statistics, distances: Precision, suffix: str) -> Metrics:
-    found: Metrics = {f"frechet_distance{suffix}": frechet_distance(reference.pool, other.pool)}
+def _compared(reference: Statistics, other: Statistics, distances: DistanceType, suffix: str) -> Metrics:
+    """Metrics of a set compared with the reference. suffix: ends their names."""
+    metrics: Metrics = {f"frechet_distance{suffix}": frechet_distance(reference.pool, other.pool)}
     if reference.spatial and other.spatial:
-        found[f"spatial_frechet_distance{suffix}"] = frechet_distance(reference.spatial, other.spatial)
-    found[f"inception_score{suffix}"] = other.score
+        metrics[f"spatial_frechet_distance{suffix}"] = frechet_distance(reference.spatial, other.spatial)
+    metrics[f"inception_score{suffix}"] = other.score
     if len(reference.features):
-        share = precision_recall(reference.features, other.features, NEIGHBOURS, distances)
-        found |= {f"precision{suffix}": share.precision, f"recall{suffix}": share.recall}
-    return found
+        shares = precision_recall(reference.features, other.features, NEIGHBOURS, distances)
+        metrics |= {f"precision{suffix}": shares.precision, f"recall{suffix}": shares.recall}
+    return metrics
 
 
 def accuracy(statistics: Statistics) -> float:
@@ -103,27 +111,28 @@ def accuracy(statistics: Statistics) -> float:
 
 
 def novelty_metrics(samples: ImageSet, held_out: ImageSet | None, train: ImageSet) -> Metrics:
-    """Distances to the nearest training image, and the share of copies.
+    """Distances from samples to their nearest training images, and the share of copies.
 
-    A sample counts as a copy when it is nearer than 99% of the held-out images, so copies need these.
+    A sample counts as a copy when it is nearer to a training image than 99% of the held-out images are. So without
+    held-out images there is no share of copies.
     """
     fake = _thumbnails(samples)
     real = _thumbnails(held_out) if held_out else fake[:0]
     parts = (thumbnails(chunk.pixels) for chunk in watched(train, "nearest training images"))
     distances = nearest_distance(np.concatenate([fake, real]), parts)
     fake_distances, real_distances = np.split(distances, [len(fake)])
-    found = {
+    metrics = {
         "nearest_train_distance": float(np.median(fake_distances)),
         "nearest_train_distance_p01": float(np.percentile(fake_distances, 1)),
     }
     if held_out:
         threshold = float(np.percentile(real_distances, 1))
-        found |= {
+        metrics |= {
             "nearest_train_distance_real": float(np.median(real_distances)),
             "nearest_train_distance_real_p01": threshold,
             "copies": float((fake_distances < threshold).mean()),
         }
-    return found
+    return metrics
 
 
 def _thumbnails(images: ImageSet) -> np.ndarray:

@@ -1,7 +1,7 @@
-"""How near samples come to training images, in pixels: whether they are new or copies.
+"""How near samples are to training images in pixels, which tells new images from copies.
 
-Images are compared as thumbnails, box means of at most 32 pixels a side rounded to whole grey levels. Of whole numbers
-below 2^53 every product and sum in float64 is exact, so a distance is the same in any block and zero for equal images.
+Images are compared as thumbnails: box means of at most 32 x 32 pixels, rounded to integer grey levels. Products and
+sums of such integers are exact in float64. So distances do not depend on blocks, and equal images have distance zero.
 """
 
 from collections.abc import Iterable
@@ -10,11 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 
 _SIDE = 32
-_BLOCK = 4096  # rows of a distance matrix held at once
+_BLOCK = 4096  # rows of the distance matrix in memory at once
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """(n, H, W, C) uint8 to (n, d) uint8, d at most 32 x 32 x C; rows and columns beyond whole boxes are left out."""
+    """Images (n, H, W, C) uint8 to thumbnails (n, d) uint8, where d is at most 32 * 32 * C.
+
+    Rows and columns at the end that do not fill a box are left out.
+    """
     n, height, width, channels = pixels.shape
     box = -(-max(height, width) // _SIDE)
     if box == 1:
@@ -26,19 +29,21 @@ def thumbnails(pixels: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """The k nearest references of each query, nearest first: indices (q, k) int64 and squared distances (q, k)."""
+    """The k nearest references of each of q queries, nearest first."""
 
     indices: np.ndarray
+    """Positions of the references, (q, k) int64."""
     squared: np.ndarray
+    """Squared distances, (q, k) float64."""
 
 
 def nearest(queries: np.ndarray, references: np.ndarray, k: int) -> Neighbours:
-    """Euclidean neighbours of (q, d) uint8 among (r, d) uint8; of equally near ones the first comes first.
+    """Euclidean nearest neighbours of queries (q, d) uint8 among references (r, d) uint8.
 
-    Raises ValueError when there are fewer than k references.
+    References at the same distance keep their order. Raises ValueError when there are fewer than k references.
     """
     if len(references) < k:
-        raise ValueError(f"{len(references)} references have no {k} nearest; give more images")
+        raise ValueError(f"{len(references)} references are fewer than the {k} nearest asked for; give more images")
     indices, squared = [], []
     for start in range(0, len(queries), _BLOCK):
         rows = _squared(queries[start : start + _BLOCK], references)
@@ -49,9 +54,9 @@ def nearest(queries: np.ndarray, references: np.ndarray, k: int) -> Neighbours:
 
 
 def nearest_distance(queries: np.ndarray, references: Iterable[np.ndarray]) -> np.ndarray:
-    """Distance of each query (q, d) uint8 to the nearest of all references, which come in parts (r, d) uint8.
+    """Distance of each query to the nearest of all references: (q,) float64, in grey levels.
 
-    Root mean square over an image's values, in grey levels: (q,) float64.
+    It is the root mean square over an image's values. queries: (q, d) uint8. references: parts, each (r, d) uint8.
     """
     least = np.full(len(queries), np.inf)
     for part in references:
@@ -62,6 +67,6 @@ def nearest_distance(queries: np.ndarray, references: Iterable[np.ndarray]) -> n
 
 
 def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Squared distances (n, m) of whole numbers, exact in float64."""
+    """Squared distances (n, m) between integer vectors, exact in float64."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     return (a**2).sum(axis=1)[:, None] - 2 * (a @ b.T) + (b**2).sum(axis=1)

@@ -1,4 +1,4 @@
-"""Labelled sets of pixels, whole in memory, for the report and for held-out images while training."""
+"""Labelled images that are completely in memory: for reports, for the classifier, and for validation in training."""
 
 from dataclasses import dataclass
 
@@ -13,24 +13,29 @@ from rdpm.storage_schemas.samples import KIND
 
 @dataclass(frozen=True)
 class Split:
-    """Real images: pixels (n, H, W, C) uint8 and labels (n,) int64 in the order of their keys."""
+    """Real images, in the order of their keys."""
 
     source_digest: str
+    """Digest of the images' listing."""
     classes: tuple[str, ...]
+    """Class names; a label is a position among them."""
     pixels: np.ndarray
+    """(n, H, W, C) uint8."""
     labels: np.ndarray
+    """(n,) int64."""
 
 
 def load_split(root: str, config: TokenizerConfig, limit: int | None = None) -> Split:
-    """The center views of a folder's images at the tokenizer's size and channels; of `limit` spread evenly, if given.
+    """The center views of a folder's images, at the tokenizer's size and channels.
 
-    Raises ValueError when the folder holds no image that can be used.
+    limit: how many images to load, spread evenly over the folder; None for all. Raises ValueError when the folder
+    holds no image that can be decoded.
     """
-    return hold(FolderImages(root, config.image_size, config.autoencoder.in_channels, limit=limit))
+    return load_all(FolderImages(root, config.image_size, config.autoencoder.in_channels, limit=limit))
 
 
-def hold(images: FolderImages) -> Split:
-    """All of a folder's images. Raises ValueError when none can be used."""
+def load_all(images: FolderImages) -> Split:
+    """All images of a set in memory. Raises ValueError when none can be decoded."""
     chunks = list(images.chunks())
     if not chunks:
         raise ValueError(f"image folder {images.url!r} holds no image that can be decoded; give another folder")
@@ -41,19 +46,24 @@ def hold(images: FolderImages) -> Split:
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Generated images: pixels (n, H, W, C) uint8, labels (n,) int64 and codes (n, T, h, w) uint16 in store order."""
+    """Generated images, in the order of their store."""
 
     store: Store
+    """The sample store."""
     classes: tuple[str, ...]
+    """Class names; a label is a position among them."""
     pixels: np.ndarray
+    """(n, H, W, C) uint8."""
     labels: np.ndarray
+    """(n,) int64."""
     codes: np.ndarray
+    """(n, T, h, w) uint16."""
 
 
 def load_samples(url: str, tokenizer: ModelCard, channels: int) -> SampleSet:
-    """A sample store's images with the tokenizer's channels; a store keeps grey three times.
+    """The images of a sample store. Raises ValueError when there is none, or another tokenizer decoded it.
 
-    Raises ValueError when there is no such store, or it was decoded by another tokenizer.
+    channels: 1 for grey, of which a store holds three equal channels, or 3.
     """
     store = open_store(url, KIND)
     check_tokenizer(store, tokenizer)
@@ -68,13 +78,14 @@ def check_tokenizer(samples: Store, tokenizer: ModelCard) -> None:
     if made_by != tokenizer.digest:
         raise ValueError(
             f"samples {samples.url!r} were decoded by tokenizer {made_by[:12]}, not {tokenizer.digest[:12]}; "
-            "give the tokenizer they were drawn with"
+            "give the tokenizer that they were drawn with"
         )
 
 
-def check_classes(name: str, found: tuple[str, ...] | None, expected: tuple[str, ...] | None) -> None:
-    """Raises ValueError unless labels mean the same classes, where both are known."""
-    if found and expected and found != expected:
+def check_classes(name: str, classes: tuple[str, ...] | None, expected: tuple[str, ...] | None) -> None:
+    """Raises ValueError when both class lists are known and differ."""
+    if classes and expected and classes != expected:
         raise ValueError(
-            f"{name} has classes {list(found)[:10]}, the real images {list(expected)[:10]}; labels would not match"
+            f"{name} has classes {list(classes)[:10]}, but the real images have {list(expected)[:10]}; give images of "
+            "the same classes"
         )

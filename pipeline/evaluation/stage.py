@@ -1,4 +1,4 @@
-"""The stage: samples, real images and a tokenizer to metrics.json."""
+"""The stage behind `rdpm evaluate`: samples, real images and a tokenizer to metrics.json."""
 
 from typing import Any
 
@@ -13,14 +13,17 @@ from rdpm.pipeline.foundation.records import begin
 
 JOB = "evaluate"
 _PARTS = ("tokenizer", "generator")
-_REAL = {  # where the metric of the held-out images does not have the name of the samples' and "_real"
+_REAL = {  # metrics of held-out images that are not named like the samples' metric with "_real" at the end
     "class_accuracy": "classifier_accuracy_on_real",
     "nearest_train_distance_p01": "nearest_train_distance_real_p01",
 }
 
 
 def run(config: EvaluateConfig) -> None:
-    """Write config.out, unless its finished record says that it is there, and print it. Raises ValueError."""
+    """Write config.out and print it; if its record says that it is finished, only print it.
+
+    Raises ValueError for bad input; see `evaluate`.
+    """
     record = begin(JOB, config, input_digests(config))
     if record.finished:
         say(f"evaluate: {config.out} is already there")
@@ -33,13 +36,13 @@ def run(config: EvaluateConfig) -> None:
 
 
 def show(metrics: dict[str, Any]) -> None:
-    """Print the numbers, those of the held-out images beside those of the samples."""
-    table = Table("metric", "value", "held-out real")
+    """Print the metrics as a table, with those of the held-out images beside those of the samples."""
+    table = Table("metric", "value", "held-out images")
     for part in (part for part in _PARTS if part in metrics):
         numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
-        beside = {name: _REAL.get(name, f"{name.removesuffix('_matched')}_real") for name in numbers}
+        real_names = {name: _REAL.get(name, f"{name.removesuffix('_matched')}_real") for name in numbers}
         for name, value in numbers.items():
-            if name not in beside.values():
-                real = numbers.get(beside[name])
+            if name not in real_names.values():
+                real = numbers.get(real_names[name])
                 table.add_row(f"{part}.{name}", f"{value:.4g}", "" if real is None else f"{real:.4g}")
     Console().print(table)
