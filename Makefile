@@ -10,7 +10,8 @@ TOKENIZER ?= runs/imagenet256/tokenizer
 STORE ?= runs/imagenet256/store
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-long lint format tokenize-imagenet ablate-tokenizer clean
+PYTEST := $(BIN)/python -m pytest
+.PHONY: help install demo check test test-long lint format tokenize-imagenet ablate-tokenizer clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -40,11 +41,14 @@ ablate-tokenizer: install ## the paper's Table 2 on the digits: runs/ablation/ta
 	$(RDPM) prepare digits $(DEMO)/data.yaml
 	$(RDPM) ablate-tokenizer $(DEMO)/ablation.yaml
 
-test: install ## the test suite, under 15 minutes on 2 cores
-	$(BIN)/python -m pytest
+check: lint ## lint and the quick tests, about a minute on 2 cores: before every commit
+	$(PYTEST) -n 2 -m "not slow and not long"
+
+test: install ## the test suite, under 5 minutes on 2 cores
+	$(PYTEST) -n 2
 
 test-long: install ## the tests that take minutes each
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 lint: install ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check .
