@@ -10,10 +10,10 @@ class ArraySpec:
     name: str
     """Name under the store."""
     dtype: str
-    """NumPy's name of the type."""
+    """NumPy's name of the type, such as uint16."""
     row_shape: tuple[int, ...]
     """Shape of one row."""
     dims: tuple[str, ...]
-    """Names of the axes after the first, which is "row"."""
+    """Names of the axes after the first; the first is called "row"."""
     compressed: bool = True
     """Whether chunks are compressed."""

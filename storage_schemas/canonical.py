@@ -1,4 +1,4 @@
-"""JSON bytes and digests that depend on the value alone."""
+"""JSON bytes and digests that depend only on the value."""
 
 import hashlib
 import json

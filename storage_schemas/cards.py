@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rdpm.storage_schemas.canonical import digest_of
+from rdpm.storage_schemas.parsing import check_version, parse
 
 SCHEMA_VERSION = 2
 WEIGHTS, CARD = "model.safetensors", "card.json"
@@ -15,7 +16,7 @@ class TokenizerOrigin:
     """What a tokenizer was trained on."""
 
     source_digest: str
-    """Digest of the images' listing."""
+    """Digest of the listing of the images."""
     classes: tuple[str, ...]
     """Class names of the images."""
 
@@ -42,15 +43,15 @@ class ModelCard:
     kind: str
     """tokenizer or generator."""
     config: dict[str, Any]
-    """The model's own config as it was written. Since version 2 without fields that only say how it runs."""
+    """The model's config as it was written. Since version 2 it leaves out fields that only say how the model runs."""
     noise_version: int
-    """Version of the noise that it was trained with."""
+    """Version of the noise that the model was trained with."""
     made_from: TokenizerOrigin | GeneratorOrigin
-    """What it was trained on."""
+    """What the model was trained on."""
     training: dict[str, Any]
-    """Settings of its training, for people to read."""
+    """Settings of the training, for people to read."""
     steps: int
-    """Optimizer steps of its training."""
+    """Optimizer steps of the training."""
     weights_digest: str
     """sha256 of model.safetensors."""
     schema_version: int = SCHEMA_VERSION
@@ -64,7 +65,7 @@ class ModelCard:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names of what it was trained on."""
+        """Class names of what the model was trained on."""
         return self.made_from.classes
 
     def to_json(self) -> dict[str, Any]:
@@ -73,12 +74,10 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> "ModelCard":
-        """Inverse of to_json, for every version up to this one.
-
-        Raises ValueError for a version that is newer, and KeyError or TypeError for what is no card.
-        """
-        version = data["schema_version"]
-        if not 1 <= version <= SCHEMA_VERSION:
-            raise ValueError(f"card version {version} is newer than {SCHEMA_VERSION}; update rdpm")
-        origin = {name: tuple(v) if isinstance(v, list) else v for name, v in data["made_from"].items()}
-        return cls(**{**data, "made_from": ORIGINS[data["kind"]](**origin)})
+        """Inverse of to_json, for every version up to this one. Raises ValueError for what is no such card."""
+        check_version(data, SCHEMA_VERSION, "the card")
+        origin = ORIGINS.get(str(data.get("kind")))
+        if origin is None:
+            raise ValueError(f"the card: kind is {data.get('kind')!r}, not one of {', '.join(ORIGINS)}; restore it")
+        made_from = parse(origin, data.get("made_from"), "the card: made_from")
+        return parse(cls, data, "the card", made_from=made_from)

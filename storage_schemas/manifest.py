@@ -1,13 +1,13 @@
-"""Plan, commits and manifest: the records by which a sharded store is written once and read safely.
+"""Plan, commits and manifest: with these records a sharded store is written once and read safely.
 
 A store is a folder or URL:
 
     plan.json            Plan      written first, never changed; fixes which rows belong to which shard
     <array>/...          Zarr v3   one object per array and shard
     index/00000.parquet            one row of facts per row of the shard
-    commits/00000.json   Commit    put if absent, once every object of the shard has been read back
-    environments/...               where the workers ran; in no digest
-    manifest.json        Manifest  written last; without it there is no store
+    commits/00000.json   Commit    created only if absent, after every object of the shard has been read back
+    environments/...               where the workers ran; part of no digest
+    manifest.json        Manifest  written last; without it the folder is no store
 """
 
 import dataclasses
@@ -17,9 +17,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from rdpm.storage_schemas import samples
+from rdpm.storage_schemas import samples, tokens
 from rdpm.storage_schemas.arrays import ArraySpec
 from rdpm.storage_schemas.canonical import digest_of
+from rdpm.storage_schemas.parsing import check_version, parse
 from rdpm.storage_schemas.samples import SampleIdentity
 from rdpm.storage_schemas.tokens import TokenIdentity
 
@@ -27,6 +28,10 @@ SCHEMA_VERSION = 2
 PLAN, MANIFEST, COMMITS, INDEX = "plan.json", "manifest.json", "commits", "index"
 ENVIRONMENTS = "environments"  # where the workers ran, outside every digest
 STORE_ID = "store_id"  # the key under which the file of a manifest holds its own digest
+IDENTITIES: dict[str, type[TokenIdentity] | type[SampleIdentity]] = {
+    tokens.KIND: TokenIdentity,
+    samples.KIND: SampleIdentity,
+}
 
 
 def shard_name(shard: int) -> str:
@@ -41,7 +46,7 @@ def commit_name(shard: int) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """What will be written, fixed before the first byte. Two stores of one plan hold the same rows."""
+    """What a store will hold, fixed before the first byte is written. Two stores with one plan hold the same rows."""
 
     kind: str
     """tokens or samples."""
@@ -58,11 +63,11 @@ class Plan:
     schema_version: int = SCHEMA_VERSION
     """Version of plan and manifest."""
     written: dict[str, Any] | None = field(default=None, compare=False, repr=False)
-    """The JSON that the plan was read from, in which it is written again: digests of old stores never change."""
+    """The JSON that the plan was read from, and that is written back, so that digests of old stores never change."""
 
     def __post_init__(self) -> None:
         if self.rows < 1:
-            raise ValueError(f"a store of {self.rows} rows holds nothing; give at least one")
+            raise ValueError(f"a store of {self.rows} rows holds nothing; give it at least one row")
         if self.shard_rows < 1 or self.chunk_rows < 1 or self.shard_rows % self.chunk_rows:
             raise ValueError(f"shard_rows {self.shard_rows} must be a multiple of chunk_rows {self.chunk_rows}")
 
@@ -113,37 +118,37 @@ class Commit:
     rows: int
     """Rows of the shard."""
     rejected: tuple[int, ...]
-    """Rows of the store that are rejects."""
+    """Rejected rows of the shard, counted from the first row of the store."""
     objects: dict[str, ObjectDigest]
-    """Objects of the shard by array name, and "index"."""
+    """The shard's objects by array name; the Parquet index is under "index"."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The published store."""
+    """A published store."""
 
     plan: Plan
     """What was written."""
     rejected: tuple[int, ...]
-    """Rows that hold no image, sorted; they keep their place, and readers pass over them."""
+    """Rows that hold no image, sorted. They keep their place, and readers skip them."""
     commits: dict[str, str]
     """sha256 of every commit record's bytes, by shard name."""
     metadata: dict[str, str]
     """sha256 of every zarr.json, by its name under the store."""
 
     def rejected_of(self, shard: int) -> tuple[int, ...]:
-        """The rejected rows of one shard."""
+        """The rejected rows of one shard, counted from the first row of the store."""
         rows = self.plan.shard_range(shard)
         return self.rejected[bisect_left(self.rejected, rows.start) : bisect_left(self.rejected, rows.stop)]
 
     @cached_property
     def store_id(self) -> str:
-        """The store's identity, carried by what is made from it."""
+        """The store's identity. What is made from the store records it."""
         return digest_of(to_json(self))
 
 
 def plan_to_json(plan: Plan) -> dict[str, Any]:
-    """A plan as plain JSON data; one that was read, as it was read."""
+    """A plan as plain JSON data. A plan that was read comes out as it was read."""
     if plan.written is not None:
         return plan.written
     tree = dataclasses.asdict(plan)
@@ -160,29 +165,21 @@ def to_json(record: Commit | Manifest) -> dict[str, Any]:
 
 
 def plan_from_json(data: dict[str, Any]) -> Plan:
-    """Inverse of plan_to_json, for every version up to this one.
-
-    Raises ValueError for a newer version, and KeyError or TypeError for what is no plan.
-    """
-    version = data.get("schema_version")
-    if not isinstance(version, int) or not 1 <= version <= SCHEMA_VERSION:
-        raise ValueError(
-            f"the store has schema version {version}, this release knows 1 to {SCHEMA_VERSION}; update rdpm"
-        )
-    arrays = tuple(
-        ArraySpec(a["name"], a["dtype"], tuple(a["row_shape"]), tuple(a["dims"]), a["compressed"])
-        for a in data["arrays"]
-    )
-    identity = (SampleIdentity if data["kind"] == samples.KIND else TokenIdentity).from_json(data["identity"])
-    return Plan(**{**data, "arrays": arrays, "identity": identity}, written=data)
+    """Inverse of plan_to_json, for every version up to this one. Raises ValueError for what is no such plan."""
+    check_version(data, SCHEMA_VERSION, "the plan")
+    kind = data.get("kind")
+    if kind not in IDENTITIES:
+        raise ValueError(f"the plan: kind is {kind!r}, not one of {', '.join(IDENTITIES)}; restore it or make it again")
+    identity = IDENTITIES[kind].from_json(data.get("identity"))
+    return parse(Plan, data, "the plan", identity=identity, written=data)
 
 
 def commit_from_json(data: dict[str, Any]) -> Commit:
-    """Inverse of to_json."""
-    objects = {name: ObjectDigest(**o) for name, o in data["objects"].items()}
-    return Commit(**{**data, "rejected": tuple(data["rejected"]), "objects": objects})
+    """Inverse of to_json. Raises ValueError for what is no commit."""
+    return parse(Commit, data, "the commit")
 
 
 def manifest_from_json(data: dict[str, Any]) -> Manifest:
-    """Inverse of to_json."""
-    return Manifest(**{**data, "plan": plan_from_json(data["plan"]), "rejected": tuple(data["rejected"])})
+    """Inverse of to_json. Raises ValueError for what is no manifest."""
+    plan = data.get("plan") if isinstance(data, dict) else None
+    return parse(Manifest, data, "the manifest", plan=plan_from_json(plan or {}))

@@ -1,9 +1,10 @@
 """The sample store: what its images depend on, and its arrays. Row i is image i of the set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from rdpm.storage_schemas.arrays import ArraySpec
+from rdpm.storage_schemas.parsing import parse
 
 KIND = "samples"
 INDEX_COLUMNS = ("index", "label", "seed")
@@ -23,7 +24,7 @@ class SampleIdentity:
     sampler: dict[str, Any]
     """Settings of the sampler, in their current form."""
     labels: tuple[int, ...]
-    """Classes that were drawn."""
+    """Classes that were sampled."""
     per_class: int
     """Images per class."""
     seed: int
@@ -37,25 +38,25 @@ class SampleIdentity:
     classes: tuple[str, ...]
     """Class names; a label is a position among them."""
     attention: Literal["sdpa", "math", "flash_attn"] | None = None
-    """Attention kernel. None where a plan of version 1 does not say."""
+    """Attention kernel. None in a plan of version 1, which does not record it."""
     device: str | None = None
-    """Kind of device that sampled: cpu or cuda. None where a plan of version 1 does not say."""
+    """Kind of device that sampled: cpu or cuda. None in a plan of version 1, which does not record it."""
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "SampleIdentity":
-        """From a plan of any version. In version 1 `compile` was called `compiled`."""
-        data = dict(data)
-        if "compiled" in data:
-            data["compile"] = data.pop("compiled")
-        lists = {"labels": tuple(data["labels"]), "classes": tuple(data["classes"])}
-        return cls(**{**data, **lists, "sampler": current_sampler(data["sampler"])})
+    def from_json(cls, data: Any) -> "SampleIdentity":
+        """The identity in a plan of any version; version 1 called `compile` `compiled`. Raises ValueError."""
+        if isinstance(data, dict) and "compiled" in data:
+            data = {**data, "compile": data["compiled"]}
+            del data["compiled"]
+        identity = parse(cls, data, "the plan: identity")
+        return replace(identity, sampler=current_sampler(identity.sampler))
 
 
 def current_sampler(settings: dict[str, Any]) -> dict[str, Any]:
     """Sampler settings of any version in their current form.
 
-    Version 1 had no version key, its temperature multiplied the logits (tau of Eq. 8), and null meant the argmax.
-    Since version 2 the temperature divides the logits, and 0 means the argmax.
+    Version 1 has no version key. Its temperature multiplied the logits (tau of Eq. 8), and null meant the argmax. Since
+    version 2 the temperature divides the logits, and 0 means the argmax.
     """
     if "version" in settings:
         return settings

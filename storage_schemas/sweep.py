@@ -1,14 +1,17 @@
 """sweep.json: the rows of a sweep's table."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
+
+from rdpm.storage_schemas.parsing import parse
+from rdpm.storage_schemas.samples import current_sampler
 
 SWEEP = "sweep.json"
 
 
 @dataclass(frozen=True)
 class SweepRow:
-    """One set of samples and what it is worth."""
+    """One set of samples and its metrics."""
 
     name: str
     """Name of the row."""
@@ -19,10 +22,16 @@ class SweepRow:
     metrics: dict[str, float]
     """Metrics by name."""
     pareto: tuple[str, ...] = ()
-    """Pairs of metrics, "x against y", at which no other row beats this one."""
+    """Pairs of metrics, "x against y", in which no other row is better in both."""
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "SweepRow":
-        """From sweep.json of any release; at first, metrics were called measures."""
-        metrics = data.get("metrics") or data["measures"]
-        return cls(data["name"], data["generator"], data["sampler"], metrics, tuple(data["pareto"]))
+    def from_json(cls, data: Any) -> "SweepRow":
+        """A row of sweep.json of any release. Raises ValueError.
+
+        In the first release metrics were called measures, and the settings of the sampler had their first version.
+        """
+        if isinstance(data, dict) and "measures" in data:
+            data = {**data, "metrics": data["measures"]}
+            del data["measures"]
+        row = parse(cls, data, "the row of the sweep")
+        return replace(row, sampler=current_sampler(row.sampler))

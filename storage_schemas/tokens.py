@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from rdpm.storage_schemas.arrays import ArraySpec
+from rdpm.storage_schemas.parsing import parse
 
 KIND = "tokens"
 OK, REJECTED = "ok", "rejected"
@@ -13,7 +14,7 @@ INDEX_COLUMNS = ("key", "label", "view", "shard", "row", "width", "height", "sou
 
 @dataclass(frozen=True)
 class TokenIdentity:
-    """Everything that the rows of a token store depend on. Two stores of one identity hold the same rows."""
+    """Everything that the rows of a token store depend on. Two stores with one identity hold the same rows."""
 
     tokenizer_digest: str
     """Digest of the tokenizer's card."""
@@ -22,13 +23,13 @@ class TokenIdentity:
     noise_version: int
     """Version of the noise that was mixed in."""
     source_digest: str
-    """Digest of the images' listing: classes, keys, labels and sizes."""
+    """Digest of the listing of the images: classes, keys, labels and sizes."""
     classes: tuple[str, ...]
     """Class names; a label is a position among them."""
     views: tuple[str, ...]
     """Views of every image, one row per view."""
     seed: int
-    """Seed of the store; a row's noise seed follows from it, the key and the view."""
+    """Seed of the store. The noise seed of a row is a function of this seed, the key and the view."""
     encoder_batch: int
     """Images per call of the encoder."""
     precision: Literal["fp32", "bf16"]
@@ -36,7 +37,7 @@ class TokenIdentity:
     compile: bool
     """Whether the encoder was compiled."""
     device: str | None = None
-    """Kind of device that encoded: cpu or cuda. None where a plan of version 1 does not say."""
+    """Kind of device that encoded: cpu or cuda. None in a plan of version 1, which does not record it."""
 
     @property
     def codebook_size(self) -> int:
@@ -49,15 +50,15 @@ class TokenIdentity:
         return self.tokenizer_config["quantizer"]["code_dim"]
 
     @classmethod
-    def from_json(cls, data: dict[str, Any]) -> "TokenIdentity":
-        """From a plan of any version."""
-        return cls(**{**data, "classes": tuple(data["classes"]), "views": tuple(data["views"])})
+    def from_json(cls, data: Any) -> "TokenIdentity":
+        """The identity in a plan of any version. Raises ValueError."""
+        return parse(cls, data, "the plan: identity")
 
 
 def token_arrays(
     num_steps: int, latent_shape: tuple[int, int, int], with_accumulated: bool, with_latents: bool
 ) -> tuple[ArraySpec, ...]:
-    """codes (T, h, w) uint16, noise_seed uint64, label int32; z'_T and v as (d, h, w) float16 where asked for."""
+    """codes (T, h, w) uint16, noise_seed uint64, label int32; on request z'_T and v, (d, h, w) float16 each."""
     d, h, w = latent_shape
     arrays = [
         ArraySpec("codes", "uint16", (num_steps, h, w), ("step", "height", "width")),

@@ -1,4 +1,4 @@
-"""Cards of exported models: reading them, and the configs that they hold."""
+"""Cards of exported models, and the configs in them."""
 
 from rdpm.models.generator import GeneratorConfig
 from rdpm.models.noise import NOISE_VERSION
@@ -9,20 +9,23 @@ from rdpm.storage_schemas.cards import CARD, GeneratorOrigin, ModelCard
 
 
 def read_card(folder: str, kind: str) -> ModelCard:
-    """The card of an exported model. Raises ValueError when there is none of this kind, or its noise is another."""
+    """The card of an exported model. Raises ValueError when it is missing, damaged or newer, or does not fit.
+
+    It must be the card of a model of this kind, trained with this release's version of the noise.
+    """
     path = files.join(folder, CARD)
     if not files.exists(path):
         raise ValueError(f"{folder!r} has no {CARD}, so it is no trained {kind}; train one, or give its folder")
     data = files.read_json(path)
     try:
         card = ModelCard.from_json(data)
-    except (KeyError, TypeError, AttributeError):
-        raise ValueError(f"{path} is no model card; restore it or export the model again") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if card.kind != kind:
         raise ValueError(f"{folder!r} holds a {card.kind}, not a {kind}; give the other folder")
     if card.noise_version != NOISE_VERSION:
         raise ValueError(
-            f"{folder!r} was made with noise version {card.noise_version}, not {NOISE_VERSION}; retrain it"
+            f"{folder!r} was trained with noise version {card.noise_version}, not {NOISE_VERSION}; train it again"
         )
     return card
 
@@ -33,7 +36,7 @@ def tokenizer_config(card: ModelCard) -> TokenizerConfig:
 
 
 def generator_config(card: ModelCard) -> GeneratorConfig:
-    """The config of a generator, from its card of any version; how it runs is left at the defaults."""
+    """The config of a generator, from its card of any version. Fields that only say how it runs have their defaults."""
     return from_saved(GeneratorConfig, card.config)
 
 
@@ -44,7 +47,7 @@ def generator_origin(card: ModelCard) -> GeneratorOrigin:
 
 
 def read_pair(generator: str, tokenizer: str) -> tuple[ModelCard, ModelCard]:
-    """Cards of both exports. Raises ValueError unless the generator was trained on codes of the tokenizer."""
+    """The cards of both exports. Raises ValueError unless the generator was trained on codes of the tokenizer."""
     cards = read_card(generator, "generator"), read_card(tokenizer, "tokenizer")
     trained_on = generator_origin(cards[0]).tokenizer_digest
     if trained_on != cards[1].digest:

@@ -1,4 +1,4 @@
-"""Exported weights: safetensors beside the card that says what they are."""
+"""Exported weights: safetensors beside the card that describes them."""
 
 import dataclasses
 import hashlib
@@ -39,10 +39,10 @@ def save_export(
 def _read_weights(folder: str, card: ModelCard) -> dict[str, Tensor]:
     path = files.join(folder, WEIGHTS)
     if not files.exists(path):
-        raise ValueError(f"{folder!r} has lost its {WEIGHTS}; restore or export them again")
+        raise ValueError(f"{folder!r} has no {WEIGHTS}; restore that file or export the model again")
     data = files.read_bytes(path)
     if hashlib.sha256(data).hexdigest() != card.weights_digest:
-        raise ValueError(f"the weights in {folder!r} are not those of its card; restore or export them again")
+        raise ValueError(f"the weights in {folder!r} do not match its card; restore them or export the model again")
     return load_tensors(data)
 
 
@@ -62,7 +62,7 @@ def load_tokenizer(folder: str) -> tuple[Tokenizer, ModelCard]:
 def load_generator(folder: str, attention: Backend = "sdpa") -> tuple[Generator, ModelCard]:
     """A generator with its averaged weights in eval mode, on the CPU, without gradients, and its card.
 
-    attention: the kernel to use here, whichever it was trained with. Raises ValueError where that is missing.
+    attention: the kernel to use, whichever kernel it was trained with. Raises ValueError when it is not available.
     """
     card = read_card(folder, "generator")
     generator = Generator(dataclasses.replace(generator_config(card), attention=attention))

@@ -1,10 +1,12 @@
-"""Typed configuration: defaults < YAML file < `key=value` on the command line; an unknown key is an error.
+"""Typed configuration: defaults < YAML file < `key=value` on the command line. An unknown key is an error.
 
-A config is a frozen dataclass. Every field has its documentation in the string below it. Three marks are read here:
+A config is a frozen dataclass. The string literal below a field documents it. This module reads three marks:
 
-- metadata `EXECUTION` on a field: it says where or how fast, never what comes out, so it is outside every identity;
-- `RENAMED`, a class variable {old key: new key}: a user is told the new name, and saved settings are read by it;
-- `upgrade`, a static method from saved settings of any release to their current form.
+- metadata `EXECUTION` on a field: it says where or how fast something runs, never what comes out, so no identity
+  contains it;
+- `RENAMED`, a class variable {old key: new key}: an error tells a user the new name, and saved settings with the old
+  key are still understood;
+- `upgrade`, a static method that turns saved settings of any release into their current form.
 """
 
 import ast
@@ -14,6 +16,7 @@ import inspect
 import textwrap
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 import pydantic
@@ -27,13 +30,13 @@ T = typing.TypeVar("T")
 def load_config(kind: type[T], job: str, path: str | None, overrides: list[str]) -> T:
     """The config dataclass `kind` of a job, from its file and overrides.
 
-    A file may say `job: NAME`; it must then be this job. Raises ValueError, in one sentence, on a missing file, an
-    unknown key or a value of the wrong type.
+    A file may name its job with `job: NAME`; that must be this job. Raises ValueError, in one sentence, for a missing
+    file, an unknown key or a value of the wrong type.
     """
     tree = _read_yaml(path) if path else {}
-    named = tree.pop("job", job)
-    if named != job:
-        raise ValueError(f"{path} is a config for {named!r}, not for {job!r}; run rdpm {named}")
+    file_job = tree.pop("job", job)
+    if file_job != job:
+        raise ValueError(f"{path} is a config for {file_job!r}, not for {job!r}; run rdpm {file_job}")
     for override in overrides:
         _apply(tree, override)
     _check_keys(kind, tree, "")
@@ -41,7 +44,7 @@ def load_config(kind: type[T], job: str, path: str | None, overrides: list[str])
 
 
 def config_job(path: str) -> str:
-    """The job that a config file names with its `job` key. Raises ValueError when it names none."""
+    """The job that a config file names with its `job` key. Raises ValueError when there is no such key."""
     tree = _read_yaml(path)
     if "job" not in tree:
         raise ValueError(f"{path} has no `job` key; name the job it is for")
@@ -49,14 +52,14 @@ def config_job(path: str) -> str:
 
 
 def save_config(path: str, job: str, config: Any) -> None:
-    """Write a config as the YAML file that load_config reads it from."""
+    """Write a config as a YAML file that load_config can read."""
     files.write_bytes(
         path, yaml.safe_dump({"job": job, **to_dict(config)}, sort_keys=False, allow_unicode=True).encode()
     )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A config as plain JSON data, with every value."""
+    """A config as plain JSON data, with the value of every field."""
     return pydantic.TypeAdapter(type(config)).dump_python(config, mode="json")
 
 
@@ -69,46 +72,87 @@ def from_dict(kind: type[T], tree: dict[str, Any]) -> T:
 
 
 def from_saved(kind: type[T], tree: dict[str, Any]) -> T:
-    """A config from what an export, a plan or a record of any release says of it.
+    """A config from the settings that a card, a plan or a record of any release holds.
 
-    A key that is not there means its default, which never changes without a version. Fields that only say how
-    something runs get their defaults too, whatever was saved.
+    A missing key means its default, because a default never changes without a version. Fields marked EXECUTION get
+    their defaults, whatever was saved. Raises ValueError for a key that this release does not know.
     """
+    for key in _unknown_keys(kind, tree):
+        raise ValueError(f"saved settings have the key {key}, which this release does not know; update rdpm")
     return from_dict(kind, saved_identity(kind, tree))
 
 
 def identity_of(config: Any) -> dict[str, Any]:
-    """What of a config decides the result: all of it but the fields marked EXECUTION, as JSON data."""
+    """The part of a config that decides the result, as JSON data: every field that is not marked EXECUTION."""
     return saved_identity(type(config), to_dict(config))
 
 
 def saved_identity(kind: Any, tree: Any) -> Any:
-    """`identity_of` the config of this kind whose settings were saved, as JSON data, by any release.
+    """`identity_of` a config of this type, from the settings that any release saved as JSON data.
 
-    Old keys are renamed, old forms upgraded, and missing keys get their defaults.
+    Old keys are renamed, old forms are upgraded, and missing keys get their defaults. Unknown keys are left out.
     """
-    kind = _dataclass_in(kind)
-    if kind is None or not isinstance(tree, dict):
+    if (inside := _inside(kind, tree)) is not None:
+        values = {key: saved_identity(hint, tree[key]) for key, hint in inside.items()}
+        return values if isinstance(tree, dict) else list(values.values())
+    owner = _dataclass_in(kind)
+    if owner is None or not isinstance(tree, dict):
         return tree
-    renamed = getattr(kind, "RENAMED", {})
-    tree = {renamed.get(key, key): value for key, value in tree.items()}
-    if hasattr(kind, "upgrade"):
-        tree = kind.upgrade(tree)
-    hints = typing.get_type_hints(kind)
-    found = {}
-    for field in dataclasses.fields(kind):
+    tree = _current(owner, tree)
+    hints = typing.get_type_hints(owner)
+    identity = {}
+    for field in dataclasses.fields(owner):
         if field.metadata.get("execution"):
             continue
         if field.name in tree:
-            found[field.name] = saved_identity(hints[field.name], tree[field.name])
+            identity[field.name] = saved_identity(hints[field.name], tree[field.name])
         elif (default := _default(field)) is not dataclasses.MISSING:
             value = pydantic.TypeAdapter(hints[field.name]).dump_python(default, mode="json")
-            found[field.name] = saved_identity(hints[field.name], value)
-    return found
+            identity[field.name] = saved_identity(hints[field.name], value)
+    return identity
+
+
+def _unknown_keys(kind: Any, tree: Any, prefix: str = "") -> Iterator[str]:
+    """Full names of the keys in saved settings that no release up to this one has."""
+    if (inside := _inside(kind, tree)) is not None:
+        for key, hint in inside.items():
+            yield from _unknown_keys(hint, tree[key], f"{prefix}{key}.")
+    owner = _dataclass_in(kind)
+    if owner is None or not isinstance(tree, dict):
+        return
+    hints = _field_types(owner)
+    for key, value in _current(owner, tree).items():
+        if key not in hints:
+            yield f"{prefix}{key}"
+        else:
+            yield from _unknown_keys(hints[key], value, f"{prefix}{key}.")
+
+
+def _current(kind: type, tree: dict[str, Any]) -> dict[str, Any]:
+    """Saved settings of one dataclass under their current names and in their current form."""
+    renamed = getattr(kind, "RENAMED", {})
+    tree = {renamed.get(key, key): value for key, value in tree.items()}
+    return kind.upgrade(tree) if hasattr(kind, "upgrade") else tree
+
+
+def _inside(kind: Any, tree: Any) -> dict[Any, Any] | None:
+    """{key or position: type} of the values of a dict or a tuple, given its type; None for anything else."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is dict and isinstance(tree, dict):
+        return dict.fromkeys(tree, arguments[1])
+    if origin is tuple and isinstance(tree, list | tuple):
+        items = arguments[:1] * len(tree) if arguments[-1] is Ellipsis else arguments
+        return dict(zip(range(len(tree)), items, strict=False))
+    return None
 
 
 def _default(field: dataclasses.Field) -> Any:
     return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+
+
+def _field_types(kind: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
 
 
 def _dataclass_in(kind: Any) -> Any:
@@ -119,8 +163,8 @@ def _dataclass_in(kind: Any) -> Any:
 
 
 def field_docs(kind: type) -> dict[str, str]:
-    """The documentation of every field of a config: the string below it, in its class or the one it comes from."""
-    found: dict[str, str] = {}
+    """The documentation of every field of a config: the string below it, in its class or a base class."""
+    docs: dict[str, str] = {}
     for owner in reversed(kind.__mro__):
         if not dataclasses.is_dataclass(owner):
             continue
@@ -129,8 +173,8 @@ def field_docs(kind: type) -> dict[str, str]:
         for field, below in zip(body.body, body.body[1:], strict=False):
             match field, below:
                 case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = " ".join(text.split())
-    return {field.name: found[field.name] for field in dataclasses.fields(kind) if field.name in found}
+                    docs[name] = " ".join(text.split())
+    return {field.name: docs[field.name] for field in dataclasses.fields(kind) if field.name in docs}
 
 
 def _read_yaml(path: str) -> dict[str, Any]:
@@ -143,14 +187,14 @@ def _read_yaml(path: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ValueError(f"config {path!r} is not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(tree, dict):
-        raise ValueError(f"config {path!r} holds a {type(tree).__name__}; it must hold keys and values")
+        raise ValueError(f"config {path!r} holds a {type(tree).__name__}; write keys and values")
     return tree
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise ValueError(f"override {override!r} is not of the form key=value")
+        raise ValueError(f"override {override!r} does not have the form key=value")
     *parents, last = key.split(".")
     for parent in parents:
         tree = tree.setdefault(parent, {})
@@ -163,18 +207,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
 
 
 def _check_keys(kind: Any, tree: Any, prefix: str) -> None:
-    """Walk dataclasses and refuse keys that they do not have. Raises ValueError."""
-    if typing.get_origin(kind) is dict and isinstance(tree, dict):
-        for key, value in tree.items():
-            _check_keys(typing.get_args(kind)[1], value, f"{prefix}{key}.")
-    kind = _dataclass_in(kind)
-    if kind is None or not isinstance(tree, dict):
+    """Refuse keys that the dataclasses in this type do not have. Raises ValueError."""
+    if (inside := _inside(kind, tree)) is not None:
+        for key, hint in inside.items():
+            _check_keys(hint, tree[key], f"{prefix}{key}.")
+    owner = _dataclass_in(kind)
+    if owner is None or not isinstance(tree, dict):
         return
-    known = typing.get_type_hints(kind)
-    known = {field.name: known[field.name] for field in dataclasses.fields(kind)}
+    known = _field_types(owner)
     for key, value in tree.items():
         if key not in known:
-            raise ValueError(f"unknown config key {prefix}{key}; {_hint(kind, key, known, prefix)}")
+            raise ValueError(f"unknown config key {prefix}{key}; {_hint(owner, key, known, prefix)}")
         _check_keys(known[key], value, f"{prefix}{key}.")
 
 
@@ -187,11 +230,11 @@ def _hint(kind: type, key: str, known: dict[str, Any], prefix: str) -> str:
 
 
 def _sentence(error: pydantic.ValidationError) -> str:
-    """The first of pydantic's findings as one sentence."""
+    """The first error that pydantic reports, as one sentence."""
     first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"] if not str(part).endswith("]"))
+    key = ".".join(str(part) for part in first["loc"] if not str(part).endswith("]"))
     if first["type"] == "value_error":
         return str(first["ctx"]["error"])
     if first["type"] in ("missing", "missing_argument"):
-        return f"config key {place} is missing; give it in the file or as {place}=..."
-    return f"config key {place} is {first['input']!r}: {first['msg'].lower()}"
+        return f"config key {key} is missing; give it in the file or as {key}=..."
+    return f"config key {key} is {first['input']!r}: {first['msg'].lower()}"

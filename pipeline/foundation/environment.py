@@ -1,4 +1,4 @@
-"""Where something was made: host, processor, device and versions. Kept beside results, outside every digest."""
+"""Where a result was made: host, processor, device and versions. Stored beside results, outside every digest."""
 
 import importlib.metadata
 import os
@@ -11,14 +11,14 @@ _PACKAGES = ("rdpm", "torch", "numpy", "deepspeed", "ray", "zarr", "pyarrow", "p
 
 
 def environment() -> dict[str, Any]:
-    """This process's host, platform, Python, versions of the packages that results may depend on, and GPU."""
+    """Host, platform, Python and GPU of this process, and versions of the packages that results may depend on."""
     return {
         "host": socket.gethostname(),
         "platform": platform.platform(),
         "machine": platform.machine(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
-        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "packages": {name: version for name in _PACKAGES if (version := _version(name))},
         "gpu": _gpu(),
     }
 
@@ -32,7 +32,7 @@ def _version(package: str) -> str | None:
 
 def _gpu() -> str | None:
     """Name of the GPU that this process uses, with the version of CUDA; None where it uses none."""
-    torch = sys.modules.get("torch")  # a process that does without torch shall go on doing so
+    torch = sys.modules.get("torch")  # a process that has not imported torch must not import it for this
     if torch is None or not torch.cuda.is_available():
         return None
     return f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}"

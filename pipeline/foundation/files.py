@@ -1,10 +1,9 @@
-"""The door to fsspec: every path of the project is a local path or a URL, and goes through here."""
+"""The door to fsspec. Every path of the project is a local path or a URL, and this module opens all of them."""
 
 import contextlib
 import hashlib
 import json
 import os
-import re
 import sys
 import tempfile
 import uuid
@@ -27,7 +26,7 @@ def join(root: str, *parts: str) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether the path lies on this machine's file systems."""
+    """Whether the path lies on a file system of this machine."""
     return isinstance(_fs(url)[0], LocalFileSystem)
 
 
@@ -40,54 +39,54 @@ def local_path(url: str) -> str:
 
 
 def absolute(url: str) -> str:
-    """The path or URL as another process, in another folder, would name it."""
+    """The path or URL in a form that a process in any folder understands."""
     return os.path.abspath(local_path(url)) if is_local(url) else url
 
 
 def _fs(url: str):
     if masked(url) != url:
         raise ValueError(
-            f"{masked(url)!r} carries credentials, which would end up in records and logs; give them by environment "
-            "(AWS_ACCESS_KEY_ID and so on) or by fsspec's configuration"
+            f"{masked(url)!r} contains credentials, which would end up in records and logs; set them in the "
+            "environment (AWS_ACCESS_KEY_ID and so on) or in fsspec's configuration"
         )
     try:
         return fsspec.core.url_to_fs(url, use_listings_cache=False)  # other processes write here too
     except ImportError as error:
-        raise ValueError(f"{url!r} needs a package that is not here: {error}") from None
+        raise ValueError(f"{url!r} needs a package that is not installed: {error}") from None
 
 
 def remote_errors() -> tuple[type[Exception], ...]:
-    """What the client of S3 raises beside OSError, as when there are no credentials or nobody answers."""
+    """What the S3 client raises besides OSError, for example without credentials or when the server is unreachable."""
     client = sys.modules.get("botocore.exceptions")
     return (client.BotoCoreError,) if client else ()
 
 
 def exists(url: str) -> bool:
-    """Whether a file or folder is there."""
+    """Whether there is such a file or folder."""
     fs, path = _fs(url)
     return fs.exists(path)
 
 
 def is_file(url: str) -> bool:
-    """Whether this is a file."""
+    """Whether there is such a file."""
     fs, path = _fs(url)
     return fs.isfile(path)
 
 
 def read_bytes(url: str) -> bytes:
-    """A whole object. Raises FileNotFoundError."""
+    """The bytes of an object. Raises FileNotFoundError."""
     fs, path = _fs(url)
     return fs.cat_file(path)
 
 
 def open_read(url: str) -> Any:
-    """A seekable binary file that is read as far as it is asked for. Raises FileNotFoundError."""
+    """A seekable binary file, of which only the parts that are asked for are read. Raises FileNotFoundError."""
     fs, path = _fs(url)
     return fs.open(path, "rb")
 
 
 def read_json(url: str) -> Any:
-    """A JSON object. Raises FileNotFoundError, and ValueError when it is not JSON."""
+    """The JSON value in an object. Raises FileNotFoundError, and ValueError when it is not JSON."""
     data = read_bytes(url)
     try:
         return json.loads(data)
@@ -97,11 +96,11 @@ def read_json(url: str) -> Any:
 
 @contextlib.contextmanager
 def atomic_file(url: str) -> Iterator[Any]:
-    """A binary file that appears under its name whole, when the block ends without an exception, or not at all."""
+    """A binary file to write, which appears under its name, complete, only if the block ends without an exception."""
     fs, path = _fs(url)
     _make_folder(fs, path)
     if not isinstance(fs, LocalFileSystem):
-        with tempfile.NamedTemporaryFile() as file:  # closing a remote file completes its upload, failed or not
+        with tempfile.NamedTemporaryFile() as file:  # closing a remote file would upload it, even after an exception
             yield file
             file.flush()
             fs.put_file(file.name, path)
@@ -113,9 +112,9 @@ def atomic_file(url: str) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def atomic_folder(url: str) -> Iterator[str]:
-    """A folder to fill, which appears under its name, in place of an older one, when the block ends well.
+    """A folder to fill, which replaces the folder of this name only if the block ends without an exception.
 
-    A remote store cannot rename a folder: there its files appear one by one.
+    Remote file systems cannot rename a folder, so there the files appear one by one.
     """
     fs, path = _fs(url)
     if not isinstance(fs, LocalFileSystem):
@@ -123,7 +122,7 @@ def atomic_folder(url: str) -> Iterator[str]:
         return
     parent, name = os.path.split(path.rstrip("/"))
     temporary = os.path.join(parent, f".{name}.tmp")
-    remove(temporary)  # what a killed writer left
+    remove(temporary)  # left by a killed writer
     os.makedirs(temporary)
     yield temporary
     remove(path)
@@ -142,9 +141,9 @@ def write_json(url: str, value: Any) -> None:
 
 
 def create_bytes(url: str, data: bytes) -> bool:
-    """Put if absent: True when this call made the object, False when there already was one.
+    """Create an object unless it exists: True when this call created it, False when there was one already.
 
-    On a remote file system this needs its help; see `require_create`.
+    Not every remote file system can do this; see `require_create`.
     """
     fs, path = _fs(url)
     _make_folder(fs, path)
@@ -164,10 +163,10 @@ def create_bytes(url: str, data: bytes) -> bool:
 
 
 def require_create(root: str) -> None:
-    """Try out, with an object that is deleted again, that `create_bytes` never replaces one under this root.
+    """Check, with an object that is deleted again, that `create_bytes` never replaces an object under this root.
 
-    S3 (If-None-Match), GCS (generation match) and fsspec's memory can; some servers that speak S3 ignore the condition.
-    Raises ValueError where it is not honoured.
+    S3 (If-None-Match), GCS (generation match) and fsspec's memory guarantee it, but some S3-compatible servers ignore
+    the condition. Raises ValueError when it is ignored.
     """
     if is_local(root):
         return
@@ -180,27 +179,28 @@ def require_create(root: str) -> None:
         remove(probe)
     if not honoured:
         raise ValueError(
-            f"the file system of {root} cannot put an object only where there is none, without which two jobs could "
-            "mix their work; write to a local folder or an object store that can, and copy the result"
+            f"the file system of {root} cannot create an object only if it is absent, so two jobs could mix their "
+            "work; write to a local folder or to an object store that can, and copy the result"
         )
 
 
 def _make_folder(fs: Any, path: str) -> None:
-    if not fs.async_impl:  # object stores have no folders, and to ask for one would be to ask for its bucket
+    if not fs.async_impl:  # object stores have no folders; makedirs would try to create the bucket
         fs.makedirs(fs._parent(path), exist_ok=True)
 
 
 @contextlib.contextmanager
 def _nameless(path: str) -> Iterator[tuple[Any, Callable[..., None]]]:
-    """A file in the folder of `path` and a function that gives it that name once it is on disk.
+    """A file in the folder of `path`, and a function that syncs it to disk and then gives it that name.
 
-    On Linux the file has no name until then, so that a process killed while it writes leaves nothing behind.
+    On Linux the file has no name before that, so a process that is killed while it writes leaves nothing behind.
     """
-    temporary = _temporary(path)
+    folder, name = os.path.split(path)
+    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
     try:
-        file = os.fdopen(os.open(os.path.dirname(path) or ".", os.O_TMPFILE | os.O_WRONLY, 0o666), "wb")
+        file = os.fdopen(os.open(folder or ".", os.O_TMPFILE | os.O_WRONLY, 0o666), "wb")
         named = False
-    except (AttributeError, OSError):  # not Linux, or a file system that cannot
+    except (AttributeError, OSError):  # not Linux, or a file system without nameless files
         file, named = open(temporary, "wb"), True  # noqa: SIM115, closed below
 
     def publish(replace: bool) -> None:
@@ -208,7 +208,7 @@ def _nameless(path: str) -> Iterator[tuple[Any, Callable[..., None]]]:
         os.fsync(file.fileno())
         source = temporary if named else f"/proc/self/fd/{file.fileno()}"
         if not named and replace:
-            os.link(source, temporary, src_dir_fd=file.fileno())  # src_dir_fd: the call that follows /proc's link
+            os.link(source, temporary, src_dir_fd=file.fileno())  # src_dir_fd: link what /proc's link points to
             source = temporary
         if replace:
             os.replace(source, path)
@@ -223,18 +223,13 @@ def _nameless(path: str) -> Iterator[tuple[Any, Callable[..., None]]]:
             os.unlink(temporary)
 
 
-def _temporary(path: str) -> str:
-    folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-
-
 def list_names(url: str) -> list[str]:
-    """Sorted names of the files directly in a folder, temporary ones left out; empty when there is no folder."""
+    """Sorted names of the files directly in a folder, without hidden ones; empty when there is no folder."""
     return _names(url, "file")
 
 
 def list_folders(url: str) -> list[str]:
-    """Sorted names of the folders directly in a folder, hidden ones left out."""
+    """Sorted names of the folders directly in a folder, without hidden ones."""
     return _names(url, "directory")
 
 
@@ -242,27 +237,27 @@ def _names(url: str, kind: str) -> list[str]:
     fs, path = _fs(url)
     if not fs.isdir(path):
         return []
-    if isinstance(fs, LocalFileSystem):  # ls would look at every file, and there may be a hundred thousand
+    if isinstance(fs, LocalFileSystem):  # fs.ls would stat every file, and there may be a hundred thousand
         names = [entry.name for entry in os.scandir(path) if (entry.is_file() if kind == "file" else entry.is_dir())]
     else:
         try:
             names = [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(path, detail=True) if e["type"] == kind]
-        except FileNotFoundError:  # a folder on S3 is gone with its last object
+        except FileNotFoundError:  # a folder on S3 disappears with its last object
             return []
     return sorted(name for name in names if not name.startswith("."))
 
 
 def list_files(url: str) -> list[tuple[str, int]]:
-    """(name under the folder, size in bytes) of every file below it, sorted, hidden files and folders left out."""
+    """(name under the folder, size in bytes) of every file below a folder, sorted, without hidden files and folders."""
     fs, path = _fs(url)
     root = path.rstrip("/") + "/"
-    found = fs.find(path, detail=True).items()
-    names = ((name[len(root) :], int(info["size"])) for name, info in found if name.startswith(root))
+    entries = fs.find(path, detail=True).items()
+    names = ((name[len(root) :], int(info["size"])) for name, info in entries if name.startswith(root))
     return sorted((name, size) for name, size in names if not any(p.startswith(".") for p in name.split("/")))
 
 
 def digest_file(url: str) -> ObjectDigest:
-    """Size and sha256 of an object, streamed. Raises FileNotFoundError."""
+    """Size and sha256 of an object, read block by block. Raises FileNotFoundError."""
     fs, path = _fs(url)
     sha, size = hashlib.sha256(), 0
     with fs.open(path, "rb") as file:
@@ -273,41 +268,33 @@ def digest_file(url: str) -> ObjectDigest:
 
 
 def remove(url: str) -> None:
-    """Delete a file or a whole folder; nothing happens when there is none."""
+    """Delete a file or a folder with everything in it; does nothing when there is none."""
     fs, path = _fs(url)
     if fs.exists(path):
-        with contextlib.suppress(FileNotFoundError):  # somebody else deletes it too
+        with contextlib.suppress(FileNotFoundError):  # another process deletes it too
             fs.rm(path, recursive=True)
 
 
 def size(url: str) -> int:
-    """Bytes of an object. Raises FileNotFoundError."""
+    """Size of an object in bytes. Raises FileNotFoundError."""
     fs, path = _fs(url)
     return fs.size(path)
 
 
 def read_parts(parts: Sequence[tuple[str, int, int]]) -> list[bytes | FileNotFoundError]:
-    """Objects or pieces of them, given as (url, offset, bytes), fetched together; offset -1 means the whole object."""
+    """Objects or parts of them, given as (url, offset, bytes) and fetched together; offset -1 is the whole object."""
     fs = _fs(parts[0][0])[0]
     paths = [fs._strip_protocol(url) for url, _, _ in parts]
     starts = [None if offset < 0 else offset for _, offset, _ in parts]
     stops = [None if offset < 0 else offset + length for _, offset, length in parts]
-    found = fs.cat_ranges(paths, starts, stops, on_error="return")
-    for data in found:
+    results = fs.cat_ranges(paths, starts, stops, on_error="return")
+    for data in results:
         if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
             raise data
-    return found
+    return results
 
 
-def expand(pattern: str) -> list[str]:
-    """URLs that a pattern stands for, sorted: `{000..146}` and `{a,b}` are spelled out, `*` and `?` are looked up."""
-    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
-    if braces:
-        first, last, words = braces.groups()
-        numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)) if first else ()
-        choices = words.split(",") if words else numbers
-        return sorted({url for choice in choices for url in expand(pattern.replace(braces[0], choice, 1))})
-    if not re.search(r"[*?]", pattern):
-        return [pattern]
+def glob(pattern: str) -> list[str]:
+    """Sorted paths or URLs that match a pattern with `*` and `?`."""
     fs, path = _fs(pattern)
-    return sorted(found if is_local(pattern) else fs.unstrip_protocol(found) for found in fs.glob(path))
+    return sorted(name if is_local(pattern) else fs.unstrip_protocol(name) for name in fs.glob(path))

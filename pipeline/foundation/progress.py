@@ -1,4 +1,4 @@
-"""One progress line for every job: done/total, rate, time left, and a few figures."""
+"""One progress line for every job: done/total, rate, time left, and a few numbers."""
 
 import sys
 import time
@@ -9,7 +9,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class ProgressLine:
-    """A live bar on a terminal; elsewhere (a log file) a plain line about every ten seconds and at the end."""
+    """A live bar on a terminal. Elsewhere, as in a log file, a plain line about every ten seconds and at the end."""
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
         self.title, self.total, self.unit, self.done = title, total, unit, done
@@ -29,13 +29,13 @@ class ProgressLine:
         if self._bar:
             self._bar.stop()
 
-    def update(self, done: int, figures: Mapping[str, float | str] | None = None) -> None:
-        """Show `done` of the total, with `figures` by name."""
+    def update(self, done: int, numbers: Mapping[str, float | str] | None = None) -> None:
+        """Show `done` of the total, and `numbers` by name."""
         self.done = done
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = (done - self._first) / elapsed
         note = f"{rate:.1f} {self.unit}/s" + "".join(
-            f"  {name} {_short(value)}" for name, value in (figures or {}).items()
+            f"  {name} {_short(value)}" for name, value in (numbers or {}).items()
         )
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
@@ -50,5 +50,5 @@ def _short(value: float | str) -> str:
 
 
 def say(text: str) -> None:
-    """One plain line to the person who runs the job."""
+    """Print one plain line for the person who runs the job."""
     Console(soft_wrap=True, highlight=False).print(text, markup=False)

@@ -1,8 +1,8 @@
-"""The machine-readable record that every job leaves beside what it made: `<out>.record.json`.
+"""The machine-readable record that every job leaves beside its output: `<out>.record.json`.
 
-It is written when a job starts and replaced when it ends. A job that finds its own finished record does nothing. One
-that finds a record of other settings refuses, so nothing is ever overwritten or mixed. A record holds every setting;
-compared is only what decides the result (`identity_of` the config) and what went in (`inputs`).
+A job writes it when it starts and replaces it when it ends. A job that finds its own finished record does nothing. A
+job that finds a record with other settings refuses to run, so no output is ever overwritten or mixed. The record holds
+every setting, but only what decides the result is compared: `identity_of` the config, and the inputs.
 """
 
 import dataclasses
@@ -17,35 +17,37 @@ from rdpm.storage_schemas.canonical import canonical_json
 
 RECORD_VERSION = 2
 _SUFFIX = ".record.json"
-_KEYS = {"job", "settings", "finished", "seconds", "result"}
+_TYPES = {"job": str, "settings": dict, "finished": bool, "seconds": int | float, "result": dict}
+_SINCE_VERSION_2 = {"inputs": dict, "environment": dict}
 
 
 @dataclass
 class JobRecord:
-    """One run of one job: what it was asked for, and, once it is finished, what came of it."""
+    """One run of one job: its settings and inputs and, once it is finished, its result."""
 
     job: str
     """Name of the job."""
     out: str
-    """What the job makes."""
+    """Path or URL of the job's output."""
     settings: dict[str, Any]
-    """Every value of the job's config."""
+    """The value of every field of the job's config."""
     inputs: dict[str, Any]
-    """Digests of what went in, and other facts that decide the result but are no settings."""
+    """Digests of the inputs, and other facts that decide the result but are no settings."""
     finished: bool = False
-    """Whether the result is there."""
+    """Whether the output is complete."""
     seconds: float = 0.0
-    """Seconds of the start that finished."""
+    """Seconds that the last start of the job took, the one that finished it."""
     result: dict[str, Any] = field(default_factory=dict)
-    """What came out, by name."""
+    """Facts about the output, by name."""
     environment: dict[str, Any] = field(default_factory=environment)
-    """Where it ran; see `environment`."""
+    """Where the job ran; see `environment`."""
     version: int = RECORD_VERSION
-    """Version of the record."""
-    _started: float = field(default_factory=time.monotonic)
+    """Version of the record's form."""
+    started: float = field(default_factory=time.monotonic, compare=False, repr=False)
+    """Monotonic clock when this process started the job; not written."""
 
     def to_json(self) -> dict[str, Any]:
-        """The record as it is written."""
+        """The record as it is written to disk."""
         return {
             "version": self.version,
             "job": self.job,
@@ -58,8 +60,8 @@ class JobRecord:
         }
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Publish the result, with the seconds since this start of the job."""
-        self.seconds = time.monotonic() - self._started
+        """Write the finished record, with its result and the seconds since this start of the job."""
+        self.seconds = time.monotonic() - self.started
         self.result, self.finished = result, True
         files.write_json(self.out + _SUFFIX, self.to_json())
 
@@ -67,49 +69,53 @@ class JobRecord:
 def begin(job: str, config: Any, inputs: dict[str, Any], makes: tuple[str, ...] = ()) -> JobRecord:
     """Start or continue the job that makes `config.out`.
 
-    inputs: JSON data that decides the result beside the config. makes: files under `out` without which the job is not
-    finished, whatever the record says. Returns the record, whose `finished` says whether anything is left to do. Raises
-    ValueError when `out` was made, or begun, with other settings or inputs, or holds what no job of ours made.
+    inputs: JSON data that decides the result, besides the config. makes: files under `out`; if one is missing, the job
+    is not finished, whatever the record says. Returns the record; its `finished` tells whether the job is done. Raises
+    ValueError when `out` was started or finished with other settings or inputs, and when `out` holds something without
+    a record.
     """
     out = config.out.rstrip("/")
     record = JobRecord(job, out, to_dict(config), inputs)
     path = out + _SUFFIX
     if not files.exists(path) and _occupied(out):
-        raise ValueError(f"{out} already holds something that this job did not make; choose another out, or delete it")
+        raise ValueError(f"{out} already holds something that no job has recorded; choose another out, or delete it")
     if files.create_bytes(path, canonical_json(record.to_json())):
         return record
     old = read_record(out)
     assert old is not None
     change = _change(old, record, config)
-    if change and not files.exists(out):  # an earlier start with other settings failed before it made anything
+    if change and not files.exists(out):  # the earlier start, with other settings, failed before it made anything
         files.write_json(path, record.to_json())
         return record
     if change:
         raise ValueError(f"{out} was made with other settings ({change}); choose another out, or delete it and {path}")
     record.finished = old.finished and files.exists(out) and all(files.exists(files.join(out, name)) for name in makes)
-    record.seconds, record.result = old.seconds, old.result
+    if record.finished:
+        record.seconds, record.result, record.environment = old.seconds, old.result, old.environment
     return record
 
 
 def read_record(out: str) -> JobRecord | None:
-    """The record beside `out`, of any version, or None when there is none. Raises ValueError when it is damaged."""
+    """The record beside `out`, of any version, or None when there is none. Raises ValueError for a damaged record."""
     out = out.rstrip("/")
     path = out + _SUFFIX
     if not files.exists(path):
         return None
     data = files.read_json(path)
-    if not isinstance(data, dict) or not data.keys() >= _KEYS:
+    version = data.get("version", 1) if isinstance(data, dict) else None
+    if type(version) is int and version > RECORD_VERSION:
+        raise ValueError(f"{path} has version {version}, and this release knows 1 to {RECORD_VERSION}; update rdpm")
+    wanted = _TYPES if version == 1 else _TYPES | _SINCE_VERSION_2
+    if version not in (1, 2) or not all(isinstance(data.get(name), kind) for name, kind in wanted.items()):
         raise ValueError(f"{path} is no job record; delete it and {out} to start again")
-    version = data.get("version", 1)
-    if version > RECORD_VERSION:
-        raise ValueError(f"{path} has version {version}, this release knows 1 to {RECORD_VERSION}; update rdpm")
-    facts = {name: data[name] for name in _KEYS}
-    inputs = data["settings"] if version == 1 else data["inputs"]  # version 1 has its inputs among the settings
-    return JobRecord(out=out, inputs=inputs, environment=data.get("environment", {}), version=version, **facts)
+    facts = {name: data[name] for name in wanted}
+    if version == 1:  # inputs are among the settings, and there is no environment
+        facts |= {"inputs": data["settings"], "environment": {}}
+    return JobRecord(out=out, version=version, **facts)
 
 
 def _change(old: JobRecord, new: JobRecord, config: Any) -> str | None:
-    """The first place where two records differ in what decides the result, as "key old -> new"."""
+    """The first difference between two records in what decides the result, as "key old -> new"; None without any."""
     if old.job != new.job:
         return f"job {old.job} -> {new.job}"
     change = first_change(saved_identity(type(config), old.settings), identity_of(config))
@@ -121,12 +127,12 @@ def _change(old: JobRecord, new: JobRecord, config: Any) -> str | None:
 
 
 def _occupied(out: str) -> bool:
-    """Whether there is a file, or a folder with anything in it."""
+    """Whether there is a file, or a folder that is not empty."""
     return files.exists(out) and (bool(files.list_names(out) or files.list_folders(out)) or files.is_file(out))
 
 
 def first_change(old: Any, new: Any, name: str = "") -> str | None:
-    """The first place where two trees of JSON data differ, as "key old -> new"; None where they are equal."""
+    """The first difference between two trees of JSON data, as "key old -> new"; None where they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             change = first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key)

@@ -1,4 +1,4 @@
-"""Keeping passwords, keys and signatures out of logs and records."""
+"""Keeps passwords, keys and signatures out of logs and records."""
 
 import re
 

@@ -1,6 +1,6 @@
-"""Bytes to pixels: decoding, views, and the reasons for which an image is rejected.
+"""Bytes to pixels: decoding, views, and the reasons why an image is rejected.
 
-Kinds of data: *encoded* bytes as stored by the source, *pixels* uint8 (H, W, C). Stores keep what is made from pixels.
+*Encoded* images are the bytes in the source; *pixels* are uint8 (H, W, C).
 """
 
 import io
@@ -14,35 +14,36 @@ import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
 ViewWord = Literal["center", "flip", "ten-crop-1.1", "ten-crop-1.05"]
-MAX_PIXELS = 178_956_970  # a picture of more is taken for a decompression bomb
+MAX_PIXELS = 178_956_970  # a larger picture is treated as a decompression bomb
 
 
 class Reject(ValueError):
-    """An image that cannot be used; the message is the reason."""
+    """An image that cannot be used. The message is the reason; stores keep it, so the words must not change."""
 
 
 @dataclass(frozen=True)
 class View:
-    """A fixed window of an image: out of the centre square of scale x S pixels a side, S x S, perhaps mirrored.
-
-    x, y: 0 at the square's left or top edge, 1 in its middle, 2 at its right or bottom edge.
-    """
+    """A fixed window of S x S pixels, cut from the central square of the resized image."""
 
     scale: float = 1.0
+    """Side of the central square is scale x S pixels."""
     x: int = 1
+    """Horizontal position: 0 at the left edge of the square, 1 in its middle, 2 at its right edge."""
     y: int = 1
+    """Vertical position: 0 at the top edge of the square, 1 in its middle, 2 at its bottom edge."""
     flip: bool = False
+    """Mirror the window horizontally."""
 
 
-_PLACES = {"top-left": (0, 0), "top-right": (2, 0), "bottom-left": (0, 2), "bottom-right": (2, 2), "middle": (1, 1)}
+_POSITIONS = {"top-left": (0, 0), "top-right": (2, 0), "bottom-left": (0, 2), "bottom-right": (2, 2), "middle": (1, 1)}
 
 
 def _ten_crop(scale: float) -> dict[str, View]:
     """The four corners and the middle, then their mirror images (Krizhevsky et al. 2012, at LlamaGen's scales)."""
     return {
-        f"ten-crop-{scale}/{place}{'/flip' if flip else ''}": View(scale, x, y, flip)
+        f"ten-crop-{scale}/{position}{'/flip' if flip else ''}": View(scale, x, y, flip)
         for flip in (False, True)
-        for place, (x, y) in _PLACES.items()
+        for position, (x, y) in _POSITIONS.items()
     }
 
 
@@ -56,24 +57,27 @@ VIEWS = {name: view for views in _WORDS.values() for name, view in views.items()
 
 
 def view_names(words: tuple[ViewWord, ...]) -> list[str]:
-    """Names of the views that the words of a config stand for, in order."""
+    """Names of the views that the words in a config stand for, in order."""
     return [name for word in words for name in _WORDS[word]]
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """pixels: (V, S, S, C) uint8, one window a view. width, height: of the picture before cropping."""
+    """Windows of one decoded image."""
 
     pixels: np.ndarray
+    """(V, S, S, C) uint8, one window per view."""
     width: int
+    """Width of the image before resizing."""
     height: int
+    """Height of the image before resizing."""
 
 
 def open_picture(data: bytes, channels: int) -> Image.Image:
-    """Decode one picture, upright, in "L" (1 channel) or "RGB" (3). Raises Reject.
+    """Decode one picture, upright, in mode "L" (1 channel) or "RGB" (3). Raises Reject.
 
-    EXIF rotation is applied, transparency is laid on white, of an animation the first frame is taken, of 16 bits the
-    high byte. CMYK becomes RGB without a colour profile; in a JPEG its inks count from full, if Adobe's marker says so.
+    EXIF rotation is applied, and transparency becomes white. Of an animation the first frame is used, of 16-bit values
+    the high byte. CMYK becomes RGB without a colour profile; in a JPEG the inks are inverted if it has Adobe's marker.
     """
     if not data:
         raise Reject("empty file")
@@ -85,17 +89,17 @@ def open_picture(data: bytes, channels: int) -> Image.Image:
                 raise Reject(f"{picture.width} x {picture.height} pixels, more than {MAX_PIXELS}")
             picture.load()
             if picture.mode == "CMYK" and picture.format == "JPEG" and "adobe" not in picture.info:
-                picture = ImageChops.invert(picture)  # PIL takes every CMYK JPEG for Adobe's
+                picture = ImageChops.invert(picture)  # PIL inverts every CMYK JPEG, as if it were Adobe's
             picture = ImageOps.exif_transpose(picture)
     except Reject:
         raise
-    except Exception as error:  # PIL's decoders raise many kinds; whatever they say is the reason
+    except Exception as error:  # PIL's decoders raise many kinds of errors; the message is the reason
         raise Reject(_reason(error)) from None
     return _to_mode(picture, "L" if channels == 1 else "RGB")
 
 
 def _reason(error: Exception) -> str:
-    """What a decoder says, without the addresses of objects, so that it depends on the bytes alone."""
+    """The message of a decoder without addresses of objects, so that it depends only on the image's bytes."""
     words = re.sub(r"<[^>]*>", "", str(error)).split()
     return " ".join(words)[:200] or type(error).__name__
 
@@ -112,7 +116,7 @@ def _to_mode(picture: Image.Image, mode: str) -> Image.Image:
 
 
 def resize_short_side(picture: Image.Image, size: int) -> Image.Image:
-    """Short side to `size`: halvings by box, then bicubic (the rule of ADM's center_crop_arr). Raises Reject."""
+    """Resize the short side to `size`: box halvings, then bicubic (ADM's center_crop_arr). Raises Reject."""
     if size * size * max(picture.size) > MAX_PIXELS * min(picture.size):
         raise Reject(f"{picture.width} x {picture.height} pixels, too thin to resize to {size}")
     while min(picture.size) >= 2 * size:
@@ -129,9 +133,9 @@ def crop(picture: Image.Image, size: int, left: int, top: int, flip: bool) -> np
 
 
 def decode_views(data: bytes, size: int, channels: int, names: Sequence[str]) -> Decoded:
-    """The fixed views of an image that a store keeps; the image is decoded once, and resized once a scale.
+    """The fixed views of an image. The image is decoded once, and resized once per scale. Raises Reject.
 
-    A scale's square is that of ADM's center_crop_arr at int(scale x size), as in LlamaGen's ten crops. Raises Reject.
+    The central square of a scale is that of ADM's center_crop_arr at int(scale x size), as in LlamaGen's ten crops.
     """
     picture = open_picture(data, channels)
     squares = {scale: int(size * scale) for scale in sorted({VIEWS[name].scale for name in names})}
@@ -146,12 +150,12 @@ def decode_views(data: bytes, size: int, channels: int, names: Sequence[str]) ->
 
 
 def center_view(data: bytes, size: int, channels: int) -> np.ndarray:
-    """The centre of an image, (S, S, C) uint8. Raises Reject."""
+    """The centre view of an image, (S, S, C) uint8. Raises Reject."""
     return decode_views(data, size, channels, ("center",)).pixels[0]
 
 
 def random_view(data: bytes, size: int, channels: int, draw: np.ndarray, flips: bool) -> Decoded:
-    """Short side resized, a random window, a flip half of the time. draw: three numbers in [0, 1). Raises Reject."""
+    """A random window of the resized image, mirrored half of the time. draw: three numbers in [0, 1). Raises Reject."""
     picture = open_picture(data, channels)
     small = resize_short_side(picture, size)
     left = int(draw[0] * (small.width - size + 1))

@@ -1,8 +1,8 @@
-"""The listing of a source: every image in order, with its label and its place; as a stream from disk, or in memory.
+"""The listing of a source: every image in order, with its label and location; as a stream from disk or in memory.
 
-Order: by class and key; images of Parquet files without keys keep the order of their files. Labels are places among the
-class names, sorted; as numbers, where every name is a whole number. The key of an image is `<class>/<name>`, the same
-from whatever it is stored in.
+Images are ordered by class and key; images of Parquet files without keys keep the order of the files. A label is a
+position among the sorted class names, which are sorted as numbers if all of them are whole numbers. The key of an image
+is `<class>/<name>`, in every kind of source.
 """
 
 import hashlib
@@ -38,15 +38,15 @@ _TOGETHER = 32  # images fetched at once
 
 
 class Catalog:
-    """A source's images, sorted in a temporary data base on disk, so that memory does not grow with their number.
+    """The images of a source, sorted in a temporary database on disk, so memory does not grow with their number.
 
     digest: of the class names and of every key, label and size, in order. Raises ValueError when there is no image, or
-    two of one key.
+    when two images have the same key.
     """
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self._data = sqlite3.connect("", isolation_level=None)  # a file without a name, on disk beyond a small cache
+        self._data = sqlite3.connect("", isolation_level=None)  # a nameless file, on disk beyond a small cache
         self._data.execute("PRAGMA journal_mode = OFF")
         self._data.execute("PRAGMA synchronous = OFF")
         self._data.execute(
@@ -57,7 +57,7 @@ class Catalog:
         self.classes = _sorted_classes([name for (name,) in self._data.execute("SELECT DISTINCT class FROM image")])
         (self.rows,) = self._data.execute("SELECT count(*) FROM image").fetchone()
         if not self.rows:
-            raise ValueError(f"images {source.url!r} hold no images in class folders; expected <class>/<image> there")
+            raise ValueError(f"images {source.url!r} hold no images in class folders; put them at <class>/<image>")
         self.digest = self._digest()
 
     def _fill(self, entries: Iterable[Entry]) -> None:
@@ -73,21 +73,23 @@ class Catalog:
         try:
             self._data.executemany("INSERT INTO image VALUES (?, ?, ?, ?, ?, ?, ?)", rows())
         except sqlite3.IntegrityError:
-            raise ValueError(f"images {self.source.url!r} hold {last!r} twice; give every image its own name") from None
+            raise ValueError(
+                f"images {self.source.url!r} hold {last!r} twice; give every image a name of its own"
+            ) from None
         self._data.execute("COMMIT")
 
     def _rows(self) -> Iterator[tuple[str, int, int, str, int, int, int]]:
         """key, label, size, url, offset, row_group, row of every image in order."""
         labels = {name: label for label, name in enumerate(self.classes)}
         columns = "class, key, size, url, offset, row_group, row"
-        if self.source.by_class:  # one class after another, since their order is not that of their names
-            found = (
+        if self.source.by_class:  # class by class, because classes may be sorted as numbers
+            images = (
                 row for name in self.classes
                 for row in self._data.execute(f"SELECT {columns} FROM image WHERE class = ? ORDER BY key", (name,))
             )  # fmt: skip
         else:
-            found = (row for row in self._data.execute(f"SELECT {columns} FROM image ORDER BY key"))
-        return ((key, labels[name], *rest) for name, key, *rest in found)
+            images = (row for row in self._data.execute(f"SELECT {columns} FROM image ORDER BY key"))
+        return ((key, labels[name], *rest) for name, key, *rest in images)
 
     def _digest(self) -> str:
         sha = hashlib.sha256(canonical_json(list(self.classes)))
@@ -104,7 +106,7 @@ class Catalog:
             yield pa.record_batch(arrays, schema=SCHEMA)
 
     def close(self) -> None:
-        """Free the data base."""
+        """Free the database."""
         self._data.close()
 
 
@@ -115,26 +117,30 @@ def _sorted_classes(names: list[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Listing:
-    """A source's listing in memory, as one Arrow table of SCHEMA, whose pages forked workers share."""
+    """The listing of a source in memory."""
 
     url: str
+    """Path or URL of the source."""
     classes: tuple[str, ...]
+    """Class names; a label is a position among them."""
     digest: str
+    """Digest of the class names and of every key, label and size, in order."""
     table: pa.Table
+    """One row of SCHEMA per image. Forked workers share its memory."""
 
     def __len__(self) -> int:
         return self.table.num_rows
 
     def key(self, index: int) -> str:
-        """`<class>/<name>`."""
+        """The key of an image: `<class>/<name>`."""
         return self.table["key"][index].as_py()
 
     def label(self, index: int) -> int:
-        """Place among `classes`."""
+        """The label of an image: a position among `classes`."""
         return self.table["label"][index].as_py()
 
     def read(self, index: int) -> bytes:
-        """One encoded image. Raises Reject when it is gone or of another size than listed."""
+        """One encoded image. Raises Reject when it is missing or its size differs from the listed one."""
         ((_, data),) = read_images(self.table.slice(index, 1))
         if isinstance(data, Reject):
             raise data
@@ -142,7 +148,7 @@ class Listing:
 
 
 def list_images(images: str) -> Listing:
-    """List a source in memory. Raises ValueError when it is none, or empty."""
+    """List a source in memory. Raises ValueError when there is no source, or an empty one."""
     with closing(Catalog(open_source(images))) as catalog:
         table = pa.Table.from_batches(catalog.batches())
         if catalog.source.containers:  # few URLs, many images
@@ -151,9 +157,10 @@ def list_images(images: str) -> Listing:
 
 
 def read_images(listing: pa.Table) -> Iterator[tuple[int, bytes | Reject]]:
-    """(row of the listing, encoded image) for every row: in order, but row group by row group from Parquet files.
+    """(row of the listing, encoded image) for every row: in order, or row group by row group from Parquet files.
 
-    Each object or row group is read once. What is gone or not of the size listed comes as a Reject.
+    Each object or row group is read once. A Reject takes the place of an image that is missing or whose size differs
+    from the listed one. Stores keep the reason, so its words must not change.
     """
     rows = listing.to_pylist()
     in_parquet = bool(rows) and rows[0]["row_group"] >= 0
@@ -173,12 +180,12 @@ def _from_objects(rows: list[dict]) -> Iterator[tuple[int, bytes | FileNotFoundE
 
 
 def _from_row_groups(rows: list[dict]) -> Iterator[tuple[int, bytes | FileNotFoundError]]:
-    place = {index: (row["url"], row["row_group"]) for index, row in enumerate(rows)}
-    order = sorted(place, key=lambda index: (*place[index], rows[index]["row"]))
-    for (url, group), part in groupby(order, key=place.__getitem__):
+    groups = {index: (row["url"], row["row_group"]) for index, row in enumerate(rows)}
+    order = sorted(groups, key=lambda index: (*groups[index], rows[index]["row"]))
+    for (url, group), part in groupby(order, key=groups.__getitem__):
         indices = list(part)
         try:
             images = parquet.read_rows(url, group, [rows[i]["row"] for i in indices])
-            yield from zip_longest(indices, images, fillvalue=b"")  # a file that got shorter: nothing is there
-        except FileNotFoundError as gone:
-            yield from ((index, gone) for index in indices)
+            yield from zip_longest(indices, images, fillvalue=b"")  # the file may have become shorter
+        except FileNotFoundError as missing:
+            yield from ((index, missing) for index in indices)

@@ -1,4 +1,4 @@
-"""Images for the tokenizer's training: global batch k is a pure function of k, whoever reads it."""
+"""Images for the training of the tokenizer: global batch k is a pure function of k, on any rank and worker."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,21 +19,22 @@ _MOST_NEIGHBOURS = 100
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """images: (b, C, S, S) in [-1, 1]. seeds: of their noise, (b,) int64. position: of the first in the stream.
-
-    rejects: reason by key of the images that could not be used; the next usable one of the source took each place.
-    enlarged: size by key of the images that are smaller than the crop.
-    """
+    """b images of a stream."""
 
     images: Tensor
+    """(b, C, S, S) in [-1, 1]."""
     seeds: Tensor
+    """Noise seeds, (b,) int64."""
     position: int
+    """Position of the first image in the stream."""
     rejects: dict[str, str]
+    """Reason by key for each image that could not be used; the next usable image of the source replaced it."""
     enlarged: dict[str, str]
+    """Size by key for each image that is smaller than the crop."""
 
 
 class ImageStream(Dataset):
-    """Item k is this rank's slice of micro-batch k."""
+    """Item k is this rank's part of batch k."""
 
     def __init__(
         self,
@@ -60,28 +61,28 @@ class ImageStream(Dataset):
         try:
             views = [self._view(int(row), draw, rejects, enlarged) for row, draw in zip(rows, draws, strict=True)]
         except Reject as nothing_usable:
-            return nothing_usable  # raised by `batches`, since a worker would wrap it in its traceback
+            return nothing_usable  # `batches` raises it, because a worker would wrap it in its traceback
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
         return ImageBatch(from_pixels(pixels), seeds, int(positions[0]), rejects, enlarged)
 
     def _view(self, row: int, draw: np.ndarray, rejects: dict[str, str], enlarged: dict[str, str]) -> np.ndarray:
-        """The drawn view of a row, or of the next usable one; notes what could not be used, and what is small."""
-        for turn in range(_MOST_NEIGHBOURS):
-            place = (row + turn) % len(self.source)
+        """The drawn view of a row, or of the next usable row. Adds to `rejects` and `enlarged`."""
+        for step in range(_MOST_NEIGHBOURS):
+            index = (row + step) % len(self.source)
             try:
-                seen = random_view(self.source.read(place), self.image_size, self.channels, draw, self.flips)
-                if min(seen.width, seen.height) < self.image_size:
-                    enlarged[self.source.key(place)] = f"{seen.width} x {seen.height}"
-                return seen.pixels[0]
+                view = random_view(self.source.read(index), self.image_size, self.channels, draw, self.flips)
+                if min(view.width, view.height) < self.image_size:
+                    enlarged[self.source.key(index)] = f"{view.width} x {view.height}"
+                return view.pixels[0]
             except Reject as reason:
-                rejects[self.source.key(place)] = str(reason)
+                rejects[self.source.key(index)] = str(reason)
         raise Reject(
-            f"{_MOST_NEIGHBOURS} images in a row of {self.source.url!r} cannot be used, the last one because: "
-            f"{rejects[self.source.key(place)]}; mend or remove them"
+            f"{_MOST_NEIGHBOURS} successive images of {self.source.url!r} cannot be used, the last one because: "
+            f"{rejects[self.source.key(index)]}; repair or remove them"
         )
 
     def batches(self, start: int, stop: int, workers: int) -> Iterator[ImageBatch]:
-        """Micro-batches start ... stop - 1, decoded ahead by `workers` processes (0: in this one)."""
+        """Batches start ... stop - 1, decoded in advance by `workers` processes; with 0, in this process."""
         for item in DataLoader(self, batch_size=None, sampler=range(start, stop), num_workers=workers):
             if isinstance(item, Reject):
                 raise item

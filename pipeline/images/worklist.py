@@ -1,10 +1,11 @@
-"""A source's listing cut into one small file a shard, kept under the store while its job lasts.
+"""The listing of a source as one small file per shard, kept under the store until its job ends.
 
     STORE/.listing/<name>/00000.parquet   the images of a shard, as rows of `listing.SCHEMA`
     STORE/.listing/<name>/summary.json    written last
 
-So a driver hands out numbers, a worker reads what it needs, and memory does not grow with the number of images. A
-restart takes up the listing of the same containers; class folders are listed again, since only that tells a change.
+So the driver hands out shard numbers, a worker reads only the images of its shard, and memory does not grow with the
+number of images. A restart reuses the listing of unchanged containers. It lists class folders again, because nothing
+else shows whether they have changed.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -23,20 +24,23 @@ FOLDER, _SUMMARY = ".listing", "summary.json"
 
 
 class ListingGone(ValueError):
-    """A shard's listing is not there, as after another job on the same store has published it."""
+    """The listing of a shard is missing, for example because another job on the same store has published it."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a plan says of its images: digest of the listing, class names, number of images."""
+    """What a plan records of its images."""
 
     digest: str
+    """Digest of the listing."""
     classes: tuple[str, ...]
+    """Class names; a label is a position among them."""
     images: int
+    """Number of images."""
 
 
 class Worklist:
-    """The images of a job. summary: from the listing of an earlier start where that holds, else listed now."""
+    """The images of a job. `summary` is that of an earlier start if it still holds; otherwise the source is listed."""
 
     def __init__(self, images: str, store: str) -> None:
         self.source = open_source(images)
@@ -46,14 +50,14 @@ class Worklist:
 
     @property
     def folder(self) -> str:
-        """Where the files of the shards lie: a name for the place and content of this source."""
+        """Folder of the files, whose name depends on the location and the content of the source."""
         name = self.source.fingerprint or digest_of({"url": self.source.url, "digest": self.summary.digest})
         return files.join(self._store, FOLDER, name[:16])
 
     def _kept(self) -> Summary | None:
         if self.source.fingerprint and files.exists(files.join(self.folder, _SUMMARY)):
-            found = files.read_json(files.join(self.folder, _SUMMARY))
-            return Summary(found["digest"], tuple(found["classes"]), found["images"])
+            kept = files.read_json(files.join(self.folder, _SUMMARY))
+            return Summary(kept["digest"], tuple(kept["classes"]), kept["images"])
         return None
 
     def _listed(self) -> Summary:
@@ -61,13 +65,13 @@ class Worklist:
         return Summary(catalog.digest, catalog.classes, catalog.rows)
 
     def write(self, images_of: Mapping[int, range]) -> None:
-        """Make sure that the files of these shards, given with their images and ascending, are there."""
-        there = set(files.list_names(self.folder))
-        if self._catalog is None and there.issuperset(f"{shard_name(shard)}.parquet" for shard in images_of):
+        """Write the files of these shards, unless they exist. The shards ascend and come with their images."""
+        existing = set(files.list_names(self.folder))
+        if self._catalog is None and existing.issuperset(f"{shard_name(shard)}.parquet" for shard in images_of):
             return
         if self._listed() != self.summary:
             raise ValueError(
-                f"images {self.source.url!r} are not what they were when {self._store} was begun; choose another out"
+                f"images {self.source.url!r} have changed since {self._store} was started; choose another out"
             )
         assert self._catalog is not None
         for shard, table in zip(images_of, _cut(self._catalog.batches(), images_of.values()), strict=True):
@@ -77,7 +81,7 @@ class Worklist:
         files.write_json(files.join(self.folder, _SUMMARY), asdict(self.summary))
 
     def close(self) -> None:
-        """Free what listing took."""
+        """Free the resources of the listing."""
         if self._catalog:
             self._catalog.close()
 
@@ -87,7 +91,7 @@ def _file(folder: str, shard: int) -> str:
 
 
 def _cut(batches: Iterator[pa.RecordBatch], wanted: Iterable[range]) -> Iterator[pa.Table]:
-    """The rows of each range; ranges ascend and may share rows. Holds one range and a batch."""
+    """The rows of each range. Ranges ascend and may overlap. Holds the rows of one range and one batch."""
     held, first = SCHEMA.empty_table(), 0
     for rows in wanted:
         while first + len(held) < rows.stop:
@@ -98,11 +102,11 @@ def _cut(batches: Iterator[pa.RecordBatch], wanted: Iterable[range]) -> Iterator
 
 
 def read_worklist(folder: str, shard: int) -> pa.Table:
-    """The listing of one shard's images. Raises ListingGone."""
+    """The listing of the images of one shard. Raises ListingGone."""
     try:
         return pq.read_table(pa.BufferReader(files.read_bytes(_file(folder, shard))))
     except FileNotFoundError:
-        raise ListingGone(f"{_file(folder, shard)} is gone; run the job again") from None
+        raise ListingGone(f"{_file(folder, shard)} is missing; run the job again") from None
 
 
 def remove_worklists(store: str) -> None:

@@ -1,4 +1,4 @@
-"""Checking a published store: every digest, and that its arrays, index, commits and manifest say the same."""
+"""Checking a published store: every digest, and whether its arrays, index, commits and manifest agree."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,31 +15,40 @@ from rdpm.storage_schemas.tokens import KIND, OK, noise_seed
 
 @dataclass(frozen=True)
 class Finding:
-    """Something wrong. name: the object under the store. shard: the one it belongs to; None for the whole store's."""
+    """Something that is wrong in a store."""
 
     name: str
+    """Name of the object under the store."""
     shard: int | None
+    """Shard that the object belongs to; None for an object of the whole store."""
     sentence: str
+    """What is wrong with it."""
 
 
 @dataclass(frozen=True)
 class ShardAudit:
-    """What was found in a shard; its arrays that are whole, latents left out; and the labels of rows with an image."""
+    """What a check of one shard found and read."""
 
     findings: tuple[Finding, ...]
+    """What is wrong."""
     arrays: dict[str, np.ndarray]
+    """The undamaged arrays of the shard by name, without `latents`."""
     labels: np.ndarray
+    """Labels of the rows that hold an image; empty when the labels are damaged."""
 
 
 def audit_store(store: Store) -> Iterator[Finding]:
-    """Check what belongs to no shard: the plan, the metadata of the arrays, and that no record is a stranger."""
+    """Check what belongs to no shard: the plan, the metadata of the arrays, and files that belong to no shard.
+
+    Files under `environments` are part of no digest and are not checked.
+    """
     plan = store.manifest.plan
     try:
-        found = files.read_bytes(files.join(store.url, PLAN))
+        written = files.read_bytes(files.join(store.url, PLAN))
     except FileNotFoundError:
-        found = b""
-    if found != canonical_json(plan_to_json(plan)):
-        yield Finding(PLAN, None, f"store {store.url}: {PLAN} is not the manifest's plan")
+        written = b""
+    if written != canonical_json(plan_to_json(plan)):
+        yield Finding(PLAN, None, f"store {store.url}: {PLAN} is not the plan in the manifest")
     for name, sha256 in store.manifest.metadata.items():
         try:
             store.fetch(name, sha256)
@@ -48,11 +57,12 @@ def audit_store(store: Store) -> Iterator[Finding]:
     for folder, ending in ((INDEX, "parquet"), (COMMITS, "json")):
         known = {f"{shard_name(shard)}.{ending}" for shard in range(plan.num_shards)}
         for name in sorted(set(files.list_names(files.join(store.url, folder))) - known):
-            yield Finding(f"{folder}/{name}", None, f"store {store.url}: {folder}/{name} is of no shard; remove it")
+            sentence = f"store {store.url}: {folder}/{name} belongs to no shard; remove it"
+            yield Finding(f"{folder}/{name}", None, sentence)
 
 
 def audit_shard(store: Store, shard: int) -> ShardAudit:
-    """Check every object of a shard against its commit, and, where all are whole, what they say against each other."""
+    """Check every object of a shard against its commit and, if none is damaged, the objects against each other."""
     names = store.manifest.plan.objects(shard)
     findings: list[Finding] = []
     arrays: dict[str, np.ndarray] = {}
@@ -70,23 +80,23 @@ def audit_shard(store: Store, shard: int) -> ShardAudit:
             arrays[name] = store.decode(name, shard, data)
     if not findings:
         index = store.shard_index(shard)
-        told = _contradictions(store, shard, arrays, index)
-        findings += [Finding(key, shard, f"store {store.url}: {key} {what}") for key, what in told]
-    labels = (
-        np.delete(arrays["label"], np.array(_places(store, shard), int)) if "label" in arrays else np.empty(0, np.int32)
-    )
+        wrong = _contradictions(store, shard, arrays, index)
+        findings += [Finding(key, shard, f"store {store.url}: {key} {problem}") for key, problem in wrong]
+    labels = np.empty(0, np.int32)
+    if "label" in arrays:
+        labels = np.delete(arrays["label"], np.array(_rejected_in_shard(store, shard), int))
     return ShardAudit(tuple(findings), arrays, labels)
 
 
-def _places(store: Store, shard: int) -> list[int]:
-    """Where the rejects of a shard lie, counted from its first row."""
+def _rejected_in_shard(store: Store, shard: int) -> list[int]:
+    """The rejected rows of a shard, counted from its first row."""
     return [row - store.manifest.plan.shard_range(shard).start for row in store.manifest.rejected_of(shard)]
 
 
 def _contradictions(
     store: Store, shard: int, arrays: dict[str, np.ndarray], index: pa.Table
 ) -> Iterator[tuple[str, str]]:
-    """(object, what is wrong with it) wherever whole objects of one shard do not fit together."""
+    """(object, what is wrong with it) wherever undamaged objects of one shard contradict each other."""
     plan = store.manifest.plan
     names, rows = plan.objects(shard), len(plan.shard_range(shard))
     if index.num_rows != rows:
@@ -94,7 +104,7 @@ def _contradictions(
         return
     for name, values in arrays.items():
         if name in index.column_names and not np.array_equal(index[name].to_numpy(), values):
-            yield names[name], f"is not the column {name} of {names[INDEX]}"
+            yield names[name], f"differs from the column {name} of {names[INDEX]}"
     if plan.kind == KIND:
         yield from _token_contradictions(store, shard, arrays, index)
 
@@ -105,13 +115,13 @@ def _token_contradictions(
     plan = store.manifest.plan
     names, identity = plan.objects(shard), plan.tokens
     rejected = np.zeros(index.num_rows, bool)
-    rejected[_places(store, shard)] = True
+    rejected[_rejected_in_shard(store, shard)] = True
     if not np.array_equal(index["status"].to_numpy() != OK, rejected):
         yield names[INDEX], "rejects other rows than the manifest"
     if not np.array_equal(index["reason"].to_numpy() != "", rejected):
-        yield names[INDEX], "has a reason for a row that is no reject, or none for a reject"
+        yield names[INDEX], "has a reason for a row that is not rejected, or lacks one for a rejected row"
     if (index["shard"].to_numpy() != shard).any() or not np.array_equal(index["row"], np.arange(index.num_rows)):
-        yield names[INDEX], "does not count its rows as they lie"
+        yield names[INDEX], "does not number its rows in their order"
     pairs = zip(index["key"].to_pylist(), index["view"].to_pylist(), strict=True)
     seeds = np.array([noise_seed(identity.seed, key, view) for key, view in pairs], np.uint64)
     if not np.array_equal(seeds, arrays["noise_seed"]):

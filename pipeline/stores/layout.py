@@ -1,4 +1,4 @@
-"""How an array of a store is laid out in Zarr v3: one object a shard, bit-shuffled and checksummed chunks."""
+"""How an array of a store is laid out in Zarr v3: one object per shard, with bit-shuffled and checksummed chunks."""
 
 from typing import Any
 
@@ -14,12 +14,12 @@ from rdpm.pipeline.foundation import files
 from rdpm.storage_schemas.arrays import ArraySpec
 from rdpm.storage_schemas.manifest import Plan
 
-numcodecs.blosc.use_threads = False  # c-blosc's threads finish in any order, and so would the bytes
+numcodecs.blosc.use_threads = False  # with threads of c-blosc, the order of the bytes would vary
 _CRC_BYTES = 4
 
 
 def metadata_objects(plan: Plan) -> dict[str, bytes]:
-    """The group's and the arrays' zarr.json by their names under the store. The bytes depend on the plan alone."""
+    """Every zarr.json, of the group and of the arrays, by its name under the store. A pure function of the plan."""
     objects: dict[str, Buffer] = {}
     store = MemoryStore(objects)
     zarr.create_group(store, zarr_format=3, attributes={"kind": plan.kind})
@@ -29,7 +29,7 @@ def metadata_objects(plan: Plan) -> dict[str, bytes]:
 
 
 def create_arrays(url: str, plan: Plan) -> None:
-    """Put the metadata of the group and its arrays where there is none."""
+    """Write the metadata of the group and of its arrays where they are missing."""
     for name, data in metadata_objects(plan).items():
         files.create_bytes(files.join(url, name), data)
 
@@ -43,15 +43,15 @@ def encode_shard(plan: Plan, spec: ArraySpec, shard: int, values: np.ndarray) ->
 
 
 def decode_shard(plan: Plan, spec: ArraySpec, shard: int, data: bytes) -> np.ndarray:
-    """The rows of one shard, (rows, *row_shape), from its object, whose bytes the caller has checked.
+    """The rows of one shard, (rows, *row_shape), from its object, whose digest the caller has checked.
 
-    What `encode_shard` lays down: chunks, each ending in a CRC-32C, then (offset, bytes) of each and a CRC-32C. Read by
-    hand, since zarr takes ten times as long over it.
+    The object is what `encode_shard` returns: chunks that end in a CRC-32C each, then a table with the offset and size
+    of every chunk, then a CRC-32C. This reader needs a tenth of the time that zarr needs.
     """
     rows, chunks = len(plan.shard_range(shard)), plan.shard_rows // plan.chunk_rows
     end = len(data) - _CRC_BYTES
-    places = np.frombuffer(data[end - chunks * 16 : end], "<u8").reshape(chunks, 2).tolist()
-    used = places[: -(-rows // plan.chunk_rows)]
+    table = np.frombuffer(data[end - chunks * 16 : end], "<u8").reshape(chunks, 2).tolist()
+    used = table[: -(-rows // plan.chunk_rows)]
     values = np.empty((len(used) * plan.chunk_rows, *spec.row_shape), spec.dtype)
     view = memoryview(data)
     for number, (offset, length) in enumerate(used):
@@ -65,7 +65,7 @@ def decode_shard(plan: Plan, spec: ArraySpec, shard: int, data: bytes) -> np.nda
 
 
 def fill_value(dtype: str) -> Any:
-    """What a reader that checks nothing sees for a lost object: the largest unsigned number (no code), -1 or NaN."""
+    """What a reader without checks sees in place of a missing object: the largest unsigned number, -1 or NaN."""
     kind = np.dtype(dtype)
     return np.nan if kind.kind == "f" else int(np.iinfo(kind).max) if kind.kind == "u" else -1
 

@@ -1,7 +1,8 @@
 """Repairing a published store exactly: records are restored from the manifest, damaged shards are made again.
 
-The manifest names the digest of everything, so nothing but the published bytes is ever put in place. A shard is first
-made beside the store and then copied into it object by object. A repair that was interrupted is simply run again.
+The manifest holds the digest of everything, so a repair writes only the bytes that were published. It first makes the
+damaged shards in a folder of their own, and then copies them into the store object by object. An interrupted repair can
+be run again.
 """
 
 import hashlib
@@ -24,7 +25,7 @@ MakeAgain = Callable[[str, list[int]], None]
 def repair(store: Store, findings: Iterable[Finding], make_again: MakeAgain) -> list[int]:
     """Repair what `verify_store` found. Returns the shards that were made again.
 
-    Raises ValueError, with no shard touched, when one of them does not come out as it was published.
+    Raises ValueError, before any shard is changed, when a shard that was made again differs from the published one.
     """
     restore_records(store)
     shards = sorted({f.shard for f in findings if f.shard is not None})
@@ -41,20 +42,20 @@ def repair(store: Store, findings: Iterable[Finding], make_again: MakeAgain) -> 
 
 
 def restore_records(store: Store) -> None:
-    """Write the plan and the arrays' metadata again. Raises ValueError when this release has another layout."""
+    """Write the plan and the metadata of the arrays again. Raises ValueError when this release has another layout."""
     plan = store.manifest.plan
     metadata = metadata_objects(plan)
     for name, data in metadata.items():
         if hashlib.sha256(data).hexdigest() != store.manifest.metadata[name]:
             raise ValueError(
-                f"{store.url} was written by another release, whose {name} differs; repair it with that one"
+                f"{store.url} was written by another release, whose {name} differs; repair it with that release"
             )
     for name, data in {PLAN: canonical_json(plan_to_json(plan)), **metadata}.items():
         files.write_bytes(files.join(store.url, name), data)
 
 
 def restore_commit(store: Store, shard: int) -> bool:
-    """Write a shard's commit record again, if every object of the shard is the one that it named. Returns whether."""
+    """Write the commit of a shard again if all its objects are undamaged. Returns whether they are."""
     plan = store.manifest.plan
     keys = plan.objects(shard)
     try:
@@ -69,15 +70,15 @@ def restore_commit(store: Store, shard: int) -> bool:
     return True
 
 
-def put_in_place(store: Store, made: str, shards: list[int]) -> None:
-    """Move shards from where they were made again. Raises ValueError, before the first, unless all are as published."""
+def put_in_place(store: Store, remade: str, shards: list[int]) -> None:
+    """Copy shards from the folder `remade` into the store. Raises ValueError, before the first copy, if one differs."""
     for shard in shards:
-        found = files.digest_file(files.join(made, commit_name(shard))).sha256
-        if found != store.manifest.commits[shard_name(shard)]:
+        digest = files.digest_file(files.join(remade, commit_name(shard))).sha256
+        if digest != store.manifest.commits[shard_name(shard)]:
             raise ValueError(
-                f"shard {shard} of {store.url} does not come out as it was published, so nothing was changed; "
-                "repair it with the images, the tokenizer, the packages and the kind of machine that made it"
+                f"shard {shard} of {store.url}, made again, differs from what was published, so nothing was changed; "
+                "repair it with the images, tokenizer, packages and kind of machine that made the store"
             )
     for shard in shards:
         for name in (*store.manifest.plan.objects(shard).values(), commit_name(shard)):
-            files.write_bytes(files.join(store.url, name), files.read_bytes(files.join(made, name)))
+            files.write_bytes(files.join(store.url, name), files.read_bytes(files.join(remade, name)))

@@ -1,4 +1,4 @@
-"""Verifying a published store shard by shard: its bytes, what its parts say of each other, and z'_T from its codes."""
+"""Verifying a published store shard by shard: its bytes, whether its parts agree, and z'_T against its codes."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -12,19 +12,20 @@ from rdpm.pipeline.stores.reader import Store
 from rdpm.storage_schemas.tokens import KIND
 
 TOLERANCE = 2**-9
-"""How far a stored z'_T may be from what its codes give, as a share of the largest: four times float16's rounding."""
+"""Largest difference allowed between a stored z'_T and the one from its codes, as a share of the largest value: four
+times the rounding of float16."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What was found in a store."""
+    """The result of verifying a store."""
 
     findings: tuple[Finding, ...]
     """What is wrong."""
     labels: dict[int, int]
-    """Rows with an image, by label."""
+    """Number of rows that hold an image, by label."""
     accumulated: int
-    """Rows whose z'_T was computed again from their codes and agreed."""
+    """Number of rows whose stored z'_T agrees with their codes."""
 
 
 Accumulate = Callable[[np.ndarray], np.ndarray]
@@ -32,9 +33,9 @@ Accumulate = Callable[[np.ndarray], np.ndarray]
 
 
 def verify_store(store: Store, accumulate: Accumulate | None = None, quiet: bool = True) -> Verification:
-    """Check all of a store; with `accumulate` also that every row's codes give the accumulated latent stored with it.
+    """Check a whole store. With `accumulate`, also check that the codes of every row give its stored z'_T.
 
-    Holds one shard at a time.
+    Holds one shard in memory at a time.
     """
     plan = store.manifest.plan
     findings, labels, agreed = list(audit_store(store)), Counter[int](), 0
@@ -53,9 +54,9 @@ def verify_store(store: Store, accumulate: Accumulate | None = None, quiet: bool
 
 def _disagreements(store: Store, shard: int, audit: ShardAudit, accumulate: Accumulate) -> Iterator[Finding]:
     codes, stored = audit.arrays["codes"], audit.arrays["accumulated"].astype(np.float32)
-    made = accumulate(codes)
-    distance = np.abs(made - stored).reshape(len(codes), -1).max(axis=1)
-    wrong = np.flatnonzero(~(distance <= TOLERANCE * np.abs(made).max()))
+    expected = accumulate(codes)
+    distance = np.abs(expected - stored).reshape(len(codes), -1).max(axis=1)
+    wrong = np.flatnonzero(~(distance <= TOLERANCE * np.abs(expected).max()))
     if len(wrong):
         name = store.manifest.plan.objects(shard)["accumulated"]
-        yield Finding(name, shard, f"store {store.url}: {name} is not what the codes give in {len(wrong)} rows")
+        yield Finding(name, shard, f"store {store.url}: {name} differs from what the codes give in {len(wrong)} rows")

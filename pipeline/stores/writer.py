@@ -1,7 +1,7 @@
 """Writing a store exactly once: plan, shards, commits, manifest, in that order.
 
-A shard is written whole by one call, which reads its objects back before it commits. A retry writes the same bytes, and
-the first commit stands, so any number of workers, jobs and kills leave the same store.
+One call writes a whole shard and reads its objects back before it commits. A retry writes the same bytes, and the first
+commit is kept, so the store is the same after any number of workers, jobs and kills.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.config import saved_identity
 from rdpm.pipeline.foundation.environment import environment
 from rdpm.pipeline.stores.layout import create_arrays, encode_shard, metadata_objects
 from rdpm.storage_schemas.canonical import canonical_json
@@ -36,29 +37,39 @@ from rdpm.storage_schemas.manifest import (
     shard_name,
     to_json,
 )
+from rdpm.storage_schemas.samples import SampleIdentity
 
 
 def start_store(url: str, plan: Plan) -> Plan:
-    """Write the plan and the metadata of the arrays, or find them there. Returns the plan that is there.
+    """Write the plan and the metadata of the arrays, unless they exist. Returns the plan of the store.
 
-    That may be one of an earlier version, which says less. Raises ValueError when another plan is there already, since
-    a store is never overwritten, and where the file system cannot guarantee that.
+    An existing plan may have an earlier version, which records less. Raises ValueError when the existing plan differs
+    or is no plan, because a store is never overwritten, and when the file system cannot guarantee that.
     """
     files.require_create(url)
     if not files.create_bytes(files.join(url, PLAN), canonical_json(plan_to_json(plan))):
-        found = plan_from_json(files.read_json(files.join(url, PLAN)))
-        change = difference(found, plan)
+        existing = _read_plan(url)
+        change = difference(existing, plan)
         if change:
             raise ValueError(f"store {url} has another plan ({change}); choose another store")
-        plan = found
+        plan = existing
     create_arrays(url, plan)
     return plan
 
 
-def difference(old: Plan, new: Plan) -> str:
-    """Where two plans differ, in words: "key old -> new, ..."; "" where they are of one store.
+def _read_plan(url: str) -> Plan:
+    path = files.join(url, PLAN)
+    data = files.read_json(path)
+    try:
+        return plan_from_json(data)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
-    What the old plan does not say, because its version did not record it, is no difference.
+
+def difference(old: Plan, new: Plan) -> str:
+    """The differences between two plans as "key old -> new, ..."; "" when both are plans of one store.
+
+    A fact that the version of the old plan does not record is no difference.
     """
     old_facts, new_facts = (_facts(plan) for plan in (old, new))
     keys = [key for key, value in old_facts.items() if value is not None and value != new_facts.get(key)]
@@ -66,8 +77,12 @@ def difference(old: Plan, new: Plan) -> str:
 
 
 def _facts(plan: Plan) -> dict[str, Any]:
-    """Everything that a plan says, its version aside."""
+    """Everything that a plan records, except its version. Settings of the sampler are in their current form."""
     facts = {**vars(plan), **vars(plan.identity)}
+    if isinstance(plan.identity, SampleIdentity):
+        from rdpm.models.sampler import SamplerConfig  # with torch, which a token store does not need
+
+        facts["sampler"] = saved_identity(SamplerConfig, plan.identity.sampler)
     return {name: value for name, value in facts.items() if name not in ("identity", "schema_version", "written")}
 
 
@@ -77,7 +92,7 @@ def _short(value: Any) -> str:
 
 
 def leave_environment(url: str) -> None:
-    """Note where this process runs, in a file under the store that is outside every digest."""
+    """Write down where this process runs, in a file under the store that is part of no digest."""
     data = canonical_json(environment())
     files.create_bytes(files.join(url, ENVIRONMENTS, f"{hashlib.sha256(data).hexdigest()[:12]}.json"), data)
 
@@ -96,9 +111,9 @@ def write_shard(
     index: Mapping[str, Any],
     rejected: tuple[int, ...] = (),
 ) -> Commit:
-    """Write every array's shard and its index, read them back, commit. Returns the commit that stands.
+    """Write the shard of every array and its index, read them back, and commit. Returns the commit that is kept.
 
-    columns: one array of (rows, *row_shape) for every array of the plan. index: columns of the shard's Parquet file.
+    columns: an array (rows, *row_shape) for every array of the plan. index: columns of the shard's Parquet file.
     """
     rows = plan.shard_range(shard)
     for spec in plan.arrays:
@@ -111,27 +126,35 @@ def write_shard(
     files.write_bytes(files.join(url, plan.objects(shard)[INDEX]), sink.getvalue().to_pybytes())
     objects = {name: files.digest_file(files.join(url, key)) for name, key in plan.objects(shard).items()}
     commit = Commit(shard, len(rows), rejected, objects)
-    path = files.join(url, commit_name(shard))
-    if not files.create_bytes(path, canonical_json(to_json(commit))):
-        return commit_from_json(files.read_json(path))
+    if not files.create_bytes(files.join(url, commit_name(shard)), canonical_json(to_json(commit))):
+        return _read_commit(url, commit_name(shard))[0]
     return commit
+
+
+def _read_commit(url: str, name: str) -> tuple[Commit, str]:
+    """A commit and the digest of its record. Raises ValueError when it is no commit."""
+    data = files.read_bytes(files.join(url, name))
+    try:
+        return commit_from_json(json.loads(data)), hashlib.sha256(data).hexdigest()
+    except ValueError:
+        raise ValueError(f"store {url}: {name} is no commit record; delete it and run the job again") from None
 
 
 def committed_rejects(url: str, plan: Plan) -> list[tuple[str, str]]:
     """(key, reason) of every rejected row of the committed shards."""
-    found = []
+    rejects = []
     for name in files.list_names(files.join(url, COMMITS)):
-        commit = commit_from_json(files.read_json(files.join(url, COMMITS, name)))
+        commit, _ = _read_commit(url, f"{COMMITS}/{name}")
         if commit.rejected:
             index = pq.read_table(io.BytesIO(files.read_bytes(files.join(url, plan.objects(commit.shard)[INDEX]))))
-            found += [(row["key"], row["reason"]) for row in index.to_pylist() if row["reason"]]
-    return found
+            rejects += [(row["key"], row["reason"]) for row in index.to_pylist() if row["reason"]]
+    return rejects
 
 
 def publish(url: str, plan: Plan) -> Manifest:
     """Check every shard against its commit and write the manifest.
 
-    Raises ValueError naming what is missing or not as it was written.
+    Raises ValueError that names what is missing or is not what was written.
     """
     missing = missing_shards(url, plan)
     if missing:
@@ -153,18 +176,14 @@ def publish(url: str, plan: Plan) -> Manifest:
 
 
 def _check_commit(url: str, plan: Plan, shard: int) -> tuple[tuple[int, ...], str]:
-    """The rejected rows that a commit names, and the digest of its record."""
+    """Check the objects of a shard against its commit. Returns its rejected rows and the digest of the commit."""
     record = commit_name(shard)
-    data = files.read_bytes(files.join(url, record))
-    try:
-        commit = commit_from_json(json.loads(data))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"store {url}: {record} is no commit record; delete it and rerun") from None
+    commit, sha256 = _read_commit(url, record)
     for name, key in plan.objects(shard).items():
         try:
-            found = files.digest_file(files.join(url, key))
+            digest = files.digest_file(files.join(url, key))
         except FileNotFoundError:
-            found = None
-        if found != commit.objects.get(name):
-            raise ValueError(f"store {url}: {key} is not what {record} says; delete that record and rerun")
-    return commit.rejected, hashlib.sha256(data).hexdigest()
+            digest = None
+        if digest != commit.objects.get(name):
+            raise ValueError(f"store {url}: {key} does not match {record}; delete that record and run the job again")
+    return commit.rejected, sha256

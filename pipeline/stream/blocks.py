@@ -1,4 +1,4 @@
-"""Blocks of shards: which rows lie in them, and their arrays, opened through the cache and one block ahead."""
+"""Blocks of shards: their rows, and their arrays, which are opened through the cache and one block in advance."""
 
 import functools
 import hashlib
@@ -15,9 +15,9 @@ from rdpm.pipeline.stream.order import WholeOrder, WindowOrder
 
 
 class Shards:
-    """The shards of some stores, numbered one store after the other, with their usable rows alone.
+    """The shards of some stores, numbered through all stores, with their usable rows only.
 
-    sizes: for each store, usable rows of each of its shards. row_bytes: of the columns together.
+    sizes: for each store, the usable rows of each shard. row_bytes: bytes of one row in all columns together.
     """
 
     def __init__(self, stores: Sequence[Store], ids: Sequence[str], columns: tuple[str, ...]) -> None:
@@ -36,16 +36,16 @@ class Shards:
         return int(self._flat.sum())
 
     def most_rows(self, window: int) -> int:
-        """Rows that `window` shards hold at most."""
+        """The largest number of rows that `window` shards can hold."""
         return int(np.sort(self._flat)[-window:].sum())
 
     def _place(self, number: int) -> tuple[int, int]:
-        """(store, shard of the store) of a shard's number."""
+        """(store, shard within the store), given a shard's number."""
         store = int(np.searchsorted(self._first, number, side="right")) - 1
         return store, number - int(self._first[store])
 
     def block_name(self, numbers: np.ndarray) -> str:
-        """A name that says what a block's rows are: the same for every job that reads these shards in this order."""
+        """A name for the rows of a block: the same in every job that reads these shards in this order."""
         digest = hashlib.sha256(f"{CACHE_VERSION}".encode())
         for number in numbers.tolist():
             store, shard = self._place(number)
@@ -62,7 +62,7 @@ class Shards:
         return {name: np.delete(rows, rejected, axis=0) if len(rejected) else rows for name, rows in arrays.items()}
 
     def open(self, cache: Cache, numbers: np.ndarray) -> dict[str, np.ndarray]:
-        """Every column of a block as one mapped array, (rows of the block, *row_shape)."""
+        """Every column of a block as one memory-mapped array, (rows of the block, *row_shape)."""
         rows = self._flat[numbers]
         parts = {name: (rows * size).tolist() for name, size in self._bytes.items()}
         maps = cache.open(self.block_name(numbers), parts, lambda part, names: self.read(int(numbers[part]), names))
@@ -72,7 +72,7 @@ class Shards:
 
 
 def _usable(store: Store, rejected: np.ndarray) -> np.ndarray:
-    """Usable rows of each shard of a store, (shards,) int64."""
+    """The usable rows of each shard of a store, (shards,) int64."""
     plan = store.manifest.plan
     rows = np.full(plan.num_shards, plan.shard_rows, dtype=np.int64)
     rows[-1] = len(plan.shard_range(plan.num_shards - 1))
@@ -80,9 +80,9 @@ def _usable(store: Store, rejected: np.ndarray) -> np.ndarray:
 
 
 class Blocks:
-    """The blocks of one order over some shards. Those that come next are opened in the background.
+    """The blocks of one order over some shards. The next blocks are opened in the background.
 
-    A copy in another process, forked or unpickled, opens its own.
+    A copy in another process, forked or unpickled, opens its own blocks.
     """
 
     def __init__(self, shards: Shards, order: WholeOrder | WindowOrder, cache: Cache) -> None:
@@ -98,7 +98,7 @@ class Blocks:
         self._opener = ThreadPoolExecutor(1)
 
     def rows(self, block: int) -> dict[str, np.ndarray]:
-        """The columns of a block, (rows, *row_shape) each. Waits for them if need be. Raises DamagedStore."""
+        """The columns of a block, (rows, *row_shape) each. Waits until they are open. Raises DamagedStore."""
         if self._process != os.getpid():
             self._start()
         near = self.order.near(block)
@@ -107,13 +107,13 @@ class Blocks:
                 if number not in self._opened:
                     opening = functools.partial(self.shards.open, self.cache, self.order.shards(number))
                     self._opened[number] = self._opener.submit(opening)
-            found = self._opened[block]
+            columns = self._opened[block]
             for old in [number for number in self._opened if not near.start - 1 <= number < near.stop]:
-                if self._opened[old].done():  # else another thread may be waiting for it
+                if self._opened[old].done():  # otherwise another thread may be waiting for it
                     del self._opened[old]
         try:
-            return found.result()
+            return columns.result()
         except BaseException:
             with self._lock:
-                self._opened.pop(block, None)  # so that asking again, after a repair, tries again
+                self._opened.pop(block, None)  # so that the next call, after a repair, tries again
             raise

@@ -1,8 +1,8 @@
-"""Decoded rows on this node's disk, shared by every process there: filled once, checked when opened, then mapped.
+"""Decoded rows on this node's disk, shared by all processes there: filled once, checked when opened, then mapped.
 
 A file holds one column of one block: the rows of its parts (shards) side by side, then a CRC-32C for each part. It gets
-its name when it is whole and synced, so a kill leaves nothing behind that looks like data. A file that is not what was
-written is dropped and filled again. Files are removed least recently opened first; whoever has one mapped keeps it.
+its name after it is complete and synced, so a killed process leaves nothing behind that looks like data. A damaged file
+is removed and filled again. The files opened least recently are removed first; a process that has mapped one keeps it.
 """
 
 import contextlib
@@ -30,13 +30,13 @@ Parts = Sequence[int]
 
 
 def default_folder() -> str:
-    """$XDG_CACHE_HOME/rdpm, else a folder of this user's under the system's temporary one, which is the node's own."""
+    """$XDG_CACHE_HOME/rdpm, or else this user's folder under the system's temporary one, which is local to the node."""
     base = os.environ.get("XDG_CACHE_HOME")
     return os.path.join(base, "rdpm") if base else os.path.join(tempfile.gettempdir(), f"rdpm-{os.getuid()}")
 
 
 class Cache:
-    """The files of one folder, at most `bound` bytes of them as far as names go."""
+    """The files of one folder, at most `bound` bytes together. Removed files that are still mapped do not count."""
 
     def __init__(self, folder: str, bound: int) -> None:
         self.folder, self.bound = folder, bound
@@ -47,15 +47,15 @@ class Cache:
         columns: Mapping[str, Parts],
         read: Callable[[int, tuple[str, ...]], Mapping[str, np.ndarray]],
     ) -> dict[str, mmap.mmap]:
-        """Read-only maps of a block's columns. What is not there is filled: read(part, columns) gives its arrays.
+        """Read-only maps of the columns of a block. Missing columns are filled with the arrays of read(part, columns).
 
-        `block` must name the content. Of several processes that want the same block, one fills and the others wait.
-        Raises ValueError when the folder cannot take the files, and whatever `read` raises.
+        `block` must name the content. If several processes want the same block, one fills it and the others wait.
+        Raises ValueError when there is no room in the folder, and whatever `read` raises.
         """
         while True:
             maps = {name: self._map(self._path(block, name), parts) for name, parts in columns.items()}
             if None not in maps.values():
-                return {name: found for name, found in maps.items() if found is not None}
+                return {name: mapped for name, mapped in maps.items() if mapped is not None}
             with self._alone(block):
                 missing = {
                     name: parts for name, parts in columns.items() if not os.path.exists(self._path(block, name))
@@ -67,14 +67,14 @@ class Cache:
         return os.path.join(self.folder, f"{block}.{column}{_SUFFIX}")
 
     def _map(self, path: str, parts: Parts) -> mmap.mmap | None:
-        """None when there is no such file, or a damaged one, which is removed."""
+        """A map of the file. None when there is no file or a damaged one, which is removed."""
         try:
             file = open(path, "rb")  # noqa: SIM115, closed below
         except (FileNotFoundError, NotADirectoryError):
             return None
         with file:
-            if _is_whole(file, parts):
-                now = time.time_ns()  # finer than the clock by which the kernel stamps files
+            if _is_undamaged(file, parts):
+                now = time.time_ns()  # finer than the kernel's clock for file times
                 os.utime(file.fileno(), ns=(now, now))
                 return mmap.mmap(file.fileno(), sum(parts), prot=mmap.PROT_READ)
         _unlink(path)
@@ -107,7 +107,7 @@ class Cache:
                 _write(opened[name], sums[name].view(np.uint8), starts[name][-1])
 
     def _reserve(self, stack: contextlib.ExitStack, block: str, columns: Mapping[str, Parts]) -> dict[str, int]:
-        """Files that will get their names when the stack ends well, their space taken now: before anything is read."""
+        """Files that get their names when the stack exits without an exception. Their disk space is reserved now."""
         sizes = {name: _file_size(parts) for name, parts in columns.items()}
         opened = {}
         try:
@@ -116,25 +116,25 @@ class Cache:
                 opened[name] = stack.enter_context(files.atomic_file(self._path(block, name))).fileno()
                 os.posix_fallocate(opened[name], 0, size)
         except OSError as problem:
-            raise self._refusal(f"cannot take {sum(sizes.values())} bytes more", problem) from None
+            raise self._refusal(f"has no room for {sum(sizes.values())} more bytes", problem) from None
         return opened
 
     def _refusal(self, what: str, problem: OSError) -> ValueError:
         return ValueError(
-            f"the cache folder {self.folder} {what} ({problem.strerror}); make room there, or name another folder as "
-            "the stream's cache"
+            f"the cache folder {self.folder} {what} ({problem.strerror}); make room there, or set stream.cache to "
+            "another folder"
         )
 
     def _make_room(self, need: int) -> None:
-        """Remove the files opened longest ago until `need` more bytes fit the bound."""
-        found = []
+        """Remove the files opened least recently until `need` more bytes fit the bound."""
+        present = []
         for name in files.list_names(self.folder):
             if name.endswith(_SUFFIX):
                 with contextlib.suppress(FileNotFoundError):
                     status = os.stat(os.path.join(self.folder, name))
-                    found.append((status.st_mtime_ns, status.st_size, name))
-        excess = sum(size for _, size, _ in found) + need - self.bound
-        for _, size, name in sorted(found):
+                    present.append((status.st_mtime_ns, status.st_size, name))
+        excess = sum(size for _, size, _ in present) + need - self.bound
+        for _, size, name in sorted(present):
             if excess <= 0:
                 break
             _unlink(os.path.join(self.folder, name))
@@ -142,23 +142,23 @@ class Cache:
 
     @contextlib.contextmanager
     def _alone(self, block: str) -> Iterator[None]:
-        """Only one process, and one thread of it, at a time. The kernel frees the lock of a process that is killed."""
+        """Admits one thread of one process at a time. The kernel frees the lock of a killed process."""
         try:
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
         except OSError as problem:
-            raise self._refusal("cannot be made", problem) from None
+            raise self._refusal("cannot be created", problem) from None
         path = os.path.join(self.folder, f".{block}.lock")
         while True:
             lock = os.open(path, os.O_CREAT | os.O_RDWR, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(lock)):
                 break
-            os.close(lock)  # the one before us removed the file while we waited for it
+            os.close(lock)  # the previous holder removed the file while we waited for it
         try:
             yield
         finally:
             _unlink(path)
-            fcntl.flock(lock, fcntl.LOCK_UN)  # also for a child forked meanwhile, which holds the same lock
+            fcntl.flock(lock, fcntl.LOCK_UN)  # also for a child forked in the meantime, which holds the same lock
             os.close(lock)
 
 
@@ -166,8 +166,8 @@ def _file_size(parts: Parts) -> int:
     return sum(parts) + 4 * len(parts)
 
 
-def _is_whole(file: IO[bytes], parts: Parts) -> bool:
-    """Whether every part is what was written. Reads the file in order, which also brings it into memory."""
+def _is_undamaged(file: IO[bytes], parts: Parts) -> bool:
+    """Whether every part is what was written. Reads the whole file, which also brings it into memory."""
     handle = file.fileno()
     if os.fstat(handle).st_size != _file_size(parts):
         return False
@@ -186,7 +186,7 @@ def _is_whole(file: IO[bytes], parts: Parts) -> bool:
 
 
 def _write(handle: int, data: np.ndarray, at: int) -> None:
-    """All of `data` (n,) uint8 at byte `at`; one call of the kernel may write less."""
+    """Write all of `data` (n,) uint8 at byte `at`; one call of the kernel may write only a part."""
     done = 0
     while done < len(data):
         done += os.pwrite(handle, data[done:].data, at + done)

@@ -1,4 +1,4 @@
-"""Which row of which block each position of a stream is.
+"""Positions of a stream to blocks and rows.
 
 A block is some shards side by side. `WholeOrder` shuffles all rows together. `WindowOrder` shuffles the shards, and
 then the rows of a few shards at a time. `mix_at` interleaves several streams.
@@ -9,13 +9,14 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rdpm.pipeline.foundation.permutation import child_seed, permute, rows_at
+from rdpm.pipeline.foundation.permutation import order_seed, permute, rows_at
 
 
 def mix_at(positions: np.ndarray, weights: Sequence[int], seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of several streams each position takes from, and the position within that stream.
+    """The stream of each position, among several streams, and the position within that stream.
 
-    Of every sum(weights) positions in a row, starting at a multiple of it, stream i has exactly weights[i].
+    The positions are cut into blocks of sum(weights), and exactly weights[i] positions of every block belong to stream
+    i.
     """
     block = sum(weights)
     slots = permute(positions % block, block, seed, positions // block)
@@ -26,9 +27,9 @@ def mix_at(positions: np.ndarray, weights: Sequence[int], seed: int) -> tuple[np
 
 
 class WholeOrder:
-    """A true shuffle of all rows. Block g is store g whole.
+    """A shuffle of all rows of all stores together. Block g is all of store g.
 
-    sizes: for each store, the rows of each of its shards.
+    sizes: for each store, the number of rows of each shard.
     """
 
     def __init__(self, sizes: Sequence[np.ndarray], seed: int) -> None:
@@ -37,11 +38,11 @@ class WholeOrder:
         self._shards = np.cumsum([0, *(len(shards) for shards in sizes)])
 
     def __len__(self) -> int:
-        """Rows of an epoch."""
+        """Rows per epoch."""
         return int(self._ends[-1])
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The block and the row in it of each position, int64."""
+        """The block of each position and the row in that block, int64 each."""
         rows = rows_at(positions, len(self), self.seed)
         if len(self._ends) == 1:
             return np.zeros_like(rows), rows
@@ -49,18 +50,18 @@ class WholeOrder:
         return blocks, rows - np.append(0, self._ends)[blocks]
 
     def shards(self, block: int) -> np.ndarray:
-        """Numbers of a block's shards, counted through all stores."""
+        """Numbers of the shards of a block, counted through all stores."""
         return np.arange(self._shards[block], self._shards[block + 1])
 
     def near(self, block: int) -> range:
-        """The blocks to have at hand while one is used."""
+        """The blocks to keep open while this one is used."""
         return range(len(self._ends))
 
 
 class WindowOrder:
-    """A shuffle of the shards, then of the rows of `window` shards at a time: what is read at once stays small.
+    """A shuffle of the shards, then of the rows of `window` shards at a time, so only a few shards are open at once.
 
-    Every row comes exactly once an epoch. Block e W + w is window w (of W) of epoch e. sizes: rows of each shard.
+    Every row occurs exactly once per epoch. Block e W + w is window w (of W) of epoch e. sizes: rows of each shard.
     """
 
     def __init__(self, sizes: np.ndarray, window: int, seed: int) -> None:
@@ -72,38 +73,38 @@ class WindowOrder:
         return WindowOrder, (self.sizes, self.window, self.seed)
 
     def __len__(self) -> int:
-        """Rows of an epoch."""
+        """Rows per epoch."""
         return self._rows
 
     def _plan(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards in an epoch's order, and the rows before each window and after the last."""
+        """The shards in the order of an epoch, and the number of rows before each window and after the last one."""
         shards = permute(np.arange(len(self.sizes)), len(self.sizes), self.seed, np.full(len(self.sizes), epoch))
         before = np.append(0, np.cumsum(self.sizes[shards]))
         edges = np.minimum(np.arange(self._windows + 1) * self.window, len(shards))
         return shards, before[edges]
 
     def at(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The block and the row in it of each position, int64."""
+        """The block of each position and the row in that block, int64 each."""
         epochs, places = positions // self._rows, positions % self._rows
         blocks, starts, sizes = (np.empty_like(positions) for _ in range(3))
         for epoch in np.unique(epochs):
-            mine = epochs == epoch
+            in_epoch = epochs == epoch
             edges = self._epoch(int(epoch))[1]
-            windows = np.searchsorted(edges, places[mine], side="right") - 1
-            blocks[mine] = epoch * self._windows + windows
-            starts[mine], sizes[mine] = edges[windows], edges[windows + 1] - edges[windows]
+            windows = np.searchsorted(edges, places[in_epoch], side="right") - 1
+            blocks[in_epoch] = epoch * self._windows + windows
+            starts[in_epoch], sizes[in_epoch] = edges[windows], edges[windows + 1] - edges[windows]
         rows = places - starts
-        inner = child_seed(self.seed, 0)
+        inner = order_seed(self.seed, 0)
         for block in np.unique(blocks):
-            mine = blocks == block
-            rows[mine] = permute(rows[mine], int(sizes[mine][0]), inner, blocks[mine])
+            in_block = blocks == block
+            rows[in_block] = permute(rows[in_block], int(sizes[in_block][0]), inner, blocks[in_block])
         return blocks, rows
 
     def shards(self, block: int) -> np.ndarray:
-        """Numbers of a block's shards."""
+        """Numbers of the shards of a block."""
         epoch, window = divmod(block, self._windows)
         return self._epoch(epoch)[0][window * self.window : (window + 1) * self.window]
 
     def near(self, block: int) -> range:
-        """The blocks to have at hand while one is used: itself and the next."""
+        """The blocks to keep open while this one is used: itself and the next one."""
         return range(block, block + 2)

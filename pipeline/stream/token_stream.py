@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from rdpm.pipeline.foundation.permutation import ORDER_VERSION, batch_positions, child_seed
+from rdpm.pipeline.foundation.permutation import ORDER_VERSION, batch_positions, order_seed
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stream.blocks import Blocks, Shards
 from rdpm.pipeline.stream.cache import Cache, default_folder
 from rdpm.pipeline.stream.order import WholeOrder, WindowOrder, mix_at
 
-_AHEAD = 8  # micro-batches that are gathered before they are asked for
+_AHEAD = 8  # micro-batches that are gathered in advance
 _RUN = 65_536  # positions whose rows are computed at once
 
 
@@ -24,16 +24,18 @@ _RUN = 65_536  # positions whose rows are computed at once
 class StreamConfig:
     """How the rows of stores come to a training step.
 
-    cache: folder on the node's own disk for decoded rows, shared by its ranks; "" is $XDG_CACHE_HOME/rdpm or one under
-    the system's temporary folder. cache_gib: its bound. What fits it is shuffled as a whole; what does not is shuffled
-    in windows of `window` shards, two of which must fit. workers: threads that gather batches ahead of the step; 0
-    gathers when asked.
+    Rows that fit the cache together are shuffled as a whole; otherwise they are shuffled in windows of some shards.
     """
 
     cache: str = ""
+    """Folder for decoded rows on the node's own disk, shared by its ranks. Empty for $XDG_CACHE_HOME/rdpm or, without
+    that variable, a folder under the system's temporary one."""
     cache_gib: float = 64.0
+    """Size limit of the cache in GiB."""
     window: int = 64
+    """Shards per window, where the rows do not fit the cache; two windows must fit."""
     workers: int = 1
+    """Threads that gather batches before the training step needs them; 0 gathers on demand."""
 
     def __post_init__(self) -> None:
         if self.cache_gib <= 0:
@@ -46,26 +48,30 @@ class StreamConfig:
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """positions: places in the stream (b,). labels (b,) int32. Then what the stream was asked for: codes (b, T, h, w)
-    uint16 and seeds (b,) uint64, or latents (b, d, h, w) float16. In pinned memory where there is a GPU to copy to."""
+    """b rows of a stream. The arrays are in pinned memory where there is a GPU to copy them to."""
 
     positions: np.ndarray
+    """Positions of the rows in the stream, (b,) int64."""
     labels: np.ndarray
+    """(b,) int32."""
     codes: np.ndarray | None = None
+    """(b, T, h, w) uint16; None in a stream of latents."""
     seeds: np.ndarray | None = None
+    """Noise seeds, (b,) uint64; None in a stream of latents."""
     latents: np.ndarray | None = None
+    """(b, d, h, w) float16; None in a stream of codes."""
 
 
 _FIELDS = {"label": "labels", "codes": "codes", "noise_seed": "seeds", "latents": "latents"}
 
 
 class TokenStream:
-    """Rows of several stores, rejects passed over, in the order of `rdpm.pipeline.foundation.permutation`.
+    """Rows of several stores, without rejected ones, in the order of `rdpm.pipeline.foundation.permutation`.
 
-    Which rows a position means depends on the stores, weights, seed and on whether the rows fit the cache's bound: not
-    on ranks, workers, or what the cache holds. weights: of every sum(weights) positions, store i has exactly
-    weights[i], each store going through its own epochs; without weights the stores are one set. latents: batches of
-    latents and labels instead of codes, seeds and labels.
+    The row at a position depends on the stores, the weights, the seed and on whether all rows fit the size limit of the
+    cache. It does not depend on ranks, on workers or on what the cache holds. weights: of every sum(weights) positions,
+    exactly weights[i] belong to store i, and every store has its own epochs; without weights the stores are one set.
+    latents: batches hold latents and labels instead of codes, seeds and labels.
     """
 
     def __init__(
@@ -79,20 +85,22 @@ class TokenStream:
     ) -> None:
         self.seed, self.weights, self.config = seed, tuple(weights), config or StreamConfig()
         self.wait_seconds = 0.0
-        """Seconds that consumers of `batches` have waited for it so far."""
+        """Seconds that consumers of `batches` have waited so far."""
         self._ids = [store.id for store in stores]
         if self.weights and (len(self.weights) != len(stores) or min(self.weights) < 1):
-            raise ValueError(f"weights are {list(weights)} for {len(stores)} stores; give each an integer from 1 up")
+            raise ValueError(
+                f"weights are {list(weights)} for {len(stores)} stores; give every store an integer above 0"
+            )
         columns = ("latents", "label") if latents else ("codes", "noise_seed", "label")
         groups = [[n] for n in range(len(stores))] if self.weights else [list(range(len(stores)))]
         shards = [Shards([stores[n] for n in group], [self._ids[n] for n in group], columns) for group in groups]
         for part in shards:
             if not len(part):
-                raise ValueError(f"store {part.stores[0].url} holds no usable row; give another one")
+                raise ValueError(f"store {part.stores[0].url} holds no usable row; give another store")
         self.window = _window(shards, self.config)
         cache = Cache(self.config.cache or default_folder(), _bound(self.config))
         self._sets = [
-            Blocks(part, self._order(part, child_seed(seed, number) if self.weights else seed), cache)
+            Blocks(part, self._order(part, order_seed(seed, number) if self.weights else seed), cache)
             for number, part in enumerate(shards, start=1)
         ]
 
@@ -102,12 +110,12 @@ class TokenStream:
         return WindowOrder(np.concatenate(shards.sizes), self.window, seed)
 
     def __len__(self) -> int:
-        """Usable rows of all stores: an epoch, where there are no weights."""
+        """Usable rows of all stores; without weights, this is an epoch."""
         return sum(len(blocks.order) for blocks in self._sets)
 
     @property
     def identity(self) -> dict:
-        """What a checkpoint records, and must find again, to continue this stream."""
+        """What a checkpoint records, and must find unchanged, to continue this stream."""
         identity = {"stores": self._ids, "seed": self.seed, "order": ORDER_VERSION}
         if self.weights:
             identity["weights"] = list(self.weights)
@@ -117,29 +125,29 @@ class TokenStream:
 
     def batch(self, positions: Sequence[int] | np.ndarray) -> TokenBatch:
         """The rows at these positions of the stream. Raises DamagedStore."""
-        where = np.asarray(positions, dtype=np.int64)
-        return self._gather(where, *self._locate(where), pinned=False)
+        indices = np.asarray(positions, dtype=np.int64)
+        return self._gather(indices, *self._locate(indices), pinned=False)
 
     def batches(
         self, start: int, stop: int, *, batch: int, micro_batch: int, rank: int = 0, ranks: int = 1
     ) -> Iterator[TokenBatch]:
-        """This rank's micro-batches of the global batches start ... stop - 1, in order. Raises DamagedStore.
+        """This rank's micro-batches of the global batches start ... stop - 1, in their order. Raises DamagedStore.
 
-        They are gathered ahead by config.workers threads; what is still waited for counts in `wait_seconds`.
+        config.workers threads gather them in advance. The time that the caller still waits adds to `wait_seconds`.
         """
         parts = self._parts(start, stop, batch, micro_batch, rank, ranks)
         ahead = self._ahead(parts) if self.config.workers else (self._gather(*part) for part in parts)
         with contextlib.closing(ahead):
             while True:
                 began = time.perf_counter()
-                found = next(ahead, None)
+                micro = next(ahead, None)
                 self.wait_seconds += time.perf_counter() - began
-                if found is None:
+                if micro is None:
                     return
-                yield found
+                yield micro
 
     def _parts(self, start: int, stop: int, batch: int, micro_batch: int, rank: int, ranks: int) -> Iterator[tuple]:
-        """Arguments of `_gather` for each micro-batch; the order is computed for many steps at once, which is cheap."""
+        """Arguments of `_gather` for each micro-batch. Computing the order of many steps at once is cheaper."""
         share = batch // ranks
         assert share % micro_batch == 0
         pinned = torch.cuda.is_available()
@@ -167,15 +175,15 @@ class TokenStream:
                     future.cancel()
 
     def _locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Block and row in the block of each position; block b of set i is numbered b * sets + i."""
+        """The block of each position and the row in that block. Block b of set i has the number b * sets + i."""
         if not self.weights:
             return self._sets[0].order.at(positions)
-        which, places = mix_at(positions, self.weights, child_seed(self.seed, 0))
+        which, places = mix_at(positions, self.weights, order_seed(self.seed, 0))
         blocks, rows = np.empty_like(positions), np.empty_like(positions)
         for number, part in enumerate(self._sets):
-            mine = which == number
-            found, rows[mine] = part.order.at(places[mine])
-            blocks[mine] = found * len(self._sets) + number
+            in_set = which == number
+            set_blocks, rows[in_set] = part.order.at(places[in_set])
+            blocks[in_set] = set_blocks * len(self._sets) + number
         return blocks, rows
 
     def _gather(self, positions: np.ndarray, blocks: np.ndarray, rows: np.ndarray, pinned: bool) -> TokenBatch:
@@ -184,16 +192,16 @@ class TokenStream:
         if (blocks == blocks[0]).all():
             columns = self._block(int(blocks[0]))
             for name, values in out.items():
-                np.take(columns[name], rows, axis=0, out=values, mode="clip")  # "raise" would copy once more
+                np.take(columns[name], rows, axis=0, out=values, mode="clip")  # mode "raise" would copy once more
         else:
             for number in np.unique(blocks).tolist():
-                columns, mine = self._block(number), blocks == number
+                columns, in_block = self._block(number), blocks == number
                 for name, values in out.items():
-                    values[mine] = columns[name][rows[mine]]
+                    values[in_block] = columns[name][rows[in_block]]
         return TokenBatch(positions, **{_FIELDS[name]: values for name, values in out.items()})
 
     def _block(self, number: int) -> dict[str, np.ndarray]:
-        """The columns of a block of any set."""
+        """The columns of a block, given its number among the blocks of all sets."""
         block, part = divmod(number, len(self._sets))
         return self._sets[part].rows(block)
 
@@ -203,9 +211,9 @@ def _bound(config: StreamConfig) -> int:
 
 
 def _window(sets: list[Shards], config: StreamConfig) -> int | None:
-    """Shards of a window, or None where everything fits the cache. Raises ValueError when two windows do not fit.
+    """Shards per window, or None where everything fits the cache. Raises ValueError when two windows do not fit.
 
-    Only plans and config decide, never the state of the disk: every rank and every restart must decide alike.
+    Only the plans and the config decide, not the state of the disk: every rank and every restart must decide alike.
     """
     if sum(len(part) * part.row_bytes for part in sets) <= _bound(config):
         return None

@@ -1,4 +1,4 @@
-"""What every source says of an image, and the names that it takes for images."""
+"""What every source reports of an image, and which names count as images."""
 
 from typing import NamedTuple
 
@@ -6,21 +6,24 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
 class Entry(NamedTuple):
-    """One image as a source finds it.
-
-    name: under its class. size: of the encoded image, in bytes. url: the object that it lies in; offset: its first byte
-    there, -1 where it is the whole object; row_group and row in it: its place in a Parquet file, else -1.
-    """
+    """One image in a source."""
 
     class_name: str
+    """Name of its class."""
     name: str
+    """Name under its class."""
     size: int
+    """Bytes of the encoded image."""
     url: str
+    """Object that holds the image."""
     offset: int = -1
+    """First byte of the image in the object; -1 where the image is the whole object."""
     row_group: int = -1
+    """Row group in a Parquet file, else -1."""
     row: int = -1
+    """Row within the row group, else -1."""
 
 
 def is_image(name: str) -> bool:
-    """Whether a path is taken for an image: an image's suffix, and nothing hidden on the way."""
+    """Whether a path counts as an image: it has the suffix of an image, and no part of it is hidden."""
     return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))

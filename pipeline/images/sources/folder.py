@@ -7,7 +7,7 @@ from rdpm.pipeline.images.sources.entry import Entry, is_image
 
 
 def entries(root: str) -> Iterator[Entry]:
-    """Images of every class folder. Hidden files and files without an image's suffix are passed over."""
+    """Images of every class folder. Hidden files, and files without the suffix of an image, are skipped."""
     for class_name in files.list_folders(root):
         folder = files.join(root, class_name)
         for name, size in files.list_files(folder):

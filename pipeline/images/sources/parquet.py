@@ -1,7 +1,7 @@
-"""Parquet files with a column of encoded images and one of labels, as Hugging Face's datasets write them or plain.
+"""Parquet files with a column of encoded images and a column of labels, plain or as Hugging Face's datasets write them.
 
-Images are named by a key column, or by the paths beside the bytes; without either an image's name is `<file>/<row>`.
-Every read takes whole pages of a row group, so reading rows at random is slow.
+The names of images come from a key column or from the paths beside the bytes; without either, a name is `<file>/<row>`.
+Every read decodes whole pages of a row group, so reading rows in random order is slow.
 """
 
 import json
@@ -22,26 +22,27 @@ _LABELS, _KEYS = ("label", "labels", "cls", "class"), ("key", "__key__", "file_n
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns of a file: images (plain bytes, or a struct with `bytes`), labels, keys ("" for none).
-
-    classes: names of the labels, where the schema gives them.
-    """
+    """Names of the columns of a file, and of its classes."""
 
     image: str
+    """Column of the encoded images: plain bytes, or a struct with a field `bytes`."""
     label: str
+    """Column of the labels."""
     key: str
+    """Column of the keys, or a field of the image column; empty where there is none."""
     classes: tuple[str, ...]
+    """Names of the labels, if the schema has them."""
 
 
 def columns_of(file: pq.ParquetFile, url: str) -> Columns:
-    """Which column is which. Raises ValueError when there is not one of images and one of labels."""
+    """Which column is which. Raises ValueError unless there is one column of images and one of labels."""
     schema = file.schema_arrow
     images = [field.name for field in schema if _is_bytes(field.type)]
     labels = [name for name in _LABELS if name in schema.names and not _is_bytes(schema.field(name).type)]
     keys = [name for name in _KEYS if name in schema.names]
     if len(images) != 1 or not labels:
         raise ValueError(
-            f"{url!r} has columns {schema.names}; needed: one of image bytes, one of labels ({', '.join(_LABELS)})"
+            f"{url!r} has columns {schema.names}; it needs one of image bytes and one of labels ({', '.join(_LABELS)})"
         )
     if not keys and pa.types.is_struct(schema.field(images[0]).type) and _complete(file, f"{images[0]}.path"):
         keys = [f"{images[0]}.path"]
@@ -55,7 +56,7 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def _complete(file: pq.ParquetFile, path: str) -> bool:
-    """Whether a column is there and has a value in every row, by the statistics in the file's footer."""
+    """Whether a column exists and has a value in every row, according to the statistics in the footer of the file."""
     for group in range(file.num_row_groups):
         chunks = (file.metadata.row_group(group).column(i) for i in range(file.metadata.num_columns))
         statistics = next((chunk.statistics for chunk in chunks if chunk.path_in_schema == path), None)
@@ -76,17 +77,17 @@ def _opened(url: str) -> Iterator[pq.ParquetFile]:
         try:
             yield pq.ParquetFile(data)
         except (pa.ArrowInvalid, OSError) as error:
-            raise ValueError(f"{url!r} is no whole Parquet file ({error}); restore it") from None
+            raise ValueError(f"{url!r} is no complete Parquet file ({error}); restore it") from None
 
 
 def has_keys(url: str) -> bool:
-    """Whether the images of a file have names of their own. Raises ValueError when it holds no labelled images."""
+    """Whether the images of a file have keys. Raises ValueError when it holds no labelled images."""
     with _opened(url) as file:
         return bool(columns_of(file, url).key)
 
 
 def entries(url: str, name: str, keyed: bool) -> Iterator[Entry]:
-    """Images of one file, called `name` in keys, in its order. Reads the whole file, for the images' sizes."""
+    """Images of one file, in its order. name: the file's name in keys. Reads the whole file, for the image sizes."""
     with _opened(url) as file:
         columns = columns_of(file, url)
         number = 0
@@ -119,7 +120,7 @@ def _bytes(batch: pa.RecordBatch, columns: Columns) -> pa.Array:
 
 
 def read_rows(url: str, row_group: int, rows: list[int]) -> Iterator[bytes]:
-    """The images in these rows of a row group, ascending; the group is read once. Raises FileNotFoundError."""
+    """The images in these rows of a row group. Rows ascend; the group is read once. Raises FileNotFoundError."""
     with _opened(url) as file:
         column, wanted, first = columns_of(file, url), iter(rows), 0
         row = next(wanted, None)

@@ -1,4 +1,4 @@
-"""One interface over the kinds of sources, told apart by what a path or URL holds."""
+"""One interface to every kind of source. The content of a path or URL tells which kind it is."""
 
 import posixpath
 import re
@@ -16,32 +16,32 @@ _WANTED = "give a folder of class folders, or tar files, or Parquet files"
 
 @dataclass(frozen=True)
 class Source:
-    """Labelled images at a path, URL or pattern, not yet listed.
-
-    containers: (url, bytes) of every tar or Parquet file; none for class folders. by_class: whether images are sorted
-    by class and key; Parquet files without keys keep their order. entries: finds every image, in any order.
-    """
+    """Labelled images that have not been listed yet."""
 
     url: str
+    """Path, URL or pattern of the images."""
     containers: tuple[tuple[str, int], ...]
+    """(URL, bytes) of every tar or Parquet file; empty for class folders."""
     by_class: bool
+    """Whether images are sorted by class and key; those in Parquet files without keys keep their order."""
     entries: Callable[[], Iterator[Entry]]
+    """A function that finds every image, in any order."""
 
     @property
     def fingerprint(self) -> str:
-        """Digest of the containers' names and sizes; class folders have none, since only listing them tells."""
+        """Digest of the names and sizes of the containers; empty for class folders, which must be listed to tell."""
         return digest_of({"url": self.url, "containers": self.containers}) if self.containers else ""
 
 
 def open_source(images: str) -> Source:
-    """Recognise class folders, tar files (of class tars, class folders or WebDataset samples) and Parquet files.
+    """Recognize class folders, tar files (of class tars, class folders or WebDataset samples) and Parquet files.
 
-    images: a folder, a file, or a pattern such as `s3://bucket/train-{000..146}.tar` or `data/*.parquet`.
-    Raises ValueError when there is nothing, nothing of these kinds, or several of them together.
+    images: a folder, a file, or a pattern such as `s3://bucket/train-{000..146}.tar` or `data/*.parquet`. Raises
+    ValueError when there is nothing, none of these kinds, or several kinds together.
     """
     root = files.absolute(images.rstrip("/"))
     if re.search(r"[*?{]", root) and not files.exists(root):
-        urls = files.expand(root)
+        urls = _expand(root)
     elif files.is_file(root):
         urls = [root]
     elif files.exists(root):
@@ -53,6 +53,17 @@ def open_source(images: str) -> Source:
     else:
         raise ValueError(f"images {images!r} do not exist; {_WANTED}")
     return _of_containers(images, root, urls)
+
+
+def _expand(pattern: str) -> list[str]:
+    """URLs that match a pattern, sorted: `{000..146}` and `{a,b}` are written out, `*` and `?` are looked up."""
+    braces = re.search(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}", pattern)
+    if braces:
+        first, last, words = braces.groups()
+        numbers = (str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)) if first else ()
+        choices = words.split(",") if words else numbers
+        return sorted({url for choice in choices for url in _expand(pattern.replace(braces[0], choice, 1))})
+    return files.glob(pattern) if re.search(r"[*?]", pattern) else [pattern]
 
 
 def _of_containers(images: str, root: str, urls: list[str]) -> Source:
@@ -68,10 +79,10 @@ def _of_containers(images: str, root: str, urls: list[str]) -> Source:
     except FileNotFoundError as error:
         raise ValueError(f"images {images!r} do not exist: {error}; {_WANTED}") from None
     if kinds == {"tar"}:
-        return Source(root, containers, True, lambda: (found for url in urls for found in archive.entries(url)))
+        return Source(root, containers, True, lambda: (entry for url in urls for entry in archive.entries(url)))
     keyed = {parquet.has_keys(url) for url in urls}
     if len(keyed) > 1:
-        raise ValueError(f"some files of {images!r} have keys and some have none; give one kind")
+        raise ValueError(f"some files of {images!r} have keys and some have none; give files of one kind")
     by_class = keyed == {True}
     return Source(
         root, containers, by_class, lambda: (e for url in urls for e in parquet.entries(url, _base(url), by_class))

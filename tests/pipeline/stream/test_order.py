@@ -5,7 +5,7 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from rdpm.pipeline.foundation.permutation import ORDER_VERSION, batch_positions, child_seed, permute, rows_at
+from rdpm.pipeline.foundation.permutation import ORDER_VERSION, batch_positions, order_seed, permute, rows_at
 from rdpm.pipeline.stream.order import WholeOrder, WindowOrder, mix_at
 
 SIZES = [1, 2, 3, 7, 16, 17, 1000, 4096, 4097]
@@ -141,9 +141,9 @@ def test_a_mixture_is_shuffled_in_every_block_and_depends_on_the_position_alone(
 
 
 def test_child_seeds_give_unrelated_orders():
-    seeds = {child_seed(seed, number) for seed in (0, 1, -1, 2**64 - 2) for number in range(50)}
+    seeds = {order_seed(seed, number) for seed in (0, 1, -1, 2**64 - 2) for number in range(50)}
     assert len(seeds) == 200
-    orders = [whole(1000, child_seed(0, number), 0) for number in range(3)] + [whole(1000, 0, 0)]
+    orders = [whole(1000, order_seed(0, number), 0) for number in range(3)] + [whole(1000, 0, 0)]
     assert all((a == b).sum() < 12 for i, a in enumerate(orders) for b in orders[:i])
 
 
