@@ -1,4 +1,4 @@
-"""One HTML page about a token store: what it is, what made it, how its codes are used, and pictures decoded from it."""
+"""One HTML page about a token store: what it is, what it was made from, how it uses codes, and decoded pictures."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -23,16 +23,16 @@ _MOST_REASONS = 20
 
 @dataclass
 class Contents:
-    """What a store holds, rejects left out of all but `reasons`.
-
-    counts: uses of each code by step (T, K). labels: rows by label. shown: by label, the first rows of the first
-    classes, each as (key and view, codes (T, h, w)).
-    """
+    """What a store holds. Only `reasons` covers rejected rows."""
 
     counts: np.ndarray
+    """How often each step uses each code, (T, K) int64."""
     labels: Counter[int] = field(default_factory=Counter)
+    """Rows per label."""
     reasons: Counter[str] = field(default_factory=Counter)
+    """Rejected rows per reason."""
     shown: dict[int, list[tuple[str, np.ndarray]]] = field(default_factory=dict)
+    """The first rows of each of the first classes, by label: (key and view, codes (T, h, w))."""
 
     @property
     def usage(self) -> np.ndarray:
@@ -41,12 +41,12 @@ class Contents:
 
     @property
     def perplexity(self) -> np.ndarray:
-        """How many codes each step uses, in effect, (T,)."""
+        """Effective number of codes that each step uses, (T,)."""
         return perplexity(self.counts)
 
 
 def read_contents(store: Store, quiet: bool = True) -> Contents:
-    """Go through a token store, holding one shard at a time. Raises DamagedStore."""
+    """Read a whole token store, one shard at a time. Raises DamagedStore. quiet: without a progress line."""
     plan, K = store.manifest.plan, store.manifest.plan.tokens.codebook_size
     contents = Contents(np.zeros((store.specs["codes"].row_shape[0], K), np.int64))
     with ProgressLine("inspect", plan.num_shards, "shards", quiet=quiet) as progress:
@@ -58,21 +58,21 @@ def read_contents(store: Store, quiet: bool = True) -> Contents:
             contents.labels.update(labels[good].tolist())
             contents.reasons.update(reason for reason in index["reason"].to_pylist() if reason)
             for row in np.flatnonzero(good & (labels < MOST_CLASSES)):
-                found = contents.shown.setdefault(int(labels[row]), [])
-                if len(found) < PER_CLASS:
-                    found.append((f"{index['key'][row]} {index['view'][row]}", codes[row]))
+                of_class = contents.shown.setdefault(int(labels[row]), [])
+                if len(of_class) < PER_CLASS:
+                    of_class.append((f"{index['key'][row]} {index['view'][row]}", codes[row]))
             progress.update(shard + 1)
     return contents
 
 
 def render(store: Store, contents: Contents, codec: Codec | None) -> str:
-    """The page as HTML; with decoded pictures where a codec is given."""
+    """The page as HTML. With a codec, it has decoded pictures."""
     plan = store.manifest.plan
     T, height, width = store.specs["codes"].row_shape
     lead = (
-        f"Store {store.id[:12]}: {plan.rows} rows in {plan.num_shards} shards. A row is {T} maps of {height} x {width} "
-        f"codes out of {plan.tokens.codebook_size}. "
-        f"{len(contents.labels)} classes, {len(store.manifest.rejected)} rejects."
+        f"Store {store.id[:12]} has {plan.rows} rows in {plan.num_shards} shards, of {len(contents.labels)} classes; "
+        f"{len(store.manifest.rejected)} rows are rejects. A row holds {T} maps of {height} x {width} codes, out of "
+        f"{plan.tokens.codebook_size}."
     )
     sections = [_pictures(store, contents, codec)] if codec else []
     sections += [_codes(contents), _rows(store, contents), _origin(store)]
@@ -85,24 +85,26 @@ def _class_name(store: Store, label: int) -> str:
 
 def _pictures(store: Store, contents: Contents, codec: Codec) -> str:
     rows = []
-    for label, found in sorted(contents.shown.items()):
-        codes = np.stack([codes for _, codes in found])
-        images = codec.decode(codes)
-        pictures = [page.Picture(pixels, key) for (key, _), pixels in zip(found, images, strict=True)]
+    for label, of_class in sorted(contents.shown.items()):
+        images = codec.decode(np.stack([codes for _, codes in of_class]))
+        pictures = [page.Picture(pixels, key) for (key, _), pixels in zip(of_class, images, strict=True)]
         rows.append((_class_name(store, label), pictures))
-    lead = "What the tokenizer decodes from the stored codes: the first rows of the first classes, none picked."
+    lead = (
+        "What the tokenizer decodes from the stored codes. These are the first rows of the first classes; none were "
+        "picked by hand."
+    )
     return page.section("Pictures", lead, page.grid((), rows))
 
 
 def _codes(contents: Contents) -> str:
     lead = (
-        "How often the codes are chosen at each step t. Usage counts codes chosen at least once; perplexity says how "
-        f"many codes are in use in effect, at most {contents.counts.shape[1]}."
+        "How the steps t use the codebook. A code counts as used when it occurs at least once. Perplexity is the "
+        f"effective number of codes, at most {contents.counts.shape[1]}. Use of each code is relative to even use."
     )
     charts = [
         bar_chart("Share of codes used by step t", contents.usage.tolist()),
         bar_chart("Code perplexity by step t", contents.perplexity.tolist()),
-        rank_chart("Use of each code by step t, over even use", contents.counts),
+        rank_chart("Use of each code by step t", contents.counts),
     ]
     return page.section("Codes", lead, page.charts(charts))
 
@@ -114,7 +116,7 @@ def _rows(store: Store, contents: Contents) -> str:
     if contents.reasons:
         reasons = [(reason, "", (str(count),)) for reason, count in contents.reasons.most_common(_MOST_REASONS)]
         parts += [page.heading("Rejects"), page.numbers(("Reason", "rows"), reasons)]
-    return page.section("Rows", "Rows that hold an image, by class; why the others were rejected.", *parts)
+    return page.section("Rows", "Rows with an image, by class, and why the other rows were rejected.", *parts)
 
 
 def _origin(store: Store) -> str:
@@ -123,10 +125,10 @@ def _origin(store: Store) -> str:
     plan["arrays"] = {spec.name: f"{spec.dtype} {list(spec.row_shape)}" for spec in store.manifest.plan.arrays}
     blocks = [
         page.facts("What it is", [("store_id", store.id), *flatten(plan)]),
-        page.facts("What made it", flatten(identity)),
+        page.facts("What it was made from", flatten(identity)),
     ]
     record = read_record(store.url)
     if record is not None:
         blocks.append(page.facts(f"Job {record.job}", flatten(record.to_json())))
-    lead = "All that the rows depend on; two stores of one identity hold the same bytes."
+    lead = "Everything that the rows depend on. Two stores with the same identity hold the same rows."
     return page.section("Identity", lead, *blocks)

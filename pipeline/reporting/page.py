@@ -1,4 +1,4 @@
-"""The report's HTML: builders that escape the text they are given and return markup. No script, nothing fetched."""
+"""Builders of HTML. They escape the text they get and return markup. Pages have no scripts and load nothing."""
 
 import base64
 import html
@@ -33,7 +33,7 @@ td small { display: block; line-height: 1.4; max-width: 40rem; }
 .facts td { overflow-wrap: anywhere; font-family: ui-monospace, monospace; }
 .facts td:first-child { width: 38%; color: var(--soft); }
 .charts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 300px), 1fr)); gap: 1rem; }
-.charts img { width: 100%; height: auto; display: block; }
+.charts img, .full img { width: 100%; height: auto; display: block; }
 .grid { display: grid; gap: clamp(2px, .6vw, 6px); align-items: center; justify-content: start; }
 .grid img { width: 100%; display: block; image-rendering: pixelated; }
 .grid .label { font-size: .8rem; color: var(--soft); text-align: center; overflow-wrap: anywhere; }
@@ -52,32 +52,35 @@ summary { cursor: pointer; font-weight: 600; }
 
 @dataclass(frozen=True)
 class Picture:
-    """pixels: (H, W, C) uint8, C 1 or 3. alt: what it shows. caption: a few words below it, or none."""
+    """One picture of a grid."""
 
     pixels: np.ndarray
+    """(H, W, C) uint8, where C is 1 or 3."""
     alt: str
+    """What it shows, for those who cannot see it."""
     caption: str = ""
+    """A few words below it; may be empty."""
 
 
 def escape(text: object) -> str:
-    """Any value as text that is safe in markup and in quoted attributes."""
+    """Any value as text that is safe in markup and in a quoted attribute."""
     return html.escape(str(text), quote=True)
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """(H, W, 1 or 3) uint8 as a PNG."""
+    """Pixels (H, W, 1 or 3) uint8 as a PNG."""
     sink = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(sink, "PNG", optimize=True)
     return sink.getvalue()
 
 
 def image(data: bytes, alt: str) -> str:
-    """An <img> that carries its PNG."""
+    """An <img> that contains its PNG."""
     return f'<img src="data:image/png;base64,{base64.b64encode(data).decode()}" alt="{escape(alt)}">'
 
 
 def grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Picture]]], cell: int = 80) -> str:
-    """Pictures in labelled rows under column heads (or none). cell: the widest a picture gets, in CSS pixels."""
+    """Pictures in labelled rows, under column heads if there are any. cell: a picture's largest width in CSS pixels."""
     width = max(len(pictures) for _, pictures in rows)
     cells = ["<div></div>", *(f'<div class="label">{escape(c)}</div>' for c in columns)] if columns else []
     for label, pictures in rows:
@@ -96,7 +99,7 @@ def _cell(picture: Picture) -> str:
 
 
 def numbers(heads: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]]) -> str:
-    """A table of (name, explanation, one number for each head after the first)."""
+    """A table. rows: (name, explanation, one number for each head after the first)."""
     head = f"<th>{escape(heads[0])}</th>" + "".join(f'<th class="number">{escape(h)}</th>' for h in heads[1:])
     body = []
     for name, explanation, values in rows:
@@ -108,23 +111,28 @@ def numbers(heads: Sequence[str], rows: Sequence[tuple[str, str, Sequence[str]]]
 
 
 def facts(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    """Names and values under a title that opens on a click."""
+    """A table of names and values, below a title that opens it."""
     body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
     return folded(title, f'<table class="facts"><tbody>{body}</tbody></table>')
 
 
 def folded(title: str, markup: str) -> str:
-    """Markup under a title that opens on a click."""
+    """Markup below a title that opens it."""
     return f"<details><summary>{escape(title)}</summary>{markup}</details>"
 
 
 def charts(images: Sequence[str]) -> str:
-    """Charts side by side as the width allows."""
+    """Charts, as many side by side as the width allows."""
     return f'<div class="charts">{"".join(images)}</div>'
 
 
+def full_width(image: str) -> str:
+    """One image as wide as the section."""
+    return f'<div class="full">{image}</div>'
+
+
 def side_by_side(parts: Sequence[tuple[str, str]]) -> str:
-    """(heading, markup) blocks beside each other, or below each other on a narrow screen."""
+    """Blocks of (heading, markup) beside each other, or below each other on a narrow screen."""
     return '<div class="pairs">' + "".join(f"<div><h3>{escape(h)}</h3>{markup}</div>" for h, markup in parts) + "</div>"
 
 
@@ -134,17 +142,17 @@ def heading(text: str) -> str:
 
 
 def paragraph(text: str) -> str:
-    """A sentence or two between tables."""
+    """A paragraph of text."""
     return f"<p>{escape(text)}</p>"
 
 
 def section(title: str, lead: str, *markup: str) -> str:
-    """A titled block with a sentence on how to read it."""
+    """A block with a title and a sentence that says how to read it."""
     return f"<section><h2>{escape(title)}</h2><p>{escape(lead)}</p>{''.join(markup)}</section>"
 
 
 def page(title: str, lead: str, sections: Sequence[str]) -> str:
-    """The whole document."""
+    """The complete document."""
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{_STYLE}</style></head>'

@@ -1,6 +1,6 @@
-"""The report's pictures: samples, reconstructions, the way of a sample through the steps, nearest training images.
+"""The report's pictures: samples, reconstructions, samples step by step, and nearest training images.
 
-Nothing is picked by eye: pictures show the first images of each class in the order of the store or of the keys.
+Nothing is picked by eye. Pictures show the first images of each class, in the order of the store or of the keys.
 """
 
 import numpy as np
@@ -16,54 +16,57 @@ _GAP = 4  # pixels between the images of a sheet
 
 
 def first_of_class(labels: np.ndarray, per_class: int) -> list[tuple[int, np.ndarray]]:
-    """(label, its first rows) of the first classes, at most MOST_CLASSES."""
+    """(label, its first rows) for the first classes, at most MOST_CLASSES of them."""
     return [(int(y), np.flatnonzero(labels == y)[:per_class]) for y in np.unique(labels)[:MOST_CLASSES]]
 
 
 def sample_grid(samples: SampleSet) -> str:
-    """Classes down, samples across."""
-    rows = []
-    for label, found in first_of_class(samples.labels, PER_CLASS):
+    """One row of samples per class."""
+    grid_rows = []
+    for label, rows in first_of_class(samples.labels, PER_CLASS):
         name = samples.classes[label]
-        rows.append((name, [Picture(samples.pixels[i], f"sample {i} of class {name}") for i in found]))
-    return grid((), rows)
+        grid_rows.append((name, [Picture(samples.pixels[i], f"sample {i} of class {name}") for i in rows]))
+    return grid((), grid_rows)
 
 
 def step_grid(codec: Codec, samples: SampleSet) -> str:
-    """The accumulated latent z'_t of one sample a class, decoded after every step t = 1 ... T."""
+    """One sample per class: its accumulated latent z'_t, decoded after each step t = 1 ... T."""
     chosen = [(label, rows[0]) for label, rows in first_of_class(samples.labels, 1)]
     codes = samples.codes[[row for _, row in chosen]]
     steps = range(1, codes.shape[1] + 1)
     decoded = [codec.decode(codes, t) for t in steps]
-    rows = []
-    for place, (label, row) in enumerate(chosen):
+    grid_rows = []
+    for position, (label, row) in enumerate(chosen):
         name = samples.classes[label]
-        shown = zip(steps, decoded, strict=True)
-        rows.append((name, [Picture(at[place], f"sample {row} of class {name} after t = {t}") for t, at in shown]))
-    return grid([f"t={t}" if t == 1 else str(t) for t in steps], rows)
+        pictures = [
+            Picture(images[position], f"sample {row} of class {name} after t = {t}")
+            for t, images in zip(steps, decoded, strict=True)
+        ]
+        grid_rows.append((name, pictures))
+    return grid([f"t={t}" if t == 1 else str(t) for t in steps], grid_rows)
 
 
 def reconstruction_grids(codec: Codec, held_out: Split, seed: int) -> str:
-    """Held-out images above what comes back, the first two of each class."""
+    """Held-out images above their reconstructions, the first two of each class."""
     chosen = first_of_class(held_out.labels, 2)
     parts = []
-    for turn in range(2):
-        rows = [found[turn] for _, found in chosen if len(found) > turn]
+    for number in range(2):
+        rows = [of_class[number] for _, of_class in chosen if len(of_class) > number]
         if not rows:
             continue
-        real = held_out.pixels[rows]
-        back = reconstruct(codec, real, seed).pixels
+        originals = held_out.pixels[rows]
+        decoded = reconstruct(codec, originals, seed).pixels
         names = [held_out.classes[held_out.labels[row]] for row in rows]
-        shown = [
+        grid_rows = [
             (title, [Picture(x, f"{title} of class {name}") for x, name in zip(pixels, names, strict=True)])
-            for title, pixels in (("original", real), ("back", back))
+            for title, pixels in (("original", originals), ("decoded", decoded))
         ]
-        parts.append(heading(f"Image {turn + 1} of each class") + grid(names, shown))
+        parts.append(heading(f"Image {number + 1} of each class") + grid(names, grid_rows))
     return "".join(parts)
 
 
 def nearest_grids(samples: SampleSet, train: Split) -> str:
-    """Samples beside their three nearest training images: one a class, and those of all that are nearest."""
+    """Samples beside their three nearest training images: the first of each class, and the nearest of all."""
     references = train.pixels.reshape(len(train.pixels), -1)
     count = min(3, len(references))
     queries = samples.pixels.reshape(len(samples.pixels), -1)
@@ -74,31 +77,31 @@ def nearest_grids(samples: SampleSet, train: Split) -> str:
         ("The first sample of each class", first),
         ("The samples nearest to training images", closest),
     ):
-        found = nearest(queries[chosen], references, count)
-        distances = np.sqrt(found.squared / references.shape[1])
-        rows = []
-        for sample, near, far in zip(chosen, found.indices, distances, strict=True):
+        neighbours = nearest(queries[chosen], references, count)
+        distances = np.sqrt(neighbours.squared / references.shape[1])
+        grid_rows = []
+        for sample, indices, its_distances in zip(chosen, neighbours.indices, distances, strict=True):
             name = samples.classes[samples.labels[sample]]
             pictures = [Picture(samples.pixels[sample], f"sample {sample} of class {name}", "sample")]
-            for index, distance in zip(near, far, strict=True):
+            for index, distance in zip(indices, its_distances, strict=True):
                 alt = f"training image {index} of class {train.classes[train.labels[index]]}"
                 pictures.append(Picture(train.pixels[index], alt, f"{distance:.1f}"))
-            rows.append((name, pictures))
-        parts.append((title, grid((), rows, cell=64)))
+            grid_rows.append((name, pictures))
+        parts.append((title, grid((), grid_rows, cell=64)))
     return side_by_side(parts)
 
 
 def sample_sheet(samples: SampleSet) -> bytes:
-    """The sample grid as one PNG, small images enlarged by whole factors without smoothing."""
-    rows = [found for _, found in first_of_class(samples.labels, PER_CLASS)]
+    """The sample grid as one PNG. Small images are enlarged by an integer factor, without smoothing."""
+    rows_of_classes = [rows for _, rows in first_of_class(samples.labels, PER_CLASS)]
     size, channels = samples.pixels.shape[1], samples.pixels.shape[-1]
     scale = max(1, 48 // size)
     pitch = size * scale + _GAP
-    across = max(len(found) for found in rows)
-    sheet = np.full((len(rows) * pitch + _GAP, across * pitch + _GAP, channels), 255, np.uint8)
-    for down, found in enumerate(rows):
-        for right, index in enumerate(found):
-            enlarged = samples.pixels[index].repeat(scale, axis=0).repeat(scale, axis=1)
-            top, left = down * pitch + _GAP, right * pitch + _GAP
+    columns = max(len(rows) for rows in rows_of_classes)
+    sheet = np.full((len(rows_of_classes) * pitch + _GAP, columns * pitch + _GAP, channels), 255, np.uint8)
+    for line, rows in enumerate(rows_of_classes):
+        for column, row in enumerate(rows):
+            enlarged = samples.pixels[row].repeat(scale, axis=0).repeat(scale, axis=1)
+            top, left = line * pitch + _GAP, column * pitch + _GAP
             sheet[top : top + size * scale, left : left + size * scale] = enlarged
     return png(sheet)

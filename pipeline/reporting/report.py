@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: its numbers, pictures, curves, settings and digests."""
+"""One self-contained HTML page about a run: its metrics, pictures, curves, settings and digests."""
 
 import dataclasses
 import json
@@ -16,13 +16,14 @@ from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting import page
 from rdpm.pipeline.reporting.curves import bar_chart, read_lines, training_charts
 from rdpm.pipeline.reporting.pictures import (
+    PER_CLASS,
     nearest_grids,
     reconstruction_grids,
     sample_grid,
     sample_sheet,
     step_grid,
 )
-from rdpm.pipeline.reporting.tables import numbers_section, paper_section
+from rdpm.pipeline.reporting.tables import numbers_section, paper_section, sweep_table
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.storage_schemas.cards import ModelCard
 from rdpm.storage_schemas.manifest import to_json
@@ -34,7 +35,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class ReportConfig:
-    """A page about what a run left behind."""
+    """A page about the results of a run."""
 
     metrics: str
     """metrics.json of the run."""
@@ -43,9 +44,9 @@ class ReportConfig:
     generator: str
     """Export of the generator."""
     store: str
-    """The token store that the generator was trained on."""
+    """Token store that the generator was trained on."""
     samples: str
-    """The sample store."""
+    """Sample store."""
     images: str
     """Held-out images."""
     train_images: str
@@ -55,22 +56,31 @@ class ReportConfig:
     sweep: str = ""
     """Folder of a finished sweep over the generator's sampler settings; empty for none."""
     also_png: str = ""
-    """Where the grid of samples is written as a picture of its own; empty for nowhere."""
+    """File to which the grid of samples is written as a picture too; empty for none."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything the page shows, read and checked."""
+    """Everything that the page shows, read and checked."""
 
     config: ReportConfig
+    """Where it was read from."""
     metrics: dict[str, Any]
+    """Content of metrics.json."""
     codec: Codec
+    """The tokenizer, ready to run."""
     tokenizer_card: ModelCard
+    """Card of the tokenizer."""
     generator_card: ModelCard
+    """Card of the generator."""
     store: Store
+    """Token store that the generator was trained on."""
     samples: SampleSet
+    """The samples, in memory."""
     held_out: Split
+    """Held-out images."""
     train: Split
+    """Images that were trained on."""
 
 
 def input_digests(config: ReportConfig) -> dict[str, str]:
@@ -90,14 +100,14 @@ def input_digests(config: ReportConfig) -> dict[str, str]:
 def _sweep_rows(config: ReportConfig) -> str:
     path = files.join(config.sweep, SWEEP)
     if not files.exists(path):
-        raise ValueError(f"sweep {config.sweep!r} has no {SWEEP}; run rdpm sweep to its end first")
+        raise ValueError(f"sweep {config.sweep!r} has no {SWEEP}; let rdpm sweep finish first")
     return path
 
 
 def write_report(config: ReportConfig) -> int:
-    """Write the page, and the picture where one is asked for. Returns the page's size in bytes.
+    """Write the page, and the picture if the config names one. Returns the size of the page in bytes.
 
-    Raises ValueError when an input is missing or the inputs are not of one run.
+    Raises ValueError when an input is missing or the inputs are not from one run.
     """
     run = open_run(config)
     data = render(run).encode()
@@ -123,40 +133,48 @@ def open_run(config: ReportConfig) -> Run:
     )
     check_classes(f"folder {config.images!r}", run.held_out.classes, run.train.classes)
     check_classes(f"sample store {config.samples!r}", run.samples.classes, run.train.classes)
-    protocol = run.metrics["protocol"]
+    _check_one_run(run)
+    return run
+
+
+def _check_one_run(run: Run) -> None:
+    """Raises ValueError unless all inputs are from one run."""
+    config, protocol = run.config, run.metrics["protocol"]
     for name, split in (("held_out", run.held_out), ("train", run.train)):
-        _same("metrics", config.metrics, f"{name} images", protocol[name]["digest"], split.source_digest)
-    _same("metrics", config.metrics, "samples", protocol["samples"]["digest"], run.samples.store.id)
+        _check_digest("metrics", config.metrics, f"{name} images", protocol[name]["digest"], split.source_digest)
+    _check_digest("metrics", config.metrics, "samples", protocol["samples"]["digest"], run.samples.store.id)
     drawn_by = run.samples.store.manifest.plan.samples.generator_digest
-    _same("samples", config.samples, "generator", drawn_by, run.generator_card.digest)
+    _check_digest("samples", config.samples, "generator", drawn_by, run.generator_card.digest)
     if run.store.id not in generator_origin(run.generator_card).stores:
         raise ValueError(
-            f"generator {config.generator!r} was not trained on store {config.store!r} ({run.store.id[:12]})"
+            f"generator {config.generator!r} was not trained on store {config.store!r} ({run.store.id[:12]}); give a "
+            "store that it was trained on"
         )
     if config.sweep:
         record = read_record(config.sweep)
         swept = {digest for pair in record.inputs["digests"] for digest in pair} if record else set()
         if run.generator_card.digest not in swept:
-            raise ValueError(f"sweep {config.sweep!r} is not of generator {config.generator!r}; give one of this run")
-    return run
+            raise ValueError(
+                f"sweep {config.sweep!r} does not contain generator {config.generator!r}; give a sweep of this run"
+            )
 
 
-def _same(kind: str, path: str, other: str, found: str, expected: str) -> None:
-    if found != expected:
+def _check_digest(kind: str, path: str, part: str, digest: str, expected: str) -> None:
+    if digest != expected:
         raise ValueError(
-            f"{kind} {path!r} is of {other} {found[:12]}, not of {expected[:12]}; give the files of one run"
+            f"{kind} {path!r} belongs to {part} {digest[:12]}, not {expected[:12]}; give the files of one run"
         )
 
 
 def render(run: Run) -> str:
     """The page as HTML."""
-    shape, space = run.codec.tokenizer.config, generator_config(run.generator_card)
-    T, K, grid = shape.schedule.num_steps, shape.quantizer.codebook_size, shape.grid
+    images, generator = run.codec.tokenizer.config, generator_config(run.generator_card)
+    T, K, grid = images.schedule.num_steps, images.quantizer.codebook_size, images.grid
     lead = (
-        f"A tokenizer that turns {shape.image_size} x {shape.image_size} images into {T} maps of {grid} x {grid} codes "
-        f"(K = {K}), a generator of depth {space.depth} that draws them, and {len(run.samples.labels)} samples of "
-        f"{len(run.samples.classes)} classes, measured against {len(run.held_out.labels)} held-out and "
-        f"{len(run.train.labels)} training images."
+        f"The tokenizer turns images of {images.image_size} x {images.image_size} pixels into {T} maps of {grid} x "
+        f"{grid} codes, out of {K}. The generator has depth {generator.depth} and predicts such codes. It drew "
+        f"{len(run.samples.labels)} samples of {len(run.samples.classes)} classes, which this page compares with "
+        f"{len(run.held_out.labels)} held-out images and {len(run.train.labels)} training images."
     )
     return page.page(
         "RDPM: report of a run", lead, [*_results(run), *_sweep(run.config), *_curves(run), *_provenance(run)]
@@ -165,30 +183,30 @@ def render(run: Run) -> str:
 
 def _results(run: Run) -> list[str]:
     seed = run.metrics["protocol"]["settings"]["seed"]
-    space = generator_config(run.generator_card)
-    name = f"this run (depth={space.depth})"
+    config = generator_config(run.generator_card)
+    name = f"this run (depth={config.depth})"
     return [
         numbers_section(run.metrics),
-        paper_section(run.metrics, name, generator_parameters(space), space.num_steps),
+        paper_section(run.metrics, name, generator_parameters(config), config.num_steps),
         page.section(
             "Samples",
-            "The first ten samples of each class in the order of the store, none picked.",
+            f"The first {PER_CLASS} samples of each class, in the order of the store. None were picked by hand.",
             sample_grid(run.samples),
         ),
         page.section(
             "Step by step",
-            "The sum of what was predicted so far, decoded after each step t.",
+            "The first sample of each class, decoded after each step t from the codes predicted so far.",
             step_grid(run.codec, run.samples),
         ),
         page.section(
             "Reconstructions",
-            "Held-out images, and what the tokenizer makes of their codes.",
+            "Held-out images, and what the tokenizer decodes from their codes.",
             reconstruction_grids(run.codec, run.held_out, seed),
         ),
         page.section(
             "Nearest training images",
-            "Each sample with the three training images nearest to it in pixels, and "
-            "their distances (root mean square, grey levels).",
+            "Each sample beside the three training images that are nearest to it in pixels. The number below an image "
+            "is its distance to the sample: the root mean square difference in grey levels.",
             nearest_grids(run.samples, run.train),
         ),
     ]
@@ -198,22 +216,21 @@ def _sweep(config: ReportConfig) -> list[str]:
     if not config.sweep:
         return []
     rows = [SweepRow.from_json(row) for row in files.read_json(_sweep_rows(config))]
-    names = [name for name in rows[0].metrics if all(name in row.metrics for row in rows)]
-    numbers = [(row.name, "", [f"{row.metrics[name]:.4g}" for name in names]) for row in rows]
-    plot = page.image(files.read_bytes(files.join(config.sweep, "pareto.png")), "metrics against each other")
+    plot = page.image(files.read_bytes(files.join(config.sweep, "pareto.png")), "Chart: metrics against each other")
     return [
         page.section(
             "Sampler settings",
-            "In the form of the paper's Table 3, on fewer samples than the numbers above, so distances are larger.",
-            page.numbers(["", *(name.replace("_", " ") for name in names)], numbers),
-            page.charts([plot]),
+            "Samples of other sampler settings, as in the paper's Table 3. Compare these rows with each other only: a "
+            "set of another size than above has other distances.",
+            sweep_table(rows),
+            page.full_width(plot),
         )
     ]
 
 
 def _curves(run: Run) -> list[str]:
     config = run.config
-    perplexity = bar_chart("Code perplexity by step t, real images", run.metrics["tokenizer"]["perplexity_by_step"])
+    perplexity = bar_chart("Code perplexity of held-out images", run.metrics["tokenizer"]["perplexity_by_step"])
     tokenizer, generator = (training_charts(read_lines(folder)) for folder in (config.tokenizer, config.generator))
     return [
         page.section(
@@ -237,17 +254,17 @@ def _provenance(run: Run) -> list[str]:
         if record is not None:
             blocks.append(page.facts(f"Job {record.job}", flatten(record.to_json())))
     return [
-        page.section("Settings and digests", "What every part was made from, and by which settings.", *blocks),
+        page.section("Settings and digests", "What each part was made from, and with which settings.", *blocks),
         page.section(
             "Protocol",
-            "How the numbers were measured; only numbers of equal protocols compare.",
+            "How the metrics were measured. Compare metrics of two runs only where their protocols agree.",
             page.facts("Protocol", flatten(run.metrics["protocol"])),
         ),
     ]
 
 
 def _plan(store: Store) -> dict[str, Any]:
-    """A store's plan for reading: its arrays in one line each, and not the tokenizer's config, which the card has."""
+    """A store's plan for people: one line per array, without the tokenizer's config, which is in its card."""
     plan = to_json(store.manifest)["plan"]
     plan["arrays"] = {spec.name: f"{spec.dtype} {list(spec.row_shape)}" for spec in store.manifest.plan.arrays}
     plan["identity"].pop("tokenizer_config", None)
@@ -255,7 +272,7 @@ def _plan(store: Store) -> dict[str, Any]:
 
 
 def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested dicts as (dotted name, value) rows; anything else is written as JSON."""
+    """Nested dicts as rows of (dotted name, value). Values other than text are written as JSON."""
     if isinstance(tree, dict) and tree:
         return [row for key, value in tree.items() for row in flatten(value, f"{name}.{key}" if name else str(key))]
     return [(name, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False))]

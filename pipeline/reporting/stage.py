@@ -1,4 +1,4 @@
-"""The stage: everything that a run left behind to one HTML page."""
+"""The stage behind `rdpm report`: the results of a run to one HTML page."""
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
@@ -9,7 +9,7 @@ JOB = "report"
 
 
 def run(config: ReportConfig) -> None:
-    """Write config.out, unless its finished record says that it is there. Raises ValueError."""
+    """Write config.out, unless its record says that it is finished. Raises ValueError for bad input."""
     record = begin(JOB, config, input_digests(config))
     if record.finished:
         say(f"report: {config.out} is already there")

@@ -1,144 +1,189 @@
-"""The report's numbers: samples beside held-out images, reconstructions, seconds."""
+"""The tables of the report: samples beside held-out images, reconstructions, seconds, and the paper's Table 5."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from rdpm.pipeline.reporting import page
 from rdpm.pipeline.reporting.paper import TABLE_5, PublishedRow
+from rdpm.storage_schemas.sweep import SweepRow
 
-# name, key of the samples, key of the held-out images, note
+# name, key of the samples, key of the held-out images, explanation
 _Rows = tuple[tuple[str, str, str, str], ...]
-_WHOLE: _Rows = (
-    ("{frechet}", "frechet_distance", "frechet_distance_real", "To the reference. Lower is better."),
+_ALL: _Rows = (
+    ("{frechet}", "frechet_distance", "frechet_distance_real", "Distance to the reference. Lower is better."),
     (
         "{spatial}",
         "spatial_frechet_distance",
         "spatial_frechet_distance_real",
-        "The same of features that keep their place in the image. Lower is better.",
+        "The same distance for features that keep their position in the image. Lower is better.",
     ),
-    ("{score}", "inception_score", "inception_score_real", "Certain of the class, and varied. Higher is better."),
-    ("Precision", "precision", "precision_real", "Share of images that lie among the reference's. Higher is better."),
-    ("Recall", "recall", "recall_real", "Share of the reference's images that these lie around. Higher is better."),
+    (
+        "{score}",
+        "inception_score",
+        "inception_score_real",
+        "High when every image clearly shows one class and all classes occur. Higher is better.",
+    ),
+    (
+        "Precision",
+        "precision",
+        "precision_real",
+        "Share of these images that are close to images of the reference. Higher is better.",
+    ),
+    (
+        "Recall",
+        "recall",
+        "recall_real",
+        "Share of the reference's images that are close to these images. Higher is better.",
+    ),
 )
 _MATCHED: _Rows = (
     ("{frechet}", "frechet_distance_matched", "frechet_distance_real", "Lower is better."),
     ("Precision", "precision_matched", "precision_real", "Higher is better."),
     ("Recall", "recall_matched", "recall_real", "Higher is better."),
+)
+_CLASSES_AND_COPIES: _Rows = (
     (
         "Class accuracy",
         "class_accuracy",
         "classifier_accuracy_on_real",
-        "Share recognized as the class asked for. Higher is better.",
+        "Share of images that the classifier assigns to their class. Higher is better.",
     ),
     (
         "Nearest training image",
         "nearest_train_distance",
         "nearest_train_distance_real",
-        "Median distance in grey levels (0 to 255), root mean square. Far below real would mean copying.",
+        "Median distance to the nearest training image: root mean square difference in grey levels, 0 to 255. A value "
+        "far below that of held-out images suggests copying.",
     ),
     (
         "Copies",
         "copies",
         "",
-        "Share nearer to a training image than all but 1% of held-out images. About 0.01 for new images.",
+        "Share of samples that are nearer to a training image than 99% of the held-out images are. About 0.01 for new "
+        "images.",
     ),
 )
+_JOBS = ("prepare", "train-tokenizer", "tokenize", "train-generator", "sample", "evaluate")
+_SWEPT = {
+    "frechet_distance": "Fréchet distance",
+    "spatial_frechet_distance": "Spatial Fréchet distance",
+    "inception_score": "Inception score",
+    "precision": "Precision",
+    "recall": "Recall",
+    "class_accuracy": "Class accuracy",
+}
 
 
 def numbers_section(metrics: dict[str, Any]) -> str:
-    """The section of the page."""
-    protocol, times = metrics["protocol"], metrics["seconds"]
-    held_out = protocol["held_out"]["images"]
-    how = (
-        f"Features of the {protocol['extractor']['name']}, taken as the ADM evaluator takes them: "
-        f"{protocol['samples']['images']} samples, and {held_out} held-out images, against a reference of "
-        f"{protocol['reference']['images']}. Distances fall as the sets grow."
+    """The section with every metric of the run."""
+    protocol = metrics["protocol"]
+    held_out, samples = protocol["held_out"]["images"], protocol["samples"]["images"]
+    in_reference = protocol["reference"]["images"]  # 0 where the reference is a file that does not say
+    lead = (
+        f"The {samples} samples and {held_out} held-out images are compared with a reference"
+        f"{f' of {in_reference} images' if in_reference else ''}. Features come from {protocol['extractor']['name']}; "
+        "everything else is computed as in ADM's evaluator. Distances get smaller as sets get larger."
     )
-    matched = (
-        f"{held_out} images a side, samples as the mean of {protocol['settings']['draws']} random class-balanced "
-        "draws: the held-out column is what a perfect generator would get."
-    )
-    seconds = [(job, "", (f"{taken:.0f}",)) for job, taken in [*times.items(), ("together", sum(times.values()))]]
-    return page.section(
-        "Numbers",
-        how,
-        _compared(metrics, _WHOLE),
-        page.heading("Equal counts"),
-        page.paragraph(matched),
-        _compared(metrics, _MATCHED),
-        page.heading("Tokenizer"),
-        page.numbers(("Reconstruction", "value"), _reconstruction(metrics)),
-        page.heading("Time"),
-        page.numbers(("Job", "seconds"), seconds),
-    )
+    parts = [_compared(metrics, _ALL)]
+    if "frechet_distance_matched" in metrics["generator"]:
+        matched = (
+            f"The same metrics with {held_out} images in both columns. The column of the samples is the mean over "
+            f"{protocol['settings']['draws']} random class-balanced draws. A perfect generator would reach the column "
+            "of the held-out images."
+        )
+        parts += [page.heading("Equal counts"), page.paragraph(matched), _compared(metrics, _MATCHED)]
+    parts += [page.heading("Classes and copies"), _compared(metrics, _CLASSES_AND_COPIES)]
+    parts += [page.heading("Reconstructions"), page.numbers(("Metric", "value"), _reconstruction(metrics))]
+    parts += [page.heading("Time"), page.numbers(("Job", "seconds"), _seconds(metrics["seconds"]))]
+    return page.section("Metrics", lead, *parts)
+
+
+def _seconds(times: dict[str, float]) -> list[tuple[str, str, tuple[str]]]:
+    """Seconds per job, in the order in which jobs run, and their sum."""
+    jobs = sorted(times, key=lambda job: _JOBS.index(job) if job in _JOBS else len(_JOBS))
+    rows = [*((job, times[job]) for job in jobs), ("all jobs", sum(times.values()))]
+    return [(name, "", (f"{seconds:.0f}",)) for name, seconds in rows]
 
 
 def paper_section(metrics: dict[str, Any], name: str, parameters: int, steps: int) -> str:
-    """The run as a line of the paper's Table 5, above the paper's lines.
+    """The run as a row of the paper's Table 5, above the paper's rows.
 
-    name: of the generator; parameters: how many it has; steps: T.
+    name: what the run's row is called. parameters: how many the generator has. steps: T.
     """
-    found, protocol = metrics["generator"], metrics["protocol"]
+    generator, protocol = metrics["generator"], metrics["protocol"]
     extractor = protocol["extractor"]["name"]
-    lead = "The first line is this run; the others are as the paper prints them, for ImageNet at 256 x 256. "
+    lead = "The first row is this run. The others are printed in the paper, for ImageNet at 256 x 256. "
     if extractor == "inception":
-        lead += f"They compare where this run is of those, and of 50,000; it has {protocol['samples']['images']}."
+        lead += (
+            "Compare them only if this run has the same images and 50,000 samples; it has "
+            f"{protocol['samples']['images']}."
+        )
     else:
         names = names_of(extractor)
         lead += (
-            f"Nothing compares across them: here the images are others, and FID and IS stand for "
+            "They cannot be compared: the images are different, and for this run FID and IS stand for "
             f"{names['frechet']} and {names['score']}."
         )
-    measures = ("frechet_distance", "inception_score", "precision", "recall")
-    mine = (name, "discrete diffusion", (f"{parameters / 1e6:.3g}M", str(steps), *(_short(found[m]) for m in measures)))
+    keys = ("frechet_distance", "inception_score", "precision", "recall")
+    values = (f"{parameters / 1e6:.3g}M", str(steps), *(_short(generator.get(key, "-")) for key in keys))
     heads = ("Model", "Parameters", "Steps", "FID", "IS", "Precision", "Recall")
     own = [_published(row) for row in TABLE_5 if row.model.startswith("RDPM")]
     others = [_published(row) for row in TABLE_5 if not row.model.startswith("RDPM")]
     return page.section(
         "Beside the paper's Table 5",
         lead,
-        page.numbers(heads, [mine, *own]),
-        page.folded("The other lines of Table 5", page.numbers(heads, others)),
+        page.numbers(heads, [(name, "discrete diffusion", values), *own]),
+        page.folded("The other rows of Table 5", page.numbers(heads, others)),
     )
 
 
 def _published(row: PublishedRow) -> tuple[str, str, tuple[str, ...]]:
-    measures = (row.fid, row.inception_score, row.precision, row.recall)
-    return row.model, row.kind, (row.parameters, row.steps, *("-" if m is None else str(m) for m in measures))
+    """A row with as many digits as the paper prints."""
+    metrics = ((row.fid, 2), (row.inception_score, 1), (row.precision, 2), (row.recall, 2))
+    cells = ("-" if value is None else f"{value:.{digits}f}" for value, digits in metrics)
+    return row.model, row.kind, (row.parameters, row.steps, *cells)
+
+
+def sweep_table(rows: Sequence[SweepRow]) -> str:
+    """A row per sampler setting, a column per metric that all of them have."""
+    names = [name for name in _SWEPT if all(name in row.metrics for row in rows)]
+    cells = [(row.name, "", [_short(row.metrics[name]) for name in names]) for row in rows]
+    return page.numbers(["Sampler", *(_SWEPT[name] for name in names)], cells)
 
 
 def names_of(extractor: str) -> dict[str, str]:
-    """What the measures may be called: FID and its kin are Inception's alone."""
+    """What the metrics are called. FID, sFID and the Inception score are names for Inception's features only."""
     if extractor == "inception":
         return {"frechet": "FID", "spatial": "sFID", "score": "Inception score"}
-    of = f"({extractor})"
+    features = f"({extractor})"
     return {
-        "frechet": f"Fréchet distance {of}",
-        "spatial": f"Spatial Fréchet distance {of}",
-        "score": f"Inception-style score {of}",
+        "frechet": f"Fréchet distance {features}",
+        "spatial": f"Spatial Fréchet distance {features}",
+        "score": f"Inception-style score {features}",
     }
 
 
 def _compared(metrics: dict[str, Any], rows: _Rows) -> str:
-    """A table of the samples beside the held-out images."""
-    found, names = metrics["generator"], names_of(metrics["protocol"]["extractor"]["name"])
+    """A table of the samples beside the held-out images, of those rows that the metrics have."""
+    generator, names = metrics["generator"], names_of(metrics["protocol"]["extractor"]["name"])
     cells = [
-        (name.format(**names), note, (_short(found[key]), _short(found.get(real, ""))))
-        for name, key, real, note in rows
-        if key in found
+        (name.format(**names), explanation, (_short(generator[key]), _short(generator.get(real, ""))))
+        for name, key, real, explanation in rows
+        if key in generator
     ]
-    return page.numbers(("Measure", "samples", "held-out"), cells)
+    return page.numbers(("Metric", "samples", "held-out images"), cells)
 
 
 def _reconstruction(metrics: dict[str, Any]) -> list[tuple[str, str, tuple[str]]]:
-    """Every plain number of the tokenizer with its convention."""
-    said = metrics["protocol"]["metrics"]
+    """Every single number of the tokenizer, with its convention."""
+    conventions = metrics["protocol"]["metrics"]
     return [
-        (name, said[f"tokenizer.{name}"]["convention"], (_short(value),))
+        (name, conventions[f"tokenizer.{name}"]["convention"], (_short(value),))
         for name, value in metrics["tokenizer"].items()
         if isinstance(value, float)
     ]
 
 
 def _short(value: float | str) -> str:
-    """A number to four significant digits."""
+    """A number with four significant digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

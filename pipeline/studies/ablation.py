@@ -1,6 +1,5 @@
-"""Table 2 of the paper, and its three schedules, on any images: one tokenizer per row and seed, all else equal."""
+"""The paper's Table 2 and its three schedules on any images: one tokenizer per row and seed, all else equal."""
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -26,36 +25,37 @@ from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.images.listing import list_images
 from rdpm.pipeline.inference.codec import Codec
+from rdpm.pipeline.reporting.plotting import new_figure, to_png
 from rdpm.pipeline.studies.apart import run_apart
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.stage import JOB as TRAIN_TOKENIZER
 from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
 
-_BATCH = 64
+_BATCH, _DPI = 64, 110
 METRICS = ("rfid", "ssim", "psnr")
 JOB = "ablate-tokenizer"
 
 
 @dataclass(frozen=True)
 class Row:
-    """One experiment."""
+    """One row of the table."""
 
     name: str
-    """Its name in the table."""
+    """Name in the table."""
     num_steps: int
     """T."""
     weight: bool
-    """gamma_t = alpha_t, else 1."""
+    """Whether gamma_t = alpha_t; otherwise gamma_t = 1."""
     bias: bool
-    """Whether there is the bias convolution."""
+    """Whether the quantizer has its bias convolution."""
     schedule: str = "pow"
-    """Form of alpha_t."""
+    """Form of alpha_t: pow, sin or linear."""
     paper: tuple[float, float, float] | None = None
-    """The paper's rFID, SSIM and PSNR."""
+    """The paper's rFID, SSIM and PSNR; None for a row that the paper lacks."""
 
     @property
     def overrides(self) -> list[str]:
-        """What the row changes in the base config."""
+        """Settings that the row changes in the base config."""
         return [
             f"model.schedule.num_steps={self.num_steps}",
             f"model.schedule.weighted={str(self.weight).lower()}",
@@ -81,10 +81,10 @@ ROWS = (
 
 @dataclass(frozen=True)
 class AblationConfig:
-    """Table 2 on images of yours."""
+    """Table 2 on your own images."""
 
     base: str
-    """The train-tokenizer config that every row starts from."""
+    """Config of `rdpm train-tokenizer` that every row starts from."""
     images: str = field(metadata=EXECUTION)
     """Images to train on."""
     validation: str = field(metadata=EXECUTION)
@@ -96,24 +96,26 @@ class AblationConfig:
     steps: int = 600
     """Optimizer steps per training."""
     parallel: int = field(default=2, metadata=EXECUTION)
-    """Trainings at once on this machine."""
+    """How many trainings run at the same time on this machine."""
     inception_weights: str = ""
-    """Path of Inception's weights, for rFID in its features; empty for those of a classifier trained on the images."""
+    """Path of Inception's weights, whose features rFID uses; empty for a classifier trained on the images."""
 
     def __post_init__(self) -> None:
         if not self.seeds or self.steps < 1 or self.parallel < 1:
             raise ValueError(
-                f"seeds {list(self.seeds)}, steps {self.steps}, parallel {self.parallel}: all need 1 or more"
+                f"seeds is {list(self.seeds)}, steps is {self.steps} and parallel is {self.parallel}; give one seed or "
+                "more, and use 1 or more for the others"
             )
 
 
 Results = dict[str, list[dict[str, float]]]
+"""{name of a row: metrics of each seed}."""
 
 
 def run(config: AblationConfig) -> None:
-    """Make config.out's table and plot, unless its finished record says that they are there.
+    """Write the table and the plot in config.out, unless its record says that it is finished, and print the table.
 
-    Raises ValueError, with what it said, when a training fails.
+    Raises ValueError for bad input, and when a training does so.
     """
     digests = {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
     record = begin(JOB, config, digests)
@@ -123,25 +125,25 @@ def run(config: AblationConfig) -> None:
         files.write_bytes(files.join(config.out, "table2.png"), plot(results))
         record.finish(results)
     say(files.read_bytes(files.join(config.out, "table2.md")).decode())
-    say(f"ablate-tokenizer: {config.out}/table2.md and table2.png")
+    say(f"ablate-tokenizer: {config.out} has table2.md and table2.png")
 
 
 def ablate(config: AblationConfig) -> Results:
-    """Train and measure every row and seed that is not done yet. Returns {row name: [metrics of each seed]}."""
-    work = [(row, seed) for row in ROWS for seed in config.seeds]
-    trainings = [_training(config, row, seed) for row, seed in work]
-    with ProgressLine("ablate-tokenizer", len(work), "trainings") as progress:
+    """Train and measure every row and seed. A training that is finished is not repeated."""
+    rows = [(row, seed) for row in ROWS for seed in config.seeds]
+    trainings = [_training(config, row, seed) for row, seed in rows]
+    with ProgressLine("ablate-tokenizer", len(trainings), "trainings") as progress:
         for done, _ in enumerate(run_apart(train_tokenizer, trainings, config.parallel), start=1):
             progress.update(done)
-    held_out: dict[tuple, Split] = {}
+    held_out: dict[tuple[int, int], Split] = {}
     results: Results = {row.name: [] for row in ROWS}
-    for (row, _), training in zip(work, trainings, strict=True):
+    for (row, _), training in zip(rows, trainings, strict=True):
         results[row.name].append(_measure(config, training.out, held_out))
     return results
 
 
 def _training(config: AblationConfig, row: Row, seed: int) -> TrainTokenizerConfig:
-    """The config of one row and seed."""
+    """The config that trains one row with one seed."""
     log_every = max(1, config.steps // 10)
     settings = [
         f"images={config.images}",
@@ -158,8 +160,11 @@ def _training(config: AblationConfig, row: Row, seed: int) -> TrainTokenizerConf
     return load_config(TrainTokenizerConfig, TRAIN_TOKENIZER, config.base, settings)
 
 
-def _measure(config: AblationConfig, folder: str, held_out: dict[tuple, Split]) -> dict[str, float]:
-    """rFID, SSIM and PSNR (dB) of the held-out images, kept beside the tokenizer they belong to."""
+def _measure(config: AblationConfig, folder: str, held_out: dict[tuple[int, int], Split]) -> dict[str, float]:
+    """rFID, SSIM and PSNR (dB) of the held-out images, from metrics.json in the tokenizer's folder if it is there.
+
+    held_out: held-out images that are loaded already, by size and channels.
+    """
     path = files.join(folder, "metrics.json")
     digest = read_card(folder, "tokenizer").digest
     if files.exists(path) and files.read_json(path)["tokenizer"] == digest:
@@ -168,11 +173,11 @@ def _measure(config: AblationConfig, folder: str, held_out: dict[tuple, Split]) 
     shape = (tokenizer.config.image_size, tokenizer.config.autoencoder.in_channels)
     if shape not in held_out:
         held_out[shape] = load_split(config.validation, tokenizer.config)
-    real = held_out[shape].pixels
-    back = reconstruct(Codec(tokenizer, _BATCH), real, seed=0).pixels
+    originals = held_out[shape].pixels
+    decoded = reconstruct(Codec(tokenizer, _BATCH), originals, seed=0).pixels
     extractor = _extractor(config, tokenizer.config)
-    rfid = frechet_of(extractor.extract(real).features, extractor.extract(back).features)
-    metrics = {"rfid": rfid, "ssim": ssim(real, back), "psnr": psnr(real, back)}
+    rfid = frechet_of(extractor.extract(originals).features, extractor.extract(decoded).features)
+    metrics = {"rfid": rfid, "ssim": ssim(originals, decoded), "psnr": psnr(originals, decoded)}
     files.write_json(path, {"tokenizer": digest, "extractor": extractor.digest, "metrics": metrics})
     return metrics
 
@@ -186,7 +191,7 @@ def _extractor(config: AblationConfig, tokenizer: TokenizerConfig) -> Extractor:
 
 
 def table(results: Results) -> str:
-    """Markdown: one line per row, ours as mean over seeds with half their spread, beside the paper's."""
+    """Markdown, one line per row: our mean over seeds and half their range, then the paper's metrics."""
     lines = [
         "| row | schedule | T | weight | bias | rFID | SSIM | PSNR, dB | paper: rFID | SSIM | PSNR |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -206,27 +211,20 @@ def _spread(values: Sequence[float], name: str) -> str:
 
 
 def plot(results: Results) -> bytes:
-    """A PNG: each metric by row, ours (every seed and their mean) above the paper's."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(2, 3, figsize=(13, 6), dpi=110, sharex=True)
+    """A PNG with a column per metric: above, every seed of a row and their mean; below, the paper's."""
+    figure = new_figure(13, 6)
+    axes = figure.subplots(2, 3, sharex=True)
     names = [row.name for row in ROWS]
     for column, metric in enumerate(METRICS):
         ours, theirs = axes[0, column], axes[1, column]
         values = [[seed[metric] for seed in results[name]] for name in names]
         ours.plot(range(len(names)), [np.mean(v) for v in values], "o-", color="tab:blue")
-        for place, seeds in enumerate(values):
-            ours.plot([place] * len(seeds), seeds, ".", color="tab:gray")
+        for position, seeds in enumerate(values):
+            ours.plot([position] * len(seeds), seeds, ".", color="tab:gray")
         ours.set_title(f"{metric}, ours")
-        paper = [(place, row.paper[column]) for place, row in enumerate(ROWS) if row.paper]
+        paper = [(position, row.paper[column]) for position, row in enumerate(ROWS) if row.paper]
         theirs.plot(*zip(*paper, strict=True), "s-", color="tab:orange")
         theirs.set_title(f"{metric}, paper (ImageNet 256)")
         theirs.set_xticks(range(len(names)), names, rotation=45)
     figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
+    return to_png(figure, _DPI)
