@@ -41,7 +41,7 @@ from rdpm.pipeline.images.worklist import Worklist
 from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.sampling.stage import sample_set
 from rdpm.pipeline.stores.writer import missing_shards, start_store
-from rdpm.pipeline.tokenizing.plan import make_plan
+from rdpm.pipeline.tokenizing.plan import token_plan
 from rdpm.pipeline.tokenizing.rows import images_of
 from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode
 from rdpm.storage_schemas.manifest import commit_name
@@ -79,7 +79,7 @@ def begin(config: EncodeConfig) -> tuple[int, float]:
     """All that a job does before Ray: the number of shards it has to do, and the seconds taken."""
     began = time.monotonic()
     with closing(Worklist(config.images, config.out)) as worklist:
-        plan = make_plan(config, worklist.summary, read_card(config.tokenizer, "tokenizer"))
+        plan = token_plan(config, worklist.summary, read_card(config.tokenizer, "tokenizer"))
         start_store(config.out, plan)
         missing = missing_shards(config.out, plan)
         worklist.write({shard: images_of(plan, shard) for shard in missing})

@@ -1,4 +1,4 @@
-"""A session on Ray: connecting to it, or starting one here."""
+"""A session on Ray: connect to a running cluster, or start Ray on this machine."""
 
 import contextlib
 import logging
@@ -13,20 +13,20 @@ import ray.data
 
 @dataclass(frozen=True)
 class Resources:
-    """What a Ray job may use; 0 leaves the choice to the machine."""
+    """What a Ray job may use."""
 
     address: str = ""
-    """A running cluster: "auto" or host:port. Empty starts a Ray on this machine."""
+    """Address of a running cluster: "auto" or host:port. Empty starts Ray on this machine."""
     cpus: int = 0
     """Logical CPUs of a Ray started here; 0 for the machine's cores, at least 4."""
     object_store_mb: int = 0
-    """MiB of shared memory of a Ray started here; 0 for Ray's own share."""
+    """MiB of shared memory of a Ray started here; 0 for Ray's own choice."""
     actors: int = 0
-    """Model replicas; 0 for one per GPU, else one per two cores."""
+    """Model replicas; 0 for one per GPU, or one per two cores where there is no GPU."""
     actor_cpus: float = 0.9
     """CPUs per model replica."""
     actor_gpus: float = 1.0
-    """GPUs per model replica, where there are GPUs."""
+    """GPUs per model replica, on clusters that have GPUs."""
     task_cpus: float = 1.0
     """CPUs per decoding task."""
 
@@ -39,8 +39,8 @@ class Resources:
 
 @contextlib.contextmanager
 def session(resources: Resources) -> Iterator[None]:
-    """Connect to Ray, or start it, quietly; leave it at the end, which ends a Ray that was started here."""
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # real failures arrive as exceptions
+    """Connect to Ray, or start it, without its log output. At the end disconnect, which stops a Ray started here."""
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # failures that matter arrive as exceptions
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if resources.address:
@@ -51,7 +51,7 @@ def session(resources: Resources) -> Iterator[None]:
         ray.init(num_cpus=cpus, object_store_memory=store, include_dashboard=False, **options)
     try:
         context = ray.data.DataContext.get_current()
-        context.target_max_block_size = None  # one block stays one whole shard
+        context.target_max_block_size = None  # so that one block remains one whole shard
         context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)
         yield
@@ -60,5 +60,5 @@ def session(resources: Resources) -> Iterator[None]:
 
 
 def gpus() -> float:
-    """GPUs of the session's cluster."""
+    """Number of GPUs of the session's cluster."""
     return ray.cluster_resources().get("GPU", 0)

@@ -1,7 +1,7 @@
-"""One graph of whole shards on Ray Data, whose retries are bounded. What Ray passes around stays in this file.
+"""Run whole shards through Ray Data with a bounded number of retries. Ray's own data format is used in this file only.
 
-Between stages a shard is one block: a dict of columns with the shard's number among them. Rooms see a number going in,
-a record of equally long columns between the stages, and a `ShardDone` coming out.
+Between Ray's stages a shard is one block: a dict of columns, one of which holds the shard's number. Callers see shard
+numbers, the record of a prepared shard, and `ShardDone`.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from rdpm.pipeline.foundation import files
 
 _ATTEMPTS = ".attempts"  # folder under a store, while its job runs
 _MOST_DEATHS = 3
-_SHARD, _GIVEN_UP, _REFUSED = "shard", "given_up", "refused"  # columns of ours
+_SHARD, _GIVEN_UP, _REFUSED = "shard", "given_up", "refused"  # columns beside those of a record
 
 P = TypeVar("P")
 
 
 @dataclass(frozen=True)
 class ShardDone:
-    """What a worker says of a shard that it has committed."""
+    """What a worker reports about a shard that it has committed."""
 
     shard: int
     """Number of the shard."""
@@ -39,36 +39,37 @@ class ShardDone:
 
 @dataclass(frozen=True)
 class Preparation(Generic[P]):
-    """What CPU tasks do with a shard before a model sees it."""
+    """What CPU tasks do with a shard before a worker gets it."""
 
     prepare: Callable[[int], P]
-    """A shard's number to a record of equally long columns."""
+    """A function from a shard's number to its prepared record."""
     record: type[P]
-    """The dataclass of that record; its fields are numpy arrays."""
+    """The dataclass of that record. Its fields are numpy arrays of equal length; strings have dtype object."""
 
 
 @dataclass(frozen=True)
 class _Attempts:
-    """How often a shard took down the process that worked on it, in this start of a job; Ray itself retries for ever.
+    """Counts how often a shard killed the process that worked on it, in this run of a job. Ray itself retries forever.
 
-    An attempt leaves a mark under `folder`, and removes it however it ends, unless its process dies.
+    Every attempt writes a marker file, and removes it when it ends, unless its process dies.
     """
 
     folder: str
+    """Folder or URL of the marker files."""
 
     def run(self, stage: str, shard: int, work: Callable[[], dict]) -> dict:
-        """The work's result, or that the shard was given up, or that its input was refused."""
-        marks = [name for name in files.list_names(self.folder) if name.startswith(f"{shard}-{stage}-")]
-        if len(marks) >= _MOST_DEATHS:
+        """The result of the work, or a block which says that the shard was given up or its input refused."""
+        markers = [name for name in files.list_names(self.folder) if name.startswith(f"{shard}-{stage}-")]
+        if len(markers) >= _MOST_DEATHS:
             return {_SHARD: [shard], _GIVEN_UP: [True]}
-        mark = files.join(self.folder, f"{shard}-{stage}-{uuid.uuid4().hex}")
-        files.write_bytes(mark, b"")
+        marker = files.join(self.folder, f"{shard}-{stage}-{uuid.uuid4().hex}")
+        files.write_bytes(marker, b"")
         try:
             return work()
-        except ValueError as error:  # bad input: the driver says so, in these words and not in Ray's
+        except ValueError as error:  # refused input: the driver raises this error itself, without Ray's traceback
             return _refusal(shard, error)
         finally:
-            files.remove(mark)
+            files.remove(marker)
 
 
 def _refusal(shard: int, error: ValueError) -> dict:
@@ -76,14 +77,14 @@ def _refusal(shard: int, error: ValueError) -> dict:
 
 
 def _columns(shard: int, record: Any) -> dict:
-    """A record as the columns of a block."""
+    """The block of a prepared shard."""
     columns = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     rows = len(next(iter(columns.values())))
     return {**columns, _SHARD: np.full(rows, shard)}
 
 
 class _Replica:
-    """A model replica with its attempts counted."""
+    """The Ray actor around a worker: counts its attempts, and turns refusals into blocks."""
 
     def __init__(
         self, worker: Callable[..., Any], arguments: dict[str, Any], record: type | None, attempts: _Attempts
@@ -112,7 +113,7 @@ class _Replica:
 
 
 def forget_attempts(store: str) -> None:
-    """Delete what the attempts at a store's shards have left under it."""
+    """Delete the marker files of all attempts under a store."""
     files.remove(files.join(store, _ATTEMPTS))
 
 
@@ -124,14 +125,17 @@ def run_shards(
     resources: Resources,
     store: str,
 ) -> Iterator[ShardDone]:
-    """Run every shard of a store through `preparation` (in tasks, if given) and a worker (in model replicas).
+    """Run every shard of a store through `preparation` (in tasks, where it is given) and a worker (in replicas).
 
-    worker: a class; an instance made with `arguments` is called with a shard's number, and the prepared record if any,
-    and returns ShardDone. Yields shards as they are done, in any order. Raises ValueError, after the last one, that
-    names the shards which killed their worker three times.
+    worker: a class whose instances are created with `arguments`. An instance is called with a shard's number, and with
+    the prepared record where there is one, and returns ShardDone. arguments: must be picklable. store: the folder or
+    URL under which attempts are counted. Needs an open session. Yields shards as they are done, in any order. Raises
+    the ValueError of a worker or preparation, and, after the last shard, a ValueError that names the shards which
+    killed their worker three times.
     """
-    there = gpus()
-    actors = resources.actors or int(there / resources.actor_gpus if there else max(1, (os.cpu_count() or 2) // 2))
+    gpu_replicas = bool(gpus() and resources.actor_gpus)
+    by_hardware = int(gpus() / resources.actor_gpus) if gpu_replicas else (os.cpu_count() or 2) // 2
+    replicas = resources.actors or max(1, by_hardware)
     attempts = _Attempts(files.join(files.absolute(store), _ATTEMPTS, uuid.uuid4().hex))
 
     def prepare(batch: dict) -> dict:
@@ -150,8 +154,8 @@ def run_shards(
         fn_constructor_kwargs={"worker": worker, "arguments": arguments, "record": record, "attempts": attempts},
         batch_size=None,
         num_cpus=resources.actor_cpus,
-        num_gpus=resources.actor_gpus if there else 0,
-        compute=ray.data.ActorPoolStrategy(size=min(actors, len(shards))),
+        num_gpus=resources.actor_gpus if gpu_replicas else 0,
+        compute=ray.data.ActorPoolStrategy(size=min(replicas, len(shards))),
     )
     given_up = []
     for row in dataset.iter_rows():
@@ -163,6 +167,6 @@ def run_shards(
             yield ShardDone(**{field.name: row[field.name] for field in dataclasses.fields(ShardDone)})
     if given_up:
         raise ValueError(
-            f"shards {sorted(given_up)[:20]} ({len(given_up)} in all) killed their worker {_MOST_DEATHS} times each; "
-            "the others are committed: remove the cause (out of memory?) and run the job again"
+            f"shards {sorted(given_up)[:20]} ({len(given_up)} in all) killed their worker {_MOST_DEATHS} times each, "
+            "and the others are committed; remove the cause (is memory short?) and run the job again"
         )

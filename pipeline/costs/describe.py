@@ -1,4 +1,4 @@
-"""What a config costs, before anything is trained."""
+"""Parameters, FLOPs and memory of a training config."""
 
 from typing import Any
 
@@ -15,11 +15,11 @@ _FP32 = 4
 
 
 def memory_by_stage(parameters: int, ranks: int, moments: int) -> dict[str, int]:
-    """Bytes a rank for weights, gradients and optimizer state under each ZeRO stage, activations left out.
+    """Bytes per rank for weights, gradients and optimizer state under each ZeRO stage, without activations.
 
-    All are float32 (bf16 only autocasts); `moments` counts the optimizer's numbers a weight. Stage 1 shards the
-    optimizer, stage 2 the gradients too, stage 3 the weights too (Rajbhandari et al. 2020, Figure 1). Stages 1 and 2
-    keep sharded master weights beside the model's.
+    moments: numbers per weight that the optimizer keeps. Everything is float32, because bf16 only autocasts. Stage 1
+    shards the optimizer, stage 2 also the gradients, stage 3 also the weights (Rajbhandari et al. 2020, Figure 1).
+    Stages 1 and 2 keep sharded master weights beside those of the model.
     """
     weights = gradients = _FP32 * parameters
     optimizer = _FP32 * moments * parameters
@@ -32,7 +32,7 @@ def memory_by_stage(parameters: int, ranks: int, moments: int) -> dict[str, int]
 
 
 def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
-    """Parameters, FLOPs of one forward of one image at one step, of its T forwards, and memory."""
+    """Parameters, FLOPs per image (one step, sampling, training) and memory of a generator's training."""
     space = config.model
     forward = generator_forward_flops(space)
     parameters = generator_parameters(space)
@@ -51,7 +51,7 @@ def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
 
 
 def describe_tokenizer(config: TrainTokenizerConfig) -> dict[str, Any]:
-    """Parameters, FLOPs of encoding (with its T-step quantizer) and decoding one image, and memory."""
+    """Parameters, FLOPs per image (encoding with its T steps, decoding) and memory of a tokenizer's training."""
     model_config = config.model
     size, channels = model_config.image_size, model_config.autoencoder.in_channels
     K, d, h, w = model_config.quantizer.codebook_size, *model_config.latent_shape
@@ -63,9 +63,9 @@ def describe_tokenizer(config: TrainTokenizerConfig) -> dict[str, Any]:
         model.encoder(images)
     with FlopCounterMode(display=False) as decoder:
         model.decode(latents)
-    # Per step: the products with K codes, and the bias convolution.
-    step = 2 * h * w * d * (K + (9 * d if model_config.quantizer.bias else 0))
-    quantizer = step * model_config.schedule.num_steps
+    # Per step: the products with K code vectors, and the bias convolution.
+    quantizer_step = 2 * h * w * d * (K + (9 * d if model_config.quantizer.bias else 0))
+    quantizer = quantizer_step * model_config.schedule.num_steps
     parameters = count_parameters(model)
     return {
         "kind": "tokenizer",

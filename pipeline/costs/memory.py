@@ -1,4 +1,4 @@
-"""Peak memory of a training step, found by running it on tensors that have shapes and no data."""
+"""Peak memory of a training step, measured by running it on tensors that have shapes but no data."""
 
 import weakref
 from collections.abc import Callable
@@ -20,7 +20,7 @@ from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 
 
 class PeakBytes(TorchDispatchMode):
-    """Follows the storages made inside it from birth to death; `peak` is the most bytes that lived at once."""
+    """Tracks the storages that are created inside it until they are freed; `peak` is the most bytes alive at once."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,40 +31,40 @@ class PeakBytes(TorchDispatchMode):
         result = func(*args, **(kwargs or {}))
         for value in tree_leaves(result):
             if isinstance(value, Tensor):
-                self._follow(value.untyped_storage())
+                self._track(value.untyped_storage())
         return result
 
-    def _follow(self, storage: torch.UntypedStorage) -> None:
+    def _track(self, storage: torch.UntypedStorage) -> None:
         key, size = storage._cdata, storage.nbytes()
         if key in self._live:
             return
 
-        def end(_: Any) -> None:
+        def free(_: Any) -> None:
             self._live.pop(key)
             self.now -= size
 
-        self._live[key] = weakref.ref(storage, end)
+        self._live[key] = weakref.ref(storage, free)
         self.now += size
         self.peak = max(self.peak, self.now)
 
 
 def bytes_per_sample(step: Callable[[int], None]) -> int:
-    """Bytes by which the peak of `step(images)` grows with one more image; weights and their gradients fall out.
+    """Bytes by which the peak of `step(images)` grows per image. Weights and their gradients cancel out.
 
-    Seen at so many images that the peak lies where the activations are, and not where the last gradients are.
+    It is measured at a number of images that is large enough for activations, not gradients, to make the peak.
     """
     peaks = []
     for images in (64, 65):
-        with PeakBytes() as seen:
+        with PeakBytes() as tracker:
             step(images)
-        peaks.append(seen.peak)
+        peaks.append(tracker.peak)
     return peaks[1] - peaks[0]
 
 
 def tokenizer_bytes_per_sample(config: TrainTokenizerConfig) -> int:
-    """Peak bytes of one image in a step of the tokenizer and, where it is on, its discriminator and LPIPS."""
+    """Peak bytes per image in a training step of the tokenizer with its discriminator and LPIPS, where it has them."""
     model, channels = config.model, config.model.autoencoder.in_channels
-    normal_quantiles(torch.device("cpu"))  # the noise's table is real
+    normal_quantiles(torch.device("cpu"))  # cached with real data, before tensors become fake
     with FakeTensorMode(allow_non_fake_inputs=True):
         tokenizer = Tokenizer(model)
         critic = DiscriminatorPair(config.discriminator, channels)
@@ -90,7 +90,7 @@ def tokenizer_bytes_per_sample(config: TrainTokenizerConfig) -> int:
 
 
 def generator_bytes_per_sample(config: TrainGeneratorConfig) -> int:
-    """Peak bytes of one image, at one step t, in a step of the generator."""
+    """Peak bytes per image and step t in a training step of the generator."""
     space = config.model
     with FakeTensorMode():
         generator = Generator(space)

@@ -1,7 +1,7 @@
-"""The one way in which rows go through a model: always as many at once, the last ones padded.
+"""How rows go through a model: in batches of one size, of which the last is padded.
 
-A matrix product of another shape rounds differently. With one shape for every call, what comes out for a row does not
-depend on the other rows or on their number.
+A matrix product of another shape rounds differently. Because every call has the same shape, the result of a row depends
+neither on the other rows nor on their number.
 """
 
 import socket
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 BatchFunction = Callable[..., tuple[Tensor, ...]]
-"""function(rows, *tensors): one tensor per column of results. rows: which of the N rows the batch holds."""
+"""function(rows, *tensors) returns one tensor per column of results. rows: those of the N rows that the batch holds."""
 
 
 @torch.no_grad()
 def in_batches(
     function: BatchFunction, columns: tuple[np.ndarray, ...], batch: int, device: torch.device
 ) -> list[np.ndarray]:
-    """The columns of results that `function` makes of columns of N rows, `batch` rows per call, zeros as padding.
+    """Apply `function` to columns of N rows, `batch` rows per call, with zeros as padding.
 
     Returns one array of N rows per tensor that the function returns. N must be 1 or more.
     """
@@ -42,14 +42,14 @@ def best_device() -> torch.device:
 
 
 def device_kind(wanted: str) -> str:
-    """cpu or cuda: what a config's `device` (auto, cpu or cuda) means on this machine."""
+    """The kind of device, cpu or cuda, that a config's `device` (auto, cpu or cuda) means on this machine."""
     return best_device().type if wanted == "auto" else wanted
 
 
 def device_of_kind(kind: str | None) -> torch.device:
-    """The device of a kind that a plan names; the best one where it names none.
+    """The device of the kind that a plan names; the best one where the plan names none.
 
-    Raises ValueError where this process has no such device: another kind would round differently.
+    Raises ValueError where this process has no such device, because another kind rounds differently.
     """
     if kind == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"the plan is for cuda, and {socket.gethostname()} has no GPU; run on machines with one")

@@ -1,4 +1,4 @@
-"""The one loop from pixels to codes, and the one from codes to pixels."""
+"""From pixels to codes and back, with one tokenizer on one device."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -16,7 +16,7 @@ Precision = Literal["fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a tokenizer makes of N images, as stores keep it."""
+    """Codes and latents of N images, in the types that stores keep."""
 
     codes: np.ndarray
     """C_1 ... C_T, (N, T, h, w) uint16."""
@@ -27,7 +27,7 @@ class Encoded:
 
 
 class Codec:
-    """A tokenizer on one device. Every call of it sees `batch` images, the last ones padding."""
+    """A tokenizer on one device. Every call of the tokenizer gets `batch` images; the last batch is padded."""
 
     def __init__(
         self,
@@ -37,9 +37,9 @@ class Codec:
         precision: Precision = "fp32",
         compile: bool = False,
     ) -> None:
-        """precision: of encoder and decoder; the quantizer is always float32. compile: the encoder.
+        """Move the tokenizer to `device`, which is the best one where it is None.
 
-        device: the best one where it is None.
+        precision: of encoder and decoder; the quantizer is always float32. compile: whether to compile the encoder.
         """
         self.device = device or best_device()
         self.tokenizer, self.batch, self.precision = tokenizer.to(self.device), batch, precision
@@ -47,13 +47,13 @@ class Codec:
             self.tokenizer.encoder.compile(dynamic=False)
 
     def autocast(self) -> torch.autocast:
-        """The context in which encoder and decoder run."""
+        """A context in which models run in the codec's precision."""
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def encode(self, pixels: np.ndarray, seeds: np.ndarray, stream: Stream = Stream.TOKENIZER) -> Encoded:
         """Pixels (N, H, W, C) uint8 and seeds (N,) int64 or uint64 to codes and latents (Algorithm 1).
 
-        stream: the family of random numbers that the noise is drawn from.
+        stream: the family of random numbers from which the noise is drawn.
         """
         shape = self.tokenizer.config.latent_shape
 
@@ -67,7 +67,7 @@ class Codec:
         return Encoded(*in_batches(encode, (pixels, seeds.view(np.int64)), self.batch, self.device))
 
     def decode(self, codes: np.ndarray, steps: int | None = None) -> np.ndarray:
-        """Codes (N, T, h, w) to pixels (N, H, W, C) uint8 of z' after `steps` steps, all T where it is None."""
+        """Codes (N, T, h, w) to pixels (N, H, W, C) uint8, from z' after `steps` steps; None means all T."""
 
         def decode(_: range, codes: Tensor) -> tuple[Tensor]:
             last = codes.shape[1] if steps is None else steps

@@ -22,12 +22,12 @@ from rdpm.pipeline.inference.codec import Codec, Precision
 from rdpm.storage_schemas.cards import CARD
 
 Callback = Callable[[int, range, np.ndarray], None]
-"""Called after each step with t, the rows it is about, and their images so far, (rows, H, W, 3) uint8."""
+"""Called after each step with t, the rows of a batch, and their images so far, (rows, H, W, 3) uint8."""
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """What was drawn for N images."""
+    """N drawn images."""
 
     images: np.ndarray
     """(N, H, W, 3) uint8; grey is repeated three times."""
@@ -38,12 +38,12 @@ class Drawn:
 class RDPM:
     """A trained generator and its tokenizer on one device.
 
-    Every call of a model sees `batch` images, the last ones padding. So an image depends on its seed, its label and its
-    settings, not on its neighbours or their number.
+    Every call of a model gets `batch` images; the last batch is padded. So an image depends on its seed, its label and
+    its settings, not on its neighbours or their number.
 
-    Methods take one `seed` for all images, or one per image. With one for all, image i gets the seed that image i of a
-    sample set gets; with one per image, each image is as if it were drawn alone. Encoding mixes in the noise that
-    sampling from the same seed would draw, because a code means nothing to the generator without its noise.
+    Methods take one `seed` for all images, or one per image. With one for all, image i gets the seed of image i of a
+    sample set with that seed. With one per image, each image equals one that is drawn alone. Encoding mixes in the
+    noise that sampling with the same seed draws, because the generator always sees codes together with their noise.
 
     Methods take the fields of `SamplerConfig`, such as guidance and temperature, as keywords: one value for all images,
     or one per image.
@@ -61,8 +61,9 @@ class RDPM:
     ) -> None:
         """Use two models that are in memory.
 
-        batch: images per call of a model. precision: fp32, or bf16 to run the models under autocast. compile: run each
-        step of Algorithm 2 as one compiled graph. device: such as "cpu" or "cuda:1"; None for the GPU, if there is one.
+        batch: images per call of a model. precision: fp32, or bf16 to run the models under autocast. compile: whether
+        to compile each step of Algorithm 2 into one graph. device: such as "cpu" or "cuda:1"; None is the GPU if there
+        is one, else the CPU.
         """
         self.device = torch.device(device) if device else best_device()
         self.generator, self.tokenizer = generator.to(self.device), tokenizer
@@ -82,10 +83,12 @@ class RDPM:
         attention: Backend = "sdpa",
         device: str | torch.device | None = None,
     ) -> "RDPM":
-        """Load exports. `attention` is the generator's kernel; for the other options see `RDPM`.
+        """Load exported models.
 
-        path: a folder or URL that holds `generator/` and `tokenizer/`; or the export of a generator, with the path of
-        its tokenizer as `tokenizer`. Raises ValueError when an export is missing or the two do not belong together.
+        path: a folder or URL that holds `generator/` and `tokenizer/`, or the export of a generator if `tokenizer` is
+        the export of its tokenizer. attention: the generator's kernel, whichever it was trained with: sdpa, math or
+        flash_attn. See `RDPM` for the other options. Raises ValueError when an export is missing, the two models do not
+        belong together, or flash-attn is not installed.
         """
         if tokenizer is None and files.exists(files.join(path, CARD)):
             raise ValueError(f"{path!r} is a single export; give tokenizer=... too, or the folder that holds both")
@@ -114,17 +117,23 @@ class RDPM:
         callback: Callback | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """Images between two classes, (N, H, W, 3) uint8: a mix of both label embeddings, `weight` of the second."""
-        ends = self._labels(first, len(first)), self._labels(second, len(first))
-        share = np.broadcast_to(np.asarray(weight, np.float32), len(first))
+        """Images between two classes, (N, H, W, 3) uint8, from mixed label embeddings.
 
+        weight: of the second class, one for all images or one per image; 0 gives the first class and 1 the second.
+        """
+        classes = self._labels(first, len(first)), self._labels(second, len(first))
+        weights = np.array([weight] * len(first) if np.ndim(weight) == 0 else weight, np.float32)
+        if len(weights) != len(first):
+            raise ValueError(
+                f"there are {len(weights)} weights and {len(first)} images; give one weight for all, or one per image"
+            )
         embed = self.generator.label_embedding
 
-        def condition(first: Tensor, second: Tensor, share: Tensor) -> Tensor:
-            return torch.lerp(embed(first), embed(second), share.unsqueeze(1))
+        def condition(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+            return torch.lerp(embed(first), embed(second), weights.unsqueeze(1))
 
         seeds, configs = _seeds(seed, len(first)), _configs(settings, len(first))
-        return self._draw(condition, (*ends, share), seeds, configs, None, callback).images
+        return self._draw(condition, (*classes, weights), seeds, configs, None, callback).images
 
     def inpaint(
         self,
@@ -135,10 +144,10 @@ class RDPM:
         callback: Callback | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """Redraw what lies under a mask (N, H, W) bool, in whole cells of the grid; (N, H, W, 3) uint8.
+        """Draw the masked parts of images anew, (N, H, W, 3) uint8. mask: (N, H, W) bool.
 
-        Every other cell keeps its codes at every step. Its pixels may still change a little near the mask, because the
-        decoder sees neighbouring cells.
+        A cell of the grid is drawn anew if any of its pixels is masked. All other cells keep their codes at every step;
+        their pixels may change a little near the mask, because the decoder sees neighbouring cells.
         """
         h, size = self.tokenizer.config.grid, self.tokenizer.config.image_size
         if mask.dtype != np.bool_ or mask.shape != (len(images), size, size):
@@ -155,13 +164,13 @@ class RDPM:
         callback: Callback | None = None,
         **settings: Any,
     ) -> np.ndarray:
-        """Keep the images' codes of steps 1 ... `step` and draw the rest for `labels`; (N, H, W, 3) uint8.
+        """Keep the images' codes of steps 1 ... `step` and draw the others, (N, H, W, 3) uint8.
 
-        step 0 is plain sampling, step T the reconstruction.
+        Step 0 gives plain samples, step T the reconstructions.
         """
         T = self.generator.config.num_steps
         if not 0 <= step <= T:
-            raise ValueError(f"step is {step}; use 0 (nothing of the images) to {T} (all of them)")
+            raise ValueError(f"step is {step}; use 0 (plain samples) to {T} (reconstructions)")
         return self._edit(images, (np.arange(T) < step).reshape(1, T, 1, 1), labels, seed, callback, settings)
 
     def _edit(
@@ -173,7 +182,7 @@ class RDPM:
         callback: Callback | None,
         settings: dict[str, Any],
     ) -> np.ndarray:
-        """Images with their own codes where `kept`, which broadcasts to (N, T, h, w), is true."""
+        """Images that keep their own codes where `kept`, which broadcasts to (N, T, h, w), is true."""
         codes = self.encode(images, seed)
         known = codes.astype(np.int64), np.broadcast_to(kept, codes.shape)
         classes, seeds = self._labels(labels, len(codes)), _seeds(seed, len(codes))
@@ -199,10 +208,10 @@ class RDPM:
         known: tuple[np.ndarray, np.ndarray] | None = None,
         callback: Callback | None = None,
     ) -> Drawn:
-        """Algorithm 2 for N images, one config each.
+        """Algorithm 2 for N images, with one config per image.
 
-        labels: (N,) int64. seeds: (N,) int64. known: codes int64 and a mask bool, both (N, T, h, w); where the mask is
-        true, the codes are kept.
+        labels: (N,) int64. seeds: (N,) int64. known: codes int64 and a mask bool, both (N, T, h, w); these codes are
+        used where the mask is true.
         """
         return self._draw(self.generator.label_embedding, (labels,), seeds, configs, known, callback)
 
@@ -215,10 +224,10 @@ class RDPM:
         known: tuple[np.ndarray, np.ndarray] | None,
         callback: Callback | None,
     ) -> Drawn:
-        """Algorithm 2. condition: a batch of the columns `conditions` to points of the label embedding (b, width)."""
+        """Algorithm 2. condition: a function from batches of `conditions` to label embeddings (b, width)."""
 
         def draw(rows: range, *columns: Tensor) -> tuple[Tensor, Tensor]:
-            labels, (seeds, *kept) = columns[: len(conditions)], columns[len(conditions) :]
+            inputs, (seeds, *kept) = columns[: len(conditions)], columns[len(conditions) :]
             settings = [configs[row] for row in rows]
             settings += settings[:1] * (self.batch - len(rows))
 
@@ -229,7 +238,7 @@ class RDPM:
 
             with self.codec.autocast():
                 drawn = sample(
-                    self.generator, self.tokenizer.quantizer.codebook, condition(*labels), seeds, settings,
+                    self.generator, self.tokenizer.quantizer.codebook, condition(*inputs), seeds, settings,
                     Known(*kept) if kept else None, step=self._step, after_step=show,
                 )  # fmt: skip
             return self.codec.pixels(drawn.accumulated[:, -1]), drawn.codes.to(torch.uint16)
@@ -239,7 +248,7 @@ class RDPM:
         return Drawn(_three_channels(images), codes)
 
     def _labels(self, labels: Sequence[int], count: int) -> np.ndarray:
-        """The images' classes, (N,) int64."""
+        """The classes of the images, (N,) int64. Raises ValueError for a label that is no class."""
         if len(labels) != count:
             raise ValueError(f"there are {len(labels)} labels and {count} images; give one label per image")
         classes = self.generator.config.num_classes
@@ -249,7 +258,7 @@ class RDPM:
         return np.array(labels, np.int64)
 
     def _pixels(self, images: np.ndarray) -> np.ndarray:
-        """Images with the tokenizer's channels. Raises ValueError when it does not take them."""
+        """Images with as many channels as the tokenizer takes. Raises ValueError for another type or size."""
         size, channels = self.tokenizer.config.image_size, self.tokenizer.config.autoencoder.in_channels
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[1:] not in ((size, size, 1), (size, size, 3)):
             raise ValueError(f"images are {images.dtype} {images.shape}; give uint8 (N, {size}, {size}, 1 or 3)")
@@ -262,12 +271,12 @@ def _three_channels(pixels: np.ndarray) -> np.ndarray:
 
 
 def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
-    """The images' seeds, (N,) int64."""
-    if isinstance(seed, int):
-        return child_seeds(seed, torch.arange(count)).numpy()
+    """The seeds of the images, (N,) int64."""
+    if isinstance(seed, (int, np.integer)):
+        return child_seeds(int(seed), torch.arange(count)).numpy()
     if len(seed) != count:
         raise ValueError(f"there are {len(seed)} seeds and {count} images; give one seed for all, or one per image")
-    return np.concatenate([child_seeds(one, torch.arange(1)).numpy() for one in seed])
+    return np.concatenate([child_seeds(int(each), torch.arange(1)).numpy() for each in seed])
 
 
 def _configs(settings: dict[str, Any], count: int) -> list[SamplerConfig]:
@@ -277,7 +286,7 @@ def _configs(settings: dict[str, Any], count: int) -> list[SamplerConfig]:
     for name, value in settings.items():
         if name not in known:
             raise ValueError(f"sampler setting {name!r} is unknown; use {', '.join(known)}")
-        columns[name] = [value] * count if isinstance(value, (int, float, str)) else list(value)
+        columns[name] = [value] * count if np.ndim(value) == 0 else list(value)
         if len(columns[name]) != count:
             raise ValueError(
                 f"{name} has {len(columns[name])} values and there are {count} images; give one value for all, or one "

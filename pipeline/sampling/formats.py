@@ -1,6 +1,6 @@
-"""Files that other programs read, made from a sample store shard by shard: memory holds one shard.
+"""Files for other programs, written from a sample store one shard at a time, so memory holds one shard.
 
-Their bytes depend on the store alone, and each appears whole or not at all.
+Their bytes depend only on the store. Each file or folder appears complete or not at all.
 """
 
 import io
@@ -27,7 +27,7 @@ def write_files(store: Store, formats: tuple[Format, ...]) -> None:
 
 
 def write_npz(store: Store, url: str) -> None:
-    """The whole set as the ADM evaluator reads it: arr_0 images (N, H, W, 3) uint8, arr_1 labels (N,) int64."""
+    """The whole set for the ADM evaluator: arr_0 holds images (N, H, W, 3) uint8, arr_1 labels (N,) int64."""
     plan = store.manifest.plan
     shape = (plan.rows, *store.specs["images"].row_shape)
     shards = range(plan.num_shards)
@@ -48,7 +48,7 @@ def _write_member(
 
 
 def write_png(store: Store, url: str) -> None:
-    """A folder of class folders: <class>/<index>.png, where index is the row in the set."""
+    """A folder per class: <class>/<index>.png, where index is the row of the set."""
     classes = store.manifest.plan.samples.classes
     with files.atomic_folder(url) as folder:
         for shard in range(store.manifest.plan.num_shards):
@@ -57,7 +57,7 @@ def write_png(store: Store, url: str) -> None:
 
 
 def write_tar(store: Store, url: str) -> None:
-    """A WebDataset: one tar per shard, and in it two files per image, <index>.cls (the label, in decimal) and .png."""
+    """A WebDataset: one tar per shard, with two files per image: <index>.cls (the label in decimal) and <index>.png."""
     with files.atomic_folder(url) as folder:
         for shard in range(store.manifest.plan.num_shards):
             with (
@@ -70,7 +70,7 @@ def write_tar(store: Store, url: str) -> None:
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:
-    """A member without owner or time, so that the same images give the same bytes."""
+    """Add a member without owner or time, so that the same images give the same bytes."""
     member = tarfile.TarInfo(name)
     member.size = len(data)
     archive.addfile(member, io.BytesIO(data))

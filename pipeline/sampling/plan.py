@@ -1,4 +1,4 @@
-"""What a set of samples will be: the settings of the job, and the plan that follows from them."""
+"""The settings of a set of samples, and the plan that follows from them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -22,25 +22,25 @@ from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.samples import KIND, SampleIdentity, current_sampler, sample_arrays
 
 SamplerSetting = Annotated[SamplerConfig, pydantic.BeforeValidator(lambda v: preset(v) if isinstance(v, str) else v)]
-"""SamplerConfig in a config file: its fields, or the name of a preset."""
+"""A SamplerConfig that a config file may give by its fields or by the name of a preset."""
 
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """A set of samples: per_class images of every class, in a shuffled order fixed by the seed."""
+    """Settings of a set of samples: per_class images of every class, in an order that is shuffled by the seed."""
 
     RENAMED: ClassVar[dict[str, str]] = {"compiled": "compile"}
 
     generator: str = field(metadata=EXECUTION)
-    """Folder or URL of a generator's export."""
+    """Folder or URL of the generator's export."""
     tokenizer: str = field(metadata=EXECUTION)
     """Folder or URL of the export of its tokenizer."""
     out: str = field(metadata=EXECUTION)
     """Folder or URL of the sample store to write."""
     sampler: SamplerSetting = field(default_factory=SamplerConfig)
-    """Settings of the sampler, or a row of Table 3: raw, cfg, cfg-linear, gumbel."""
+    """Settings of the sampler, or the name of a row of Table 3: raw, cfg, cfg-linear, gumbel."""
     labels: tuple[int, ...] = ()
-    """Classes to draw; all of them when empty."""
+    """Classes to draw; all classes when empty."""
     per_class: int = 50
     """Images per class."""
     seed: int = 0
@@ -48,18 +48,19 @@ class SampleConfig:
     shard_rows: int = 1000
     """Images per shard; a multiple of batch."""
     batch: int = 50
-    """Images per call of the generator; one shape for all calls, because another shape rounds differently."""
+    """Images per call of the generator. Every call has this shape, because another shape rounds differently."""
     precision: Precision = "fp32"
     """Precision of generator and decoder."""
     compile: bool = False
-    """Run each step of Algorithm 2 as one compiled graph."""
+    """Whether to compile each step of Algorithm 2 into one graph."""
     attention: Backend = "sdpa"
-    """Attention kernel: sdpa, math or flash_attn."""
+    """Attention kernel of the generator: sdpa, math or flash_attn."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=EXECUTION)
-    """Device to sample on; auto is cuda where there is a GPU. The set records it, and other workers refuse."""
+    """Kind of device to sample on; auto is cuda where there is a GPU. The plan records the kind, and a worker without
+    such a device refuses."""
     formats: tuple[Format, ...] = field(default=("npz",), metadata=EXECUTION)
-    """Files written beside the store: npz (OUT/samples.npz, for the ADM evaluator), png (OUT/png/<class>/<index>.png),
-    tar (OUT/tar/<shard>.tar, a WebDataset)."""
+    """Files to write into the store's folder: npz (OUT/samples.npz, for the ADM evaluator), png
+    (OUT/png/<class>/<index>.png), tar (OUT/tar/<shard>.tar, a WebDataset)."""
     threads: int = field(default=1, metadata=EXECUTION)
     """CPU threads of every model replica."""
     resources: Resources = field(default_factory=Resources, metadata=EXECUTION)
@@ -67,28 +68,28 @@ class SampleConfig:
 
     @staticmethod
     def upgrade(settings: dict[str, Any]) -> dict[str, Any]:
-        """Saved settings of any release in their current form."""
+        """Saved settings of any release, in their current form."""
         return {**settings, "sampler": current_sampler(settings["sampler"])} if "sampler" in settings else settings
 
     def __post_init__(self) -> None:
         if self.per_class < 1 or self.batch < 1:
-            raise ValueError(f"per_class is {self.per_class} and batch is {self.batch}; both need 1 or more")
-        # Then sample i has the same place in the same batch for every shard size.
+            raise ValueError(f"per_class is {self.per_class} and batch is {self.batch}; use 1 or more for both")
+        # A multiple of batch puts sample i at the same position of the same batch for every shard size.
         if self.shard_rows < 1 or self.shard_rows % self.batch:
             raise ValueError(f"shard_rows is {self.shard_rows}; use a multiple of batch {self.batch}")
         if len(set(self.labels)) != len(self.labels):
-            raise ValueError(f"labels is {list(self.labels)}; name each class once")
+            raise ValueError(f"labels is {list(self.labels)}; name each class only once")
 
 
-def make_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard, device: str) -> Plan:
-    """The plan of a sample store: a function of the models, the settings and the kind of device.
+def sample_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard, device: str) -> Plan:
+    """The plan of a sample store, from its settings, the cards of its models and the kind of device.
 
     Raises ValueError for a label that is no class of the generator.
     """
-    space, images = generator_config(generator), tokenizer_config(tokenizer)
-    foreign = [label for label in config.labels if not 0 <= label < space.num_classes]
-    if foreign:
-        raise ValueError(f"label {foreign[0]} is no class of the generator; use 0 to {space.num_classes - 1}")
+    space, image_size = generator_config(generator), tokenizer_config(tokenizer).image_size
+    unknown = [label for label in config.labels if not 0 <= label < space.num_classes]
+    if unknown:
+        raise ValueError(f"label {unknown[0]} is no class of the generator; use 0 to {space.num_classes - 1}")
     labels = config.labels or tuple(range(space.num_classes))
     identity = SampleIdentity(
         generator_digest=generator.digest,
@@ -107,16 +108,16 @@ def make_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard, 
     )
     rows = len(labels) * config.per_class
     shard_rows = min(config.shard_rows, rows)
-    arrays = sample_arrays(space.num_steps, space.grid, images.image_size)
+    arrays = sample_arrays(space.num_steps, space.grid, image_size)
     return Plan(KIND, rows, shard_rows, shard_rows, arrays, identity)
 
 
 def labels_and_seeds(
     indices: np.ndarray, per_class: int, labels: Sequence[int], seed: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What sample i is: its label int32 and its seed uint64.
+    """The labels (int32) and seeds (uint64) of the samples at these indices of a set.
 
-    Labels are balanced over the whole set and shuffled, because ADM's inception score takes splits in order.
+    Labels are balanced over the whole set, and shuffled because ADM's inception score splits a set in its order.
     """
     shuffled = permute(indices, per_class * len(labels), seed, np.zeros_like(indices))
     seeds = child_seeds(seed, torch.from_numpy(indices)).numpy().view(np.uint64)

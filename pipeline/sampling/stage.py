@@ -1,4 +1,4 @@
-"""The stage: a generator and its tokenizer to sets of images, on Ray."""
+"""The stage: a generator and its tokenizer to sample stores, on Ray."""
 
 from collections.abc import Sequence
 
@@ -10,7 +10,7 @@ from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.inference.batches import device_kind
 from rdpm.pipeline.sampling.formats import NAMES, write_files
-from rdpm.pipeline.sampling.plan import SampleConfig, make_plan
+from rdpm.pipeline.sampling.plan import SampleConfig, sample_plan
 from rdpm.pipeline.sampling.worker import SetToDraw, ShardSampler, locate
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import missing_shards, publish, start_store
@@ -20,41 +20,42 @@ JOB = "sample"
 
 
 def run(config: SampleConfig) -> None:
-    """Make config.out, unless its finished record says that it is there. Raises ValueError; see `sample_sets`."""
+    """Write the set config.out and its record, unless its record is finished. Raises ValueError; see `sample_set`."""
     run_sets([config])
 
 
 def run_sets(configs: list[SampleConfig]) -> None:
-    """Draw the sets that are not there yet according to their records, in one start of Ray."""
+    """Draw the sets whose records are not finished, in one session of Ray. Raises ValueError; see `sample_set`."""
     records = []
     for config in configs:
         cards = read_pair(config.generator, config.tokenizer)
-        make_plan(config, *cards, device_kind(config.device))  # refuses a label that is no class, before any writing
+        sample_plan(config, *cards, device_kind(config.device))  # refuses an unknown label before anything is written
         inputs = {"generator_digest": cards[0].digest, "tokenizer_digest": cards[1].digest}
         records.append(begin(JOB, config, inputs, (MANIFEST, *(NAMES[name] for name in config.formats))))
         if records[-1].finished:
             say(f"sample: {config.out} is already there")
-    left = [(config, record) for config, record in zip(configs, records, strict=True) if not record.finished]
-    if left:
-        for (config, record), manifest in zip(left, sample_sets([config for config, _ in left]), strict=True):
+    unfinished = [(config, record) for config, record in zip(configs, records, strict=True) if not record.finished]
+    if unfinished:
+        manifests = sample_sets([config for config, _ in unfinished])
+        for (config, record), manifest in zip(unfinished, manifests, strict=True):
             record.finish({"store_id": manifest.store_id, "rows": manifest.plan.rows})
             say(f"sample: {config.out} is sample set {manifest.store_id[:12]}, {manifest.plan.rows} images")
 
 
 def sample_set(config: SampleConfig) -> Manifest:
-    """Run the job to its manifest and its files. Only shards without a commit are drawn.
+    """Draw and publish one set, and write its files. Shards that are committed already are not drawn again.
 
-    Raises ValueError when a model is missing, the two do not belong together, or the store holds another plan.
+    Raises ValueError when a model is missing, the models do not belong together, or the store holds another plan.
     """
     return sample_sets([config])[0]
 
 
 def sample_sets(configs: Sequence[SampleConfig]) -> list[Manifest]:
-    """Several sets in one run, with the resources and threads of the first."""
+    """`sample_set` for several sets in one session, with the resources and threads of the first config."""
     plans, work, first = [], [], 0
     for config in configs:
         cards = read_pair(config.generator, config.tokenizer)
-        plan = start_store(config.out, make_plan(config, *cards, device_kind(config.device)))
+        plan = start_store(config.out, sample_plan(config, *cards, device_kind(config.device)))
         work += [first + shard for shard in missing_shards(config.out, plan)]
         first += plan.num_shards
         plans.append(plan)

@@ -1,4 +1,4 @@
-"""Model replicas of a sampling job: the number of a work item to a committed shard. They run as Ray actors."""
+"""The worker of the stage: draws, writes and commits one shard per call. Runs as a Ray actor."""
 
 import functools
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ import torch
 
 from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.cluster.shards import ShardDone
+from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.inference.batches import device_of_kind
 from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.sampling.plan import labels_and_seeds
@@ -18,7 +19,7 @@ from rdpm.storage_schemas.manifest import Plan
 
 @dataclass(frozen=True)
 class SetToDraw:
-    """One sample set of a job, as another process on another machine sees it."""
+    """One sample set of a job, in a form that workers on other machines can use."""
 
     generator: str
     """Path or URL of the generator's export."""
@@ -31,7 +32,10 @@ class SetToDraw:
 
 
 class ShardSampler:
-    """Both models of the set that is drawn; another set's models take their place when its first shard comes."""
+    """Draws the shards of several sets. It holds the models of one set, and loads others when a shard needs them.
+
+    Raises ValueError where there is no device of the kind that a plan names.
+    """
 
     def __init__(self, sets: list[SetToDraw], threads: int) -> None:
         torch.set_num_threads(threads)
@@ -39,36 +43,38 @@ class ShardSampler:
         self.model = functools.lru_cache(maxsize=1)(self._load)
 
     def _load(self, position: int) -> RDPM:
-        one = self.sets[position]
-        identity = one.plan.samples
-        leave_environment(one.store)
+        to_draw = self.sets[position]
+        identity = to_draw.plan.samples
+        leave_environment(to_draw.store)
+        # A plan of version 1 names no kernel. Its release used the one that the generator's card names.
+        attention = identity.attention or read_card(to_draw.generator, "generator").config.get("attention", "sdpa")
         return RDPM.from_pretrained(
-            one.generator,
-            one.tokenizer,
+            to_draw.generator,
+            to_draw.tokenizer,
             batch=identity.batch,
             precision=identity.precision,
             compile=identity.compile,
-            attention=identity.attention or "sdpa",
+            attention=attention,
             device=device_of_kind(identity.device),
         )
 
     def __call__(self, number: int) -> ShardDone:
-        """Draw, write and commit one shard."""
-        position, shard = locate(number, [one.plan for one in self.sets])
-        one, model = self.sets[position], self.model(position)
-        identity, rows = one.plan.samples, one.plan.shard_range(shard)
+        """Draw, write and commit one shard. number: of the work item; see `locate`."""
+        position, shard = locate(number, [each.plan for each in self.sets])
+        to_draw, model = self.sets[position], self.model(position)
+        identity, rows = to_draw.plan.samples, to_draw.plan.shard_range(shard)
         indices = np.arange(rows.start, rows.stop, dtype=np.int64)
         labels, seeds = labels_and_seeds(indices, identity.per_class, identity.labels, identity.seed)
         configs = [SamplerConfig(**identity.sampler)] * len(rows)
         drawn = model.draw(labels.astype(np.int64), seeds.view(np.int64), configs)
         columns = {"images": drawn.images, "codes": drawn.codes, "label": labels, "seed": seeds}
         index = {"index": indices, "label": labels, "seed": seeds}
-        commit = write_shard(one.store, one.plan, shard, columns, index)
+        commit = write_shard(to_draw.store, to_draw.plan, shard, columns, index)
         return ShardDone(number, commit.rows)
 
 
 def locate(number: int, plans: Sequence[Plan]) -> tuple[int, int]:
-    """The set, and the shard of that set, of a work item. Items count through the shards of all sets."""
+    """The position of a work item's set, and its shard in that set. Items number the shards of all sets in order."""
     for position, plan in enumerate(plans):
         if number < plan.num_shards:
             return position, number

@@ -1,4 +1,4 @@
-"""A tokenizer replica: the rows of one shard to a committed shard. Runs as a Ray actor."""
+"""The worker of the stage: a tokenizer that encodes, writes and commits one shard per call. Runs as a Ray actor."""
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from rdpm.storage_schemas.tokens import OK, REJECTED, noise_seed
 
 
 class ShardEncoder:
-    """A tokenizer on one device. Raises ValueError where that is not of the kind that the plan names."""
+    """A tokenizer on the kind of device that the plan names. Raises ValueError where there is no such device."""
 
     def __init__(self, tokenizer: str, store: str, plan: Plan, threads: int) -> None:
         torch.set_num_threads(threads)
@@ -25,7 +25,7 @@ class ShardEncoder:
         leave_environment(store)
 
     def encode(self, pixels: np.ndarray, seeds: np.ndarray) -> Encoded:
-        """What the tokenizer makes of a shard's pixels and seeds."""
+        """Codes and latents of a shard's pixels."""
         return self.codec.encode(pixels, seeds)
 
     def __call__(self, shard: int, rows: ShardRows) -> ShardDone:
@@ -33,7 +33,7 @@ class ShardEncoder:
         pairs = zip(rows.key, rows.view, strict=True)
         seeds = np.array([noise_seed(self.plan.tokens.seed, str(key), str(view)) for key, view in pairs], np.uint64)
         columns = vars(self.encode(rows.pixels, seeds)) | {"noise_seed": seeds, "label": rows.label}
-        bad = rows.reason != ""
+        rejected = rows.reason != ""
         index = {
             "key": rows.key,
             "label": rows.label,
@@ -43,11 +43,11 @@ class ShardEncoder:
             "width": rows.width,
             "height": rows.height,
             "source_digest": rows.source_digest,
-            "status": np.where(bad, REJECTED, OK),
+            "status": np.where(rejected, REJECTED, OK),
             "reason": rows.reason,
         }
-        wanted = {spec.name: columns[spec.name] for spec in self.plan.arrays}
+        kept = {spec.name: columns[spec.name] for spec in self.plan.arrays}
         start = self.plan.shard_range(shard).start
-        rejected = tuple(int(start + row) for row in np.flatnonzero(bad))
-        commit = write_shard(self.store, self.plan, shard, wanted, index, rejected)
+        rejected_rows = tuple(int(start + row) for row in np.flatnonzero(rejected))
+        commit = write_shard(self.store, self.plan, shard, kept, index, rejected_rows)
         return ShardDone(shard, commit.rows, len(commit.rejected))

@@ -1,4 +1,4 @@
-"""What a token store will be: the settings of the job, and the plan that follows from them."""
+"""The settings of a token store, and the plan that follows from them."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -18,36 +18,37 @@ from rdpm.storage_schemas.tokens import KIND, TokenIdentity, token_arrays
 
 @dataclass(frozen=True)
 class TokenizeConfig:
-    """A token store: which images, by which tokenizer, as which rows."""
+    """Settings of a token store: which images, which tokenizer, which rows."""
 
     images: str = field(metadata=EXECUTION)
-    """Class folders, tar files or Parquet files: a path, URL or pattern."""
+    """Path, URL or pattern of class folders, tar files or Parquet files."""
     tokenizer: str = field(metadata=EXECUTION)
-    """Folder or URL of a tokenizer's export."""
+    """Folder or URL of the tokenizer's export."""
     out: str = field(metadata=EXECUTION)
     """Folder or URL of the store to write."""
     views: tuple[ViewWord, ...] = ("center",)
     """Views of every image: center, flip, ten-crop-1.1, ten-crop-1.05. One row per view; a ten-crop is ten views."""
     accumulated: bool = True
-    """Keep z'_T of every row."""
+    """Whether to store z'_T of every row."""
     latents: bool = False
-    """Keep the latent v of every row, over which fresh noise can be drawn in training."""
+    """Whether to store the latent v of every row, so that training can mix in fresh noise."""
     seed: int = 0
-    """Seed from which, with key and view, the noise seed of every row follows."""
+    """Seed of the store. The noise seed of a row follows from it, the image's key and the view."""
     shard_rows: int = 4096
     """Rows per shard."""
     chunk_rows: int = 256
     """Rows per chunk of a shard; divides shard_rows."""
     batch: int = 64
-    """Images per call of the encoder; one shape for all calls, because another shape rounds differently."""
+    """Images per call of the encoder. Every call has this shape, because another shape rounds differently."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Precision of the encoder. The quantizer is always fp32."""
     compile: bool = False
-    """Compile the encoder."""
+    """Whether to compile the encoder."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=EXECUTION)
-    """Device to encode on; auto is cuda where there is a GPU. The store records it, and other workers refuse."""
+    """Kind of device to encode on; auto is cuda where there is a GPU. The plan records the kind, and a worker without
+    such a device refuses."""
     max_rejects: float = field(default=0.001, metadata=EXECUTION)
-    """Share of rows that may be unusable before the job ends without a store."""
+    """Highest share of rows that may be rejected; above it the job ends without a store."""
     threads: int = field(default=1, metadata=EXECUTION)
     """CPU threads of every model replica."""
     resources: Resources = field(default_factory=Resources, metadata=EXECUTION)
@@ -55,17 +56,17 @@ class TokenizeConfig:
 
     def __post_init__(self) -> None:
         if not self.views or len(set(self.views)) != len(self.views):
-            raise ValueError(f"views is {list(self.views)}; name one or more, each once")
+            raise ValueError(f"views is {list(self.views)}; name at least one view, and each only once")
         if self.batch < 1:
             raise ValueError(f"batch is {self.batch}; use 1 or more")
         if self.chunk_rows < 1 or self.shard_rows < 1 or self.shard_rows % self.chunk_rows:
             raise ValueError(f"shard_rows {self.shard_rows} must be a multiple of chunk_rows {self.chunk_rows}")
         if not 0 <= self.max_rejects < 1:
-            raise ValueError(f"max_rejects is {self.max_rejects}; use a share from 0 to below 1")
+            raise ValueError(f"max_rejects is {self.max_rejects}; use a share of at least 0 and below 1")
 
 
-def make_plan(config: TokenizeConfig, images: Summary, card: ModelCard, device: str) -> Plan:
-    """The plan of a store: a function of the source, the tokenizer, the kind of device, and what decides the rows."""
+def token_plan(config: TokenizeConfig, images: Summary, card: ModelCard, device: str) -> Plan:
+    """The plan of a token store, from its settings, its images, its tokenizer and the kind of device."""
     tokenizer = tokenizer_config(card)
     views = view_names(config.views)
     identity = TokenIdentity(
@@ -88,8 +89,10 @@ def make_plan(config: TokenizeConfig, images: Summary, card: ModelCard, device: 
 
 
 def tokenizer_of(store: Store, folder: str) -> Tokenizer:
-    """The tokenizer in a folder. Raises ValueError when it is not the one that wrote the store."""
-    wrote, given = store.manifest.plan.tokens.tokenizer_digest, read_card(folder, "tokenizer").digest
-    if given != wrote:
-        raise ValueError(f"tokenizer {folder!r} is {given[:12]}, and {store.url} was written by {wrote[:12]}")
+    """The tokenizer in a folder or URL. Raises ValueError unless it is the one that wrote the store."""
+    writer, given = store.manifest.plan.tokens.tokenizer_digest, read_card(folder, "tokenizer").digest
+    if given != writer:
+        raise ValueError(
+            f"tokenizer {folder!r} is {given[:12]}, but {store.url} was written by {writer[:12]}; give that tokenizer"
+        )
     return load_tokenizer(folder)[0]

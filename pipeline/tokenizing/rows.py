@@ -1,4 +1,4 @@
-"""A shard's number to the pixels and facts of its rows: what a decoding task does, without torch."""
+"""From a shard's number to the pixels and index columns of its rows. Decoding tasks run this, without torch."""
 
 import hashlib
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ from rdpm.storage_schemas.manifest import Plan
 
 @dataclass(frozen=True)
 class ShardRows:
-    """The rows of one shard, n of them."""
+    """The n rows of one shard. Strings have dtype object."""
 
     pixels: np.ndarray
     """(n, S, S, C) uint8; zeros where the image could not be used."""
     key: np.ndarray
     """Keys of the images, (n,) str."""
     label: np.ndarray
-    """(n,) int32."""
+    """Labels of the images, (n,) int32."""
     view: np.ndarray
     """Names of the views, (n,) str."""
     width: np.ndarray
@@ -28,19 +28,22 @@ class ShardRows:
     height: np.ndarray
     """Height of the image before cropping, (n,) int32."""
     source_digest: np.ndarray
-    """sha256 of the encoded image, (n,) str."""
+    """sha256 of the encoded image, "" where it could not be read, (n,) str."""
     reason: np.ndarray
     """Why the image could not be used, "" where it could, (n,) str."""
 
 
 def images_of(plan: Plan, shard: int) -> range:
-    """The images that a shard has rows of. Row r is image r // V in view r % V, so two shards may share an image."""
+    """The images of a shard's rows. Row r is image r // V in view r % V, so two shards may share an image."""
     views, rows = len(plan.tokens.views), plan.shard_range(shard)
     return range(rows.start // views, -(-rows.stop // views))
 
 
 def read_rows(shard: int, *, plan: Plan, listing: str, size: int, channels: int) -> ShardRows:
-    """Read and decode a shard's images, each once. listing: folder of the worklist."""
+    """Read and decode the images of a shard, each of them once.
+
+    listing: folder or URL of the worklist. size, channels: of the pixels. Raises ListingGone.
+    """
     rows, views, images = plan.shard_range(shard), plan.tokens.views, images_of(plan, shard)
     pixels = np.zeros((len(rows), size, size, channels), np.uint8)
     width, height = np.zeros((2, len(rows)), np.int32)
@@ -48,24 +51,24 @@ def read_rows(shard: int, *, plan: Plan, listing: str, size: int, channels: int)
     table = read_worklist(listing, shard)
     for number, data in read_images(table):
         first = (images.start + number) * len(views)
-        own = range(max(first, rows.start), min(first + len(views), rows.stop))
-        part = slice(own.start - rows.start, own.stop - rows.start)
+        image_rows = range(max(first, rows.start), min(first + len(views), rows.stop))
+        part = slice(image_rows.start - rows.start, image_rows.stop - rows.start)
         try:
             if isinstance(data, Reject):
                 raise data
-            digests[part] = [hashlib.sha256(data).hexdigest()] * len(own)
-            decoded = decode_views(data, size, channels, [views[row - first] for row in own])
+            digests[part] = [hashlib.sha256(data).hexdigest()] * len(image_rows)
+            decoded = decode_views(data, size, channels, [views[row - first] for row in image_rows])
             pixels[part], width[part], height[part] = decoded.pixels, decoded.width, decoded.height
         except Reject as reject:
-            reasons[part] = [str(reject)] * len(own)
+            reasons[part] = [str(reject)] * len(image_rows)
     image = np.array(rows) // len(views) - images.start
     return ShardRows(
         pixels=pixels,
         key=table["key"].take(image).to_numpy(),
         label=table["label"].take(image).to_numpy(),
-        view=np.array([views[row % len(views)] for row in rows]),
+        view=np.array([views[row % len(views)] for row in rows], object),
         width=width,
         height=height,
-        source_digest=np.array(digests),
-        reason=np.array(reasons),
+        source_digest=np.array(digests, object),
+        reason=np.array(reasons, object),
     )

@@ -14,7 +14,7 @@ from rdpm.pipeline.images.worklist import ListingGone, Worklist, remove_worklist
 from rdpm.pipeline.inference.batches import device_kind
 from rdpm.pipeline.stores.writer import committed_rejects, difference, missing_shards, publish, start_store
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
-from rdpm.pipeline.tokenizing.plan import TokenizeConfig, make_plan
+from rdpm.pipeline.tokenizing.plan import TokenizeConfig, token_plan
 from rdpm.pipeline.tokenizing.rows import ShardRows, images_of, read_rows
 from rdpm.storage_schemas.cards import ModelCard
 from rdpm.storage_schemas.manifest import INDEX, MANIFEST, Manifest, Plan
@@ -23,14 +23,14 @@ JOB = "tokenize"
 
 
 def run(config: TokenizeConfig) -> None:
-    """Make config.out, unless its finished record says that it is there. Raises ValueError; see `tokenize`."""
+    """Write the store config.out and its record, unless its record is finished. Raises ValueError; see `tokenize`."""
     digest = read_card(config.tokenizer, "tokenizer").digest
 
     def record_for(source: str) -> JobRecord:
         return begin(JOB, config, {"tokenizer_digest": digest, "source": source}, (MANIFEST,))
 
-    known = _known_digest(config)
-    if known and record_for(known).finished:
+    recorded = _recorded_digest(config)
+    if recorded and record_for(recorded).finished:
         say(f"tokenize: {config.out} is already there")
         return
     with closing(Worklist(config.images, config.out)) as worklist:
@@ -45,8 +45,11 @@ def run(config: TokenizeConfig) -> None:
     say(f"tokenize: {config.out} is store {manifest.store_id[:12]}, {counts}")
 
 
-def _known_digest(config: TokenizeConfig) -> str:
-    """The digest of a source whose containers are those of the finished record, so that they need no listing."""
+def _recorded_digest(config: TokenizeConfig) -> str:
+    """The source's digest in the finished record, if the containers have not changed since, else "".
+
+    Then the images need not be listed.
+    """
     record = read_record(config.out)
     fingerprint = open_source(config.images).fingerprint
     if record and fingerprint and record.result.get("containers") == fingerprint:
@@ -57,17 +60,17 @@ def _known_digest(config: TokenizeConfig) -> str:
 def tokenize(
     config: TokenizeConfig, worklist: Worklist | None = None, encoder: type[ShardEncoder] = ShardEncoder
 ) -> Manifest:
-    """Run the job to its manifest. Only shards without a commit are worked on.
+    """Write and publish the store. Shards that are committed already are not encoded again.
 
-    worklist: the config's images, where they are listed already; the caller closes it. encoder: what runs as the actor.
-    Raises ValueError when the source or tokenizer is missing, the store holds another plan, too many images are
-    rejected, or a shard kills its worker again and again.
+    worklist: the config's images, if they are listed already; the caller closes it. encoder: the worker class.
+    Raises ValueError when the source or tokenizer is missing, the store holds another plan, too many rows are
+    rejected, or a shard kills its worker three times.
     """
     card = read_card(config.tokenizer, "tokenizer")
     if worklist is None:
-        with closing(Worklist(config.images, config.out)) as own:
-            return tokenize(config, own, encoder)
-    plan = start_store(config.out, make_plan(config, worklist.summary, card, device_kind(config.device)))
+        with closing(Worklist(config.images, config.out)) as listed:
+            return tokenize(config, listed, encoder)
+    plan = start_store(config.out, token_plan(config, worklist.summary, card, device_kind(config.device)))
     missing = missing_shards(config.out, plan)
     if missing:
         try:
@@ -84,13 +87,13 @@ def tokenize(
 
 
 def tokenize_again(config: TokenizeConfig, plan: Plan, shards: list[int]) -> None:
-    """Write these shards of a store that exists into `config.out`, which gets no manifest.
+    """Encode these shards of an existing store of this plan into `config.out`, which gets no manifest.
 
-    Raises ValueError when the config makes another plan than that store's.
+    Raises ValueError when the config makes another plan.
     """
     card = read_card(config.tokenizer, "tokenizer")
     with closing(Worklist(config.images, config.out)) as worklist:
-        change = difference(plan, make_plan(config, worklist.summary, card, device_kind(config.device)))
+        change = difference(plan, token_plan(config, worklist.summary, card, device_kind(config.device)))
         if change:
             raise ValueError(f"the config makes another store ({change}); give the config that made this one")
         start_store(config.out, plan)
@@ -106,15 +109,15 @@ def _run(
     missing: list[int],
     encoder: type[ShardEncoder],
 ) -> None:
-    """Encode the missing shards; ends early when too many rows are rejected for a store."""
+    """Encode the missing shards, or stop early when too many rows are rejected."""
     worklist.write({shard: images_of(plan, shard) for shard in missing})
-    images = tokenizer_config(card)
+    tokenizer = tokenizer_config(card)
     prepare = partial(
         read_rows,
         plan=plan,
         listing=files.absolute(worklist.folder),
-        size=images.image_size,
-        channels=images.autoencoder.in_channels,
+        size=tokenizer.image_size,
+        channels=tokenizer.autoencoder.in_channels,
     )
     arguments = {
         "tokenizer": files.absolute(config.tokenizer),
@@ -135,7 +138,7 @@ def _run(
 
 
 def _check_rejects(config: TokenizeConfig, plan: Plan) -> None:
-    """Raise ValueError, with the first of the list, when more rows were rejected than the config allows."""
+    """Raise ValueError, which lists the first of them, when more rows were rejected than the config allows."""
     rejects = committed_rejects(config.out, plan)
     if len(rejects) > config.max_rejects * plan.rows:
         listed = "; ".join(f"{key} ({reason})" for key, reason in rejects[:20])

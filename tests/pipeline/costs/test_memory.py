@@ -1,4 +1,4 @@
-"""Peak memory found without data is what a computation with data holds."""
+"""The peak memory measured without data equals that of a computation with data."""
 
 import dataclasses
 
@@ -13,21 +13,21 @@ from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.tokenizer.config import LossConfig, TrainTokenizerConfig
 
 
-def test_storages_count_while_they_live() -> None:
+def test_storages_count_until_they_are_freed() -> None:
     x = torch.zeros(1000, requires_grad=True)
-    with PeakBytes() as seen:
+    with PeakBytes() as tracker:
         y = x
         for _ in range(5):
             y = y.sin()
-        assert seen.now == 5 * 4000  # what the backward pass needs is held
+        assert tracker.now == 5 * 4000  # the backward pass needs all of them
         view = y.view(10, 100)[1:]
-        assert seen.now == 5 * 4000
+        assert tracker.now == 5 * 4000
         del y, view
-        assert seen.now == 0
-    assert seen.peak == 5 * 4000
+        assert tracker.now == 0
+    assert tracker.peak == 5 * 4000
 
 
-def test_tensors_without_data_hold_what_real_ones_do(exports) -> None:
+def test_tensors_without_data_have_the_peak_of_real_ones(exports) -> None:
     space = exports.generator_config
     peaks = []
     for fake in (False, True):
@@ -36,37 +36,34 @@ def test_tensors_without_data_hold_what_real_ones_do(exports) -> None:
             latents = torch.zeros(8, space.code_dim, space.grid, space.grid)
             labels = torch.zeros(8, dtype=torch.int64)
             codes = torch.zeros(8, space.grid, space.grid, dtype=torch.int64)
-            with torch.enable_grad(), PeakBytes() as seen:
+            with torch.enable_grad(), PeakBytes() as tracker:
                 code_loss(generator(latents, labels, labels + 1, latents), codes).mean().backward()
-            peaks.append(seen.peak)
+            peaks.append(tracker.peak)
     assert peaks[0] == peaks[1]
 
 
 def tokenizer_config(exports, **settings) -> TrainTokenizerConfig:
     """The tests' tokenizer without LPIPS."""
     return TrainTokenizerConfig(
-        "images",
-        "out",
+        images="images",
+        out="out",
         model=exports.tokenizer_config,
         discriminator=DiscriminatorConfig(128, 1),
-        engine=EngineConfig(0, "fp32"),
+        engine=EngineConfig(precision="fp32"),
         **settings,
     )
 
 
 def test_recomputing_and_leaving_out_the_discriminator_save_memory(exports) -> None:
-    both = tokenizer_bytes_per_sample(tokenizer_config(exports, loss=LossConfig(perceptual="none")))
-    alone = tokenizer_config(exports, loss=LossConfig(perceptual="none", adversarial=0.0))
-    one = tokenizer_bytes_per_sample(alone)
-    model = alone.model
-    again = dataclasses.replace(
-        model, autoencoder=dataclasses.replace(model.autoencoder, activation_checkpointing=True)
-    )
-    recomputed = tokenizer_bytes_per_sample(dataclasses.replace(alone, model=again))
-    assert 0 < recomputed < one < both
+    with_discriminator = tokenizer_config(exports, loss=LossConfig(perceptual="none"))
+    without = tokenizer_config(exports, loss=LossConfig(perceptual="none", adversarial=0.0))
+    autoencoder = dataclasses.replace(without.model.autoencoder, activation_checkpointing=True)
+    recomputing = dataclasses.replace(without, model=dataclasses.replace(without.model, autoencoder=autoencoder))
+    sizes = [tokenizer_bytes_per_sample(config) for config in (recomputing, without, with_discriminator)]
+    assert 0 < sizes[0] < sizes[1] < sizes[2]
 
 
-def test_a_deeper_generator_holds_more_of_each_image(exports) -> None:
-    config = TrainGeneratorConfig(("s",), "t", "o", model=exports.generator_config)
+def test_a_deeper_generator_needs_more_memory_per_image(exports) -> None:
+    config = TrainGeneratorConfig(stores=("s",), tokenizer="t", out="o", model=exports.generator_config)
     deeper = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=2))
     assert 0 < generator_bytes_per_sample(config) < generator_bytes_per_sample(deeper)

@@ -1,8 +1,9 @@
-"""What a store holds depends on its plan alone: the steps of the job, in this process."""
+"""A store depends only on its plan. These tests run the steps of the job in this process."""
 
 import hashlib
 import io
 from contextlib import closing
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -14,12 +15,13 @@ from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.decode import VIEWS, decode_views
 from rdpm.pipeline.images.worklist import Worklist, remove_worklists
+from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
-from rdpm.pipeline.tokenizing.plan import make_plan
-from rdpm.pipeline.tokenizing.rows import decode_shard, images_of
-from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode_pixels
+from rdpm.pipeline.tokenizing.plan import TokenizeConfig, token_plan
+from rdpm.pipeline.tokenizing.rows import ShardRows, images_of, read_rows
+from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import noise_seed
 
 
@@ -33,7 +35,7 @@ def tokenizer(tmp_path_factory, exports) -> str:
 
 @pytest.fixture(scope="module")
 def some_images(digits) -> dict[str, bytes]:
-    """30 real digits of 11 x 9 pixels by class and name, and one that is no image."""
+    """30 real digits of 11 x 9 pixels by class and name, and one file that is no image."""
     images = {}
     for number, (pixels, label) in enumerate(zip(digits[0][:30], digits[1][:30], strict=True)):
         buffer = io.BytesIO()
@@ -52,36 +54,41 @@ def folder(tmp_path_factory, some_images) -> str:
     return str(root)
 
 
-def tokenize_here(config: EncodeConfig) -> Store:
+def rows_of(plan: Plan, worklist: Worklist, shard: int) -> ShardRows:
+    """The decoded rows of a shard."""
+    return read_rows(shard, plan=plan, listing=worklist.folder, size=8, channels=1)
+
+
+def tokenize_here(config: TokenizeConfig) -> Store:
     """The job without Ray: shards one after another, the last one first."""
     card = read_card(config.tokenizer, "tokenizer")
     with closing(Worklist(config.images, config.out)) as worklist:
-        plan = make_plan(config, worklist.summary, card)
+        plan = token_plan(config, worklist.summary, card, "cpu")
         start_store(config.out, plan)
         worklist.write({shard: images_of(plan, shard) for shard in range(plan.num_shards)})
     encoder = ShardEncoder(config.tokenizer, config.out, plan, 1)
     for shard in reversed(range(plan.num_shards)):
-        batch = decode_shard({"shard": [shard]}, plan=plan, listing=worklist.folder, size=8, channels=1)
-        encoder(batch)
+        encoder(shard, rows_of(plan, worklist, shard))
     remove_worklists(config.out)
     return Store(config.out, publish(config.out, plan))
 
 
-def small(images: str, tokenizer: str, out: str, **settings) -> EncodeConfig:
-    return EncodeConfig(images, tokenizer, out, **{"shard_rows": 8, "chunk_rows": 4, "batch": 4, **settings})
+def small(images: str, tokenizer: str, out: str, **settings) -> TokenizeConfig:
+    """A config of small shards, chunks and batches."""
+    return TokenizeConfig(images, tokenizer, out, **{"shard_rows": 8, "chunk_rows": 4, "batch": 4, **settings})
 
 
 def test_the_bytes_of_a_store_are_the_same_from_every_kind_of_source(
     tmp_path, write_source, some_images, folder, tokenizer, tree
 ):
     source = write_source(tmp_path / "source", some_images)
-    found = tokenize_here(small(source, tokenizer, str(tmp_path / "store"), views=("center", "flip")))
-    clean = tokenize_here(small(folder, tokenizer, str(tmp_path / "clean"), views=("center", "flip")))
-    assert found.id == clean.id
-    assert tree(tmp_path / "store") == tree(tmp_path / "clean")
+    from_source = tokenize_here(small(source, tokenizer, str(tmp_path / "store"), views=("center", "flip")))
+    from_folders = tokenize_here(small(folder, tokenizer, str(tmp_path / "folders"), views=("center", "flip")))
+    assert from_source.id == from_folders.id
+    assert tree(tmp_path / "store") == tree(tmp_path / "folders")
 
 
-def test_every_row_is_its_image_in_its_view_whatever_the_shards_cut(tmp_path, folder, some_images, tokenizer):
+def test_every_row_is_its_image_in_its_view_wherever_shards_begin(tmp_path, folder, some_images, tokenizer):
     """Ten views and shards of 8 rows: most images have rows in two shards."""
     words = ("ten-crop-1.1", "center")
     store = tokenize_here(small(folder, tokenizer, str(tmp_path / "store"), views=words, seed=3))
@@ -98,48 +105,78 @@ def test_every_row_is_its_image_in_its_view_whatever_the_shards_cut(tmp_path, fo
         if row["status"] == "ok":
             pixels[number] = decode_views(some_images[row["key"]], 8, 1, [row["view"]]).pixels[0]
             assert (row["width"], row["height"]) == (11, 9)
-    expected = encode_pixels(load_tokenizer(tokenizer)[0], pixels, seeds, 4, "cpu")["codes"]
-    assert np.array_equal(codes, expected)
+    codec = Codec(load_tokenizer(tokenizer)[0], batch=4, device=torch.device("cpu"))
+    assert np.array_equal(codes, codec.encode(pixels, seeds).codes)
     assert store.manifest.rejected == tuple(n for n, row in enumerate(index) if row["status"] == "rejected")
 
 
-def test_an_image_that_changes_under_the_job_keeps_its_row_with_the_reason(tmp_path, some_images, tokenizer):
+def test_an_image_that_changes_during_the_job_keeps_its_row_with_the_reason(tmp_path, some_images, tokenizer):
     for key, data in some_images.items():
         files.write_bytes(f"{tmp_path}/images/{key}", data)
     config = small(f"{tmp_path}/images", tokenizer, str(tmp_path / "store"))
     with closing(Worklist(config.images, config.out)) as worklist:
-        plan = make_plan(config, worklist.summary, read_card(tokenizer, "tokenizer"))
+        plan = token_plan(config, worklist.summary, read_card(tokenizer, "tokenizer"), "cpu")
         worklist.write({0: images_of(plan, 0)})
     keys = sorted(some_images)
     (tmp_path / "images" / keys[2]).write_bytes(b"longer or shorter")
     (tmp_path / "images" / keys[5]).unlink()
-    batch = decode_shard({"shard": [0]}, plan=plan, listing=worklist.folder, size=8, channels=1)
+    rows = rows_of(plan, worklist, 0)
     reasons = {2: "changed since it was listed", 5: "gone since it was listed"}
-    assert batch["reason"].tolist() == [reasons.get(row, "") for row in range(8)]
-    assert batch["key"].tolist() == keys[:8]
-    assert [bool(batch["pixels"][row].any()) for row in range(8)] == [row not in reasons for row in range(8)]
+    assert rows.reason.tolist() == [reasons.get(row, "") for row in range(8)]
+    assert rows.key.tolist() == keys[:8]
+    assert [bool(rows.pixels[row].any()) for row in range(8)] == [row not in reasons for row in range(8)]
 
 
-def test_precision_and_compilation_are_part_of_what_a_store_is(folder, tokenizer, tmp_path):
+def test_the_columns_of_a_shards_rows_are_equally_long_and_have_the_documented_types(tmp_path, folder, tokenizer):
+    config = small(folder, tokenizer, str(tmp_path / "store"), views=("center", "flip"))
+    with closing(Worklist(config.images, config.out)) as worklist:
+        plan = token_plan(config, worklist.summary, read_card(tokenizer, "tokenizer"), "cpu")
+        worklist.write({7: images_of(plan, 7)})
+    rows = rows_of(plan, worklist, 7)
+    types = {field.name: (getattr(rows, field.name).dtype, getattr(rows, field.name).shape) for field in fields(rows)}
+    text, number = (np.dtype(object), (6,)), (np.dtype(np.int32), (6,))
+    assert types == {
+        "pixels": (np.dtype(np.uint8), (6, 8, 8, 1)),
+        **dict.fromkeys(("label", "width", "height"), number),
+        **dict.fromkeys(("key", "view", "source_digest", "reason"), text),
+    }
+
+
+def test_precision_compilation_batch_and_device_are_part_of_a_plan(folder, tokenizer, tmp_path):
     card = read_card(tokenizer, "tokenizer")
     with closing(Worklist(folder, str(tmp_path))) as worklist:
         plans = [
-            make_plan(small(folder, tokenizer, "", **settings), worklist.summary, card)
+            token_plan(small(folder, tokenizer, "", **settings), worklist.summary, card, "cpu")
             for settings in ({}, {"precision": "bf16"}, {"compile": True}, {"batch": 8})
         ]
-    assert len({str(plan.identity) for plan in plans}) == 4
+        plans.append(token_plan(small(folder, tokenizer, ""), worklist.summary, card, "cuda"))
+        same = token_plan(small(folder, tokenizer, "", device="cpu", threads=3), worklist.summary, card, "cpu")
+    assert len({str(plan.identity) for plan in plans}) == 5
+    assert [plan.tokens.device for plan in plans] == ["cpu"] * 4 + ["cuda"]
+    assert same == plans[0]
+
+
+def test_a_worker_refuses_a_plan_for_another_kind_of_device(tmp_path, folder, tokenizer, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with closing(Worklist(folder, str(tmp_path))) as worklist:
+        config = small(folder, tokenizer, str(tmp_path / "store"))
+        plan = token_plan(config, worklist.summary, read_card(tokenizer, "tokenizer"), "cuda")
+    with pytest.raises(ValueError, match=r"the plan is for cuda, and .* has no GPU; run on machines with one"):
+        ShardEncoder(tokenizer, config.out, plan, 1)
+    assert not (tmp_path / "store").exists()
 
 
 def latents_of(tokenizer, pixels: np.ndarray, **settings) -> np.ndarray:
     seeds = np.arange(len(pixels), dtype=np.uint64)
-    return encode_pixels(tokenizer, pixels, seeds, 8, "cpu", **settings)["latents"].astype(np.float32)
+    codec = Codec(tokenizer, batch=8, device=torch.device("cpu"), **settings)
+    return codec.encode(pixels, seeds).latents.astype(np.float32)
 
 
 def test_bf16_rounds_the_encoder_and_nothing_else(tokenizer, digits):
     model, pixels = load_tokenizer(tokenizer)[0], digits[0][:20, :, :, None]
-    full, half = latents_of(model, pixels), latents_of(model, pixels, bf16=True)
+    full, half = latents_of(model, pixels), latents_of(model, pixels, precision="bf16")
     assert 0 < np.abs(full - half).mean() < 0.02 * np.abs(full).mean()
-    assert np.array_equal(half, latents_of(model, pixels, bf16=True))
+    assert np.array_equal(half, latents_of(model, pixels, precision="bf16"))
 
 
 @pytest.mark.slow
@@ -147,8 +184,7 @@ def test_a_compiled_encoder_gives_the_latents_of_the_plain_one(tokenizer, digits
     pixels = digits[0][:20, :, :, None]
     with closing(Worklist(folder, str(tmp_path))) as worklist:
         config = small(folder, tokenizer, str(tmp_path), compile=True, batch=8)
-        plan = make_plan(config, worklist.summary, read_card(tokenizer, "tokenizer"))
-    with torch.no_grad():
-        compiled = ShardEncoder(tokenizer, str(tmp_path), plan, 1).encode(pixels, np.arange(20, dtype=np.uint64))
+        plan = token_plan(config, worklist.summary, read_card(tokenizer, "tokenizer"), "cpu")
+    compiled = ShardEncoder(tokenizer, str(tmp_path), plan, 1).encode(pixels, np.arange(20, dtype=np.uint64))
     plain = latents_of(load_tokenizer(tokenizer)[0], pixels)
-    assert np.abs(compiled["latents"].astype(np.float32) - plain).max() < 0.01  # they are stored as float16
+    assert np.abs(compiled.latents.astype(np.float32) - plain).max() < 0.01  # they are stored as float16

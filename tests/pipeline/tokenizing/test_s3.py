@@ -1,4 +1,4 @@
-"""The project's files on S3: a real server on loopback, credentials from the environment alone."""
+"""The project's files on S3: a real server on this machine, with credentials from the environment only."""
 
 import contextlib
 import io
@@ -21,10 +21,11 @@ from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
 KEY, SECRET = "AKIAI44QH8DHBEXAMPLE", "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"
 
 
-def test_a_listing_shows_what_another_process_has_written_since_the_last(s3, python, repository):
+def test_a_listing_shows_what_another_process_has_written_since_the_last_listing(s3, python, repository):
     files.write_bytes(f"{s3}/folder/1", b"1")
     assert files.list_names(f"{s3}/folder") == ["1"]
-    other = f"from rdpm.pipeline import files; files.write_bytes('{s3}/folder/2', b'22'); files.remove('{s3}/folder/1')"
+    imports = "from rdpm.pipeline.foundation import files"
+    other = f"{imports}; files.write_bytes('{s3}/folder/2', b'22'); files.remove('{s3}/folder/1')"
     subprocess.run([*python, "-c", other], cwd=repository, check=True)
     assert files.list_names(f"{s3}/folder") == ["2"]
     assert files.list_files(s3) == [("folder/2", 2)]
@@ -39,7 +40,7 @@ def test_put_if_absent_never_replaces_and_leaves_no_probe(s3):
 
 
 class Forgetful(MemoryFileSystem):
-    """A file system that replaces what it was told to leave, as some servers do that speak S3."""
+    """A file system that ignores put-if-absent and replaces the object, like some servers that speak S3."""
 
     protocol = "forgetful"
 
@@ -47,19 +48,19 @@ class Forgetful(MemoryFileSystem):
         super().pipe_file(path, value, **kwargs)
 
 
-def test_a_store_is_not_begun_where_put_if_absent_is_not_honoured(stores):
+def test_no_store_is_started_where_put_if_absent_is_ignored(stores):
     fsspec.register_implementation("forgetful", Forgetful, clobber=True)
-    with pytest.raises(ValueError, match="forgetful://a/store cannot put an object only where there is none"):
+    with pytest.raises(ValueError, match=r"forgetful://a/store cannot create an object only if it is absent"):
         start_store("forgetful://a/store", stores.plan())
     assert files.list_files("forgetful://a") == []
 
 
-def test_a_stream_and_the_exports_are_read_from_s3(s3, stores, exports, tmp_path):
-    stores.build(str(tmp_path / "here"))
-    stores.build(f"{s3}/there")
+def test_streams_and_exports_are_read_from_s3(s3, stores, exports, tmp_path):
+    stores.build(str(tmp_path / "local"))
+    stores.build(f"{s3}/remote")
     batches = []
-    for place, url in enumerate((str(tmp_path / "here"), f"{s3}/there")):
-        config = StreamConfig(cache=str(tmp_path / f"cache{place}"))
+    for number, url in enumerate((str(tmp_path / "local"), f"{s3}/remote")):
+        config = StreamConfig(cache=str(tmp_path / f"cache{number}"))
         stream = TokenStream([open_store(url, "tokens")], seed=3, latents=False, config=config)
         batches.append(stream.batch(np.arange(len(stream))))
     for name in ("positions", "codes", "seeds", "labels"):
@@ -88,7 +89,7 @@ def test_damage_on_s3_is_found_and_never_read(s3, stores):
     ],
 )
 @pytest.mark.parametrize("command", ["verify", "tokenize"])
-def test_credentials_inside_a_url_are_refused_and_repeated_nowhere(url, command, tmp_path, monkeypatch, capfd):
+def test_credentials_in_a_url_are_refused_and_never_shown(url, command, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
     given = [url] if command == "verify" else ["images=images", f"tokenizer={url}", f"out={url}"]
     assert main([command, *given]) == 2
@@ -100,7 +101,7 @@ def test_credentials_inside_a_url_are_refused_and_repeated_nowhere(url, command,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_missing_credentials_are_one_sentence(s3, monkeypatch, capfd):
+def test_missing_credentials_are_reported_in_one_sentence(s3, monkeypatch, capfd):
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
@@ -113,7 +114,7 @@ def test_missing_credentials_are_one_sentence(s3, monkeypatch, capfd):
 
 
 @pytest.mark.long
-def test_two_jobs_on_one_store_by_mistake_leave_one_store_and_no_credential(
+def test_two_jobs_on_one_store_write_one_store_and_no_credentials(
     anywhere, s3_server, tmp_path, exports, digit_folder, python, repository, tree
 ):
     exports.tokenizer(str(tmp_path / "tokenizer"))

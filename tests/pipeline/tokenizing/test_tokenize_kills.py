@@ -1,4 +1,4 @@
-"""SIGKILL of the driver, of a worker or of the Ray node at random moments of the tokenizing job."""
+"""SIGKILL of the driver, a worker or the Ray node at random moments of the tokenizing job."""
 
 import contextlib
 import os
@@ -16,7 +16,7 @@ RESOURCES = "{cpus: 4, object_store_mb: 128, actors: 2, actor_cpus: 0.5}"
 
 
 def commits(store: Path) -> int:
-    """Shards committed so far."""
+    """Number of shards committed so far."""
     return len(list(store.glob("commits/*.json")))
 
 
@@ -25,36 +25,36 @@ class Job:
 
     def __init__(self, command: list[str], folder: Path, store: Path) -> None:
         self._store, self._before = store, commits(store)
-        self._log = open(folder / "job.log", "ab")  # noqa: SIM115, closed with the job
+        self._log = open(folder / "job.log", "ab")  # noqa: SIM115, it is closed with the job
         self._driver = subprocess.Popen(command, cwd=folder, stdout=self._log, stderr=self._log)
         self._seen: dict[int, psutil.Process] = {}
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Those alive below the driver whose name begins so."""
+        """The live descendants of the driver whose command name starts with `name`."""
         with contextlib.suppress(psutil.NoSuchProcess):
             for process in psutil.Process(self._driver.pid).children(recursive=True):
                 self._seen[process.pid] = process
-        found = []
+        alive = []
         for process in self._seen.values():
             with contextlib.suppress(psutil.NoSuchProcess):
                 if process.cmdline() and os.path.basename(process.cmdline()[0]).startswith(name):
-                    found.append(process)
-        return found
+                    alive.append(process)
+        return alive
 
     def kill_one(self, what: str, draw: random.Random) -> bool:
-        """Kill one such process of the job, unless it only starts. Returns whether it was killed."""
-        if commits(self._store) == self._before:  # else few starts would come to their first shard
+        """Kill one process of this kind, once this start of the job has committed a shard. Returns whether it did."""
+        if commits(self._store) == self._before:  # otherwise few starts would reach their first shard
             return False
         workers, nodes = self.processes("ray::"), self.processes("raylet")
         victims = {"worker": workers, "node": nodes, "driver": [self._driver]}[what]
-        if not victims:  # the job is ending, and they are gone
+        if not victims:  # the job is ending, and its processes are gone
             return False
         with contextlib.suppress(psutil.NoSuchProcess):
             draw.choice(victims).send_signal(signal.SIGKILL)
         return True
 
     def ended(self, seconds: float) -> bool:
-        """Whether it ends by itself in so many seconds."""
+        """Whether the driver ends within so many seconds."""
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._driver.wait(seconds)
         return self.code is not None
@@ -65,7 +65,7 @@ class Job:
         return self._driver.returncode
 
     def close(self) -> None:
-        """End what is left of it."""
+        """Kill every process of the job that is left."""
         self._driver.kill()
         self._driver.wait()
         for process in self._seen.values():
@@ -86,7 +86,7 @@ def images(tmp_path: Path, digits) -> str:
 
 
 @pytest.mark.long
-def test_a_job_killed_again_and_again_leaves_the_bytes_of_a_clean_run(
+def test_a_job_killed_many_times_writes_the_bytes_of_an_undisturbed_run(
     tmp_path: Path, images, exports, tree, python, repository
 ) -> None:
     exports.tokenizer(str(tmp_path / "tokenizer"))
@@ -113,10 +113,10 @@ def test_a_job_killed_again_and_again_leaves_the_bytes_of_a_clean_run(
                 if kinds.pop(0) == "worker" or not running.ended(20):
                     continue
             running.close()
-            if running.code == 0:  # done before its time: another store of the same plan
+            if running.code == 0:  # the store is finished before all kills: continue with another one of the same plan
                 store += 1
             running = job(f"store-{store}")
-        for _ in range(4):  # a shard that was hit three times in one start ends the job, which then is run again
+        for _ in range(4):  # a shard that was killed three times in one start ends the job, so run it again
             assert running.ended(120)
             if running.code == 0:
                 break
