@@ -82,11 +82,13 @@ def rank_chart(title: str, counts: np.ndarray) -> str:
 
 
 def _line_chart(title: str, steps: np.ndarray, lines: list[Line], keys: list[str], log: bool) -> str:
+    """One curve per key. log: on a logarithmic scale, if the values span a factor of ten or more."""
     figure, axes = _axes(title)
-    for key, style in zip(keys, ("-", "--", "-.", ":"), strict=False):  # curves of two terms may coincide
-        values = np.array([line.get(key, np.nan) for line in lines], float)
-        axes.plot(steps, values, style, label=key.replace("_", " "), lw=1.3)
-    if log:
+    values = np.array([[line.get(key, np.nan) for line in lines] for key in keys], float)
+    for key, row, style in zip(keys, values, ("-", "--", "-.", ":"), strict=False):  # curves of two terms may coincide
+        axes.plot(steps, row, style, label=key.replace("_", " "), lw=1.3)
+    positive = values[values > 0]
+    if log and len(positive) and positive.max() >= 10 * positive.min():
         axes.set_yscale("log")
     elif axes.get_ylim()[0] > 0:
         axes.set_ylim(bottom=0)

@@ -27,6 +27,8 @@ thead th { border-top: 0; font-size: .85rem; font-weight: 600; color: var(--soft
 td.number, th.number { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap; padding-right: 0; }
 th.number { white-space: normal; }
 td.number + td.number, th.number + th.number { padding-left: 1rem; }
+.wide th:first-child { width: 100%; min-width: 9rem; }
+.wide th.number { min-width: 5.5rem; vertical-align: bottom; }
 td small { display: block; line-height: 1.4; max-width: 40rem; }
 .wide { overflow-x: auto; }
 .facts { table-layout: fixed; font-size: .85rem; }

@@ -220,8 +220,9 @@ def _sweep(config: ReportConfig) -> list[str]:
     return [
         page.section(
             "Sampler settings",
-            "Samples of other sampler settings, as in the paper's Table 3. Compare these rows with each other only: a "
-            "set of another size than above has other distances.",
+            "Samples with different sampler settings, as in the paper's Table 3. Compare these rows only with each "
+            "other, because a set of a different size than above has different distances. In the chart, a line joins "
+            "the settings that no other setting beats in both metrics.",
             sweep_table(rows),
             page.full_width(plot),
         )

@@ -81,8 +81,9 @@ def numbers_section(metrics: dict[str, Any]) -> str:
     in_reference = protocol["reference"]["images"]  # 0 where the reference is a file that does not say
     lead = (
         f"The {samples} samples and {held_out} held-out images are compared with a reference"
-        f"{f' of {in_reference} images' if in_reference else ''}. Features come from {protocol['extractor']['name']}; "
-        "everything else is computed as in ADM's evaluator. Distances get smaller as sets get larger."
+        f"{f' of {in_reference} images' if in_reference else ''}. All metrics in this table use features of "
+        f"the extractor {protocol['extractor']['name']}, and are computed as in ADM's evaluator. Distances get smaller "
+        "as sets get larger."
     )
     parts = [_compared(metrics, _ALL)]
     if "frechet_distance_matched" in metrics["generator"]:
@@ -115,14 +116,14 @@ def paper_section(metrics: dict[str, Any], name: str, parameters: int, steps: in
     lead = "The first row is this run. The others are printed in the paper, for ImageNet at 256 x 256. "
     if extractor == "inception":
         lead += (
-            "Compare them only if this run has the same images and 50,000 samples; it has "
+            "Compare them with this run only if it has the same images and 50,000 samples; it has "
             f"{protocol['samples']['images']}."
         )
     else:
         names = names_of(extractor)
         lead += (
-            "They cannot be compared: the images are different, and for this run FID and IS stand for "
-            f"{names['frechet']} and {names['score']}."
+            "Do not compare them with this run: its images are different, and its columns FID and IS show the "
+            f"{names['frechet']} and the {names['score']}."
         )
     keys = ("frechet_distance", "inception_score", "precision", "recall")
     values = (f"{parameters / 1e6:.3g}M", str(steps), *(_short(generator.get(key, "-")) for key in keys))

@@ -1,4 +1,4 @@
-"""Inception with made weights, since no test has the real ones."""
+"""Inception with made weights, because tests do not have the real ones."""
 
 import hashlib
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from rdpm.pipeline.evaluation.features import InceptionExtractor
 
 @pytest.fixture(scope="session")
 def made_weights(tmp_path_factory) -> Iterator[Path]:
-    """A file of Inception's names and shapes with made values (the default ones collapse to nothing)."""
+    """A file with Inception's names and shapes and made values. With the default ones, all features are near zero."""
     from torch_fidelity import feature_extractor_inceptionv3 as inception
 
     with pytest.MonkeyPatch.context() as patch, torch.random.fork_rng():
@@ -35,5 +35,5 @@ def made_weights(tmp_path_factory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def made_inception(made_weights) -> InceptionExtractor:
-    """The extractor with made weights; its batches fill a chunk, so that only a last one is padded."""
+    """The extractor with made weights. Its batches fill a chunk, so only the last one is padded."""
     return InceptionExtractor(str(made_weights), 25)

@@ -1,6 +1,6 @@
-"""Our streamed metrics against the evaluator's formulas, on real digits through Inception with made weights.
+"""Our streamed metrics agree with the evaluator's formulas, on real digits through Inception with made weights.
 
-RDPM_AGREEMENT_IMAGES=1797 takes all digits, which is some minutes' work.
+RDPM_AGREEMENT_IMAGES=1797 uses all digits, which takes some minutes.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from PIL import Image
 from scipy.spatial.distance import cdist
 
 from rdpm.pipeline.evaluation.distribution import Moments, frechet_distance
-from rdpm.pipeline.evaluation.feature_statistics import Statistics, describe
+from rdpm.pipeline.evaluation.feature_statistics import Statistics, take_statistics
 from rdpm.pipeline.evaluation.features import InceptionExtractor
 from rdpm.pipeline.evaluation.image_sets import ArchiveImages
 from rdpm.pipeline.evaluation.manifold import precision_recall
@@ -24,26 +24,26 @@ IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "60"))
 
 @pytest.fixture(scope="module")
 def halves(tmp_path_factory, digits, made_inception) -> list[tuple[Statistics, dict[str, np.ndarray]]]:
-    """Two sets of digits, 32 x 32, one of them noisy: our statistics, and the same features by hand."""
+    """Two sets of 32 x 32 digits, one of them noisy: our statistics, and the same features by hand."""
     rng = np.random.default_rng(0)
     pixels = np.stack([np.asarray(Image.fromarray(x).resize((32, 32))) for x in digits[0][:IMAGES]])
     pixels = np.repeat(pixels[..., None], 3, axis=-1)
     noisy = np.clip(pixels + rng.normal(0, 20, pixels.shape), 0, 255).astype(np.uint8)
-    made = []
+    both = []
     for name, images in (("even", pixels[0::2]), ("odd", noisy[1::2])):
         path = tmp_path_factory.mktemp("halves") / f"{name}.npz"
         np.savez(path, images)
         with _by_hand(made_inception, len(images)) as features:
-            statistics = describe(ArchiveImages(str(path), 3), made_inception, len(images), name)
-        made.append((statistics, features))
-    return made
+            statistics = take_statistics(ArchiveImages(str(path), 3), made_inception, len(images), name)
+        both.append((statistics, features))
+    return both
 
 
 @contextlib.contextmanager
 def _by_hand(extractor: InceptionExtractor, count: int) -> Iterator[dict[str, np.ndarray]]:
-    """What passes through the network, as the evaluator takes it.
+    """Features as the evaluator computes them, from what passes through the network.
 
-    pool_3; its product with the last layer's weights; mixed_6/conv from what enters that convolution and its weights.
+    They are pool_3; its product with the last layer's weights; and mixed_6/conv, from its inputs and weights.
     """
     network, pools, mixed = extractor.network, [], []
     branch = network.Mixed_6d.branch1x1
@@ -55,9 +55,9 @@ def _by_hand(extractor: InceptionExtractor, count: int) -> Iterator[dict[str, np
     yield features
     for hook in hooks:
         hook.remove()
-    norm, entering = branch.bn, np.concatenate(mixed)[:count].transpose(0, 2, 3, 1)  # NHWC, as TensorFlow has it
+    norm, inputs = branch.bn, np.concatenate(mixed)[:count].transpose(0, 2, 3, 1)  # NHWC, as in TensorFlow
     scale = norm.weight.numpy() / np.sqrt(norm.running_var.numpy() + 1e-3)
-    conv = entering @ branch.conv.weight.numpy()[:, :, 0, 0].T
+    conv = inputs @ branch.conv.weight.numpy()[:, :, 0, 0].T
     conv = np.maximum((conv - norm.running_mean.numpy()) * scale + norm.bias.numpy(), 0)
     features["pool"] = np.concatenate(pools)[:count]
     features["logits"] = features["pool"] @ network.fc.weight.numpy().T
@@ -67,7 +67,7 @@ def _by_hand(extractor: InceptionExtractor, count: int) -> Iterator[dict[str, np
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["pool", "spatial"])
 def test_frechet_distances_of_pooled_and_spatial_features(halves, name):
-    """The streamed moments are the features' own; the distance is the evaluator's on as many as give a full rank."""
+    """Streamed moments are those of the features; distances are the evaluator's, on few enough features for full rank."""
     ours = [getattr(statistics, name) for statistics, _ in halves]
     theirs = [features[name] for _, features in halves]
     for moments, features in zip(ours, theirs, strict=True):
@@ -78,9 +78,9 @@ def test_frechet_distances_of_pooled_and_spatial_features(halves, name):
     alive = np.flatnonzero(np.min([features.std(axis=0) for features in theirs], axis=0) > 0.01)
     some = alive[:: -(-len(alive) // (IMAGES // 4))]
     parts = [Moments(m.mean[some], m.covariance[np.ix_(some, some)]) for m in ours]
-    found, expected = frechet_distance(*parts), adm.frechet(*(features[:, some] for features in theirs))
-    print(f"{name}: {len(some)} features, ours {found:.9g}, ADM's formula {expected:.9g}")
-    assert found == pytest.approx(expected, rel=1e-3)
+    distance, expected = frechet_distance(*parts), adm.frechet(*(features[:, some] for features in theirs))
+    print(f"{name}: {len(some)} features, ours {distance:.9g}, ADM's formula {expected:.9g}")
+    assert distance == pytest.approx(expected, rel=1e-3)
 
 
 @pytest.mark.slow
@@ -93,32 +93,32 @@ def test_inception_scores(halves):
 
 
 def _scaled(halves) -> tuple[np.ndarray, np.ndarray]:
-    """Features brought to Inception's usual length, |x|^2 near 600, where float16 shows."""
+    """Features scaled to Inception's usual length, |x|^2 near 600, where float16 makes a difference."""
     (a, _), (b, _) = halves
     scale = np.float32(np.sqrt(600 / (a.features.astype(np.float64) ** 2).sum(axis=1).mean()))
     return scale * a.features, scale * b.features
 
 
 @pytest.mark.slow
-def test_precision_and_recall_as_reported(halves):
+def test_precision_and_recall_in_float16(halves):
     real, fake = _scaled(halves)
-    found, expected = precision_recall(real, fake, 3, "float16"), adm.precision_recall(real, fake, np.float16)
-    print(f"ours {found.precision:.9g} {found.recall:.9g}, ADM's {expected[0]:.9g} {expected[1]:.9g}")
-    assert found.precision == pytest.approx(expected[0], rel=1e-3)
-    assert found.recall == pytest.approx(expected[1], rel=1e-3)
-    assert found.precision > 0
+    ours, expected = precision_recall(real, fake, 3, "float16"), adm.precision_recall(real, fake, np.float16)
+    print(f"ours {ours.precision:.9g} {ours.recall:.9g}, ADM's {expected[0]:.9g} {expected[1]:.9g}")
+    assert ours.precision == pytest.approx(expected[0], rel=1e-3)
+    assert ours.recall == pytest.approx(expected[1], rel=1e-3)
+    assert ours.precision > 0
 
 
 @pytest.mark.slow
-def test_precision_and_recall_beside_it_are_those_of_exact_distances(halves):
-    """The evaluator's formula in float32 cancels: of 899 images it puts one on the other side of an edge."""
+def test_precision_and_recall_in_float32_are_those_of_exact_distances(halves):
+    """The evaluator's formula cancels in float32. Of 899 images, it puts one on the wrong side of a sphere."""
     real, fake = _scaled(halves)
-    found, k = precision_recall(real, fake, 3, "float32"), 3
+    ours, k = precision_recall(real, fake, 3, "float32"), 3
     within = [cdist(x.astype(np.float64), x.astype(np.float64), "sqeuclidean") for x in (real, fake)]
     radii = [np.sort(distances, axis=1)[:, k] for distances in within]
     across = cdist(fake.astype(np.float64), real.astype(np.float64), "sqeuclidean")
-    assert found.precision == pytest.approx((across <= radii[0]).any(axis=1).mean(), rel=1e-9)
-    assert found.recall == pytest.approx((across <= radii[1][:, None]).any(axis=0).mean(), rel=1e-9)
+    assert ours.precision == pytest.approx((across <= radii[0]).any(axis=1).mean(), rel=1e-9)
+    assert ours.recall == pytest.approx((across <= radii[1][:, None]).any(axis=0).mean(), rel=1e-9)
     expected = adm.precision_recall(real, fake, np.float32)
-    assert found.precision == pytest.approx(expected[0], abs=1.5 / len(fake))
-    assert found.recall == pytest.approx(expected[1], abs=1.5 / len(real))
+    assert ours.precision == pytest.approx(expected[0], abs=1.5 / len(fake))
+    assert ours.recall == pytest.approx(expected[1], abs=1.5 / len(real))

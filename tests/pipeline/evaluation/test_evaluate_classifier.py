@@ -1,3 +1,5 @@
+"""The classifier recognizes held-out digits, and depends on its seed and images only."""
+
 import numpy as np
 import pytest
 import torch
@@ -11,12 +13,12 @@ from rdpm.pipeline.foundation.permutation import permute
 
 @pytest.fixture(scope="module")
 def digits():
-    """(training, held-out) pixels (n, 16, 16, 1) uint8 and labels: 1,500 and 297 of scikit-learn's digits, bicubic."""
-    found = load_digits()
-    small = (found.images * (255 / 16)).round().astype(np.uint8)
+    """Training and held-out pixels (n, 16, 16, 1) uint8 and labels: 1,500 and 297 digits, resized bicubically."""
+    data = load_digits()
+    small = (data.images * (255 / 16)).round().astype(np.uint8)
     pixels = np.stack([np.asarray(Image.fromarray(x).resize((16, 16), Image.Resampling.BICUBIC)) for x in small])
     order = permute(np.arange(1797), 1797, 0, np.zeros(1797, np.int64))
-    pixels, labels = pixels[order, ..., None], found.target[order]
+    pixels, labels = pixels[order, ..., None], data.target[order]
     return (pixels[:1500], labels[:1500]), (pixels[1500:], labels[1500:])
 
 
@@ -24,13 +26,13 @@ def digits():
 def test_held_out_digits_are_recognized(digits):
     (pixels, labels), (unseen, truth) = digits
     classifier = train_classifier(ClassifierConfig(num_classes=10), pixels, labels, seed=0)
-    found = ClassifierExtractor(classifier, 64).extract(unseen)
-    assert found.features.shape == (297, 64)
-    assert (found.logits.argmax(1) == truth).mean() >= 0.98
+    outputs = ClassifierExtractor(classifier, 64).extract(unseen)
+    assert outputs.features.shape == (297, 64)
+    assert (outputs.logits.argmax(1) == truth).mean() >= 0.98
 
 
 def test_training_is_a_function_of_the_seed(digits):
-    """Neither torch's own generator nor the thread count shows."""
+    """Neither torch's own generator nor the number of threads changes the weights."""
     (pixels, labels), _ = digits
     config = ClassifierConfig(num_classes=10, steps=4, batch=8)
     digests = []
@@ -45,18 +47,18 @@ def test_training_is_a_function_of_the_seed(digits):
     assert digests[0] == digests[1] != digests[2]
 
 
-def test_batches_do_not_show_in_features(digits):
+def test_the_batch_size_does_not_change_features(digits):
     (pixels, labels), (unseen, _) = digits
     classifier = train_classifier(ClassifierConfig(num_classes=10, steps=5), pixels, labels, seed=0)
     unseen = unseen[:100]
-    whole = ClassifierExtractor(classifier, 100).extract(unseen)
+    in_one_batch = ClassifierExtractor(classifier, 100).extract(unseen)
     for batch in (1, 7, 64):
-        part = ClassifierExtractor(classifier, batch).extract(unseen)
-        assert np.array_equal(part.features, whole.features)
-        assert np.array_equal(part.logits, whole.logits)
+        outputs = ClassifierExtractor(classifier, batch).extract(unseen)
+        assert np.array_equal(outputs.features, in_one_batch.features)
+        assert np.array_equal(outputs.logits, in_one_batch.logits)
 
 
-def test_a_kept_classifier_is_found_again_and_only_for_its_images(digits, tmp_path, monkeypatch):
+def test_a_kept_classifier_is_used_again_only_for_its_images(digits, tmp_path, monkeypatch):
     (pixels, labels), _ = digits
     config = ClassifierConfig(num_classes=10, steps=2, batch=8)
     first = load_or_train_classifier(str(tmp_path), config, pixels[:20], labels[:20], 0)

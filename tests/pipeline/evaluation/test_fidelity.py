@@ -1,4 +1,7 @@
+"""Fidelity metrics are their formulas, and reconstructions are the tokenizer's, however images are cut into calls."""
+
 import hashlib
+import itertools
 
 import numpy as np
 import pytest
@@ -13,22 +16,22 @@ from rdpm.models.tokenizer import Tokenizer, TokenizerConfig, from_pixels, to_pi
 from rdpm.pipeline.evaluation import image_sets
 from rdpm.pipeline.evaluation.classifier import Classifier, ClassifierConfig
 from rdpm.pipeline.evaluation.distribution import frechet_of
-from rdpm.pipeline.evaluation.feature_statistics import describe
+from rdpm.pipeline.evaluation.feature_statistics import take_statistics
 from rdpm.pipeline.evaluation.features import ClassifierExtractor
 from rdpm.pipeline.evaluation.fidelity import (
     PAIRS,
     POOLED,
     RunningFidelity,
     code_counts,
-    decode_codes,
-    encode_images,
     lpips,
     perplexity,
     psnr,
+    reconstruct,
     ssim,
 )
 from rdpm.pipeline.evaluation.image_sets import ArchiveImages
 from rdpm.pipeline.evaluation.metrics import tokenizer_metrics
+from rdpm.pipeline.inference.codec import Codec
 
 
 def _pair(values):
@@ -60,10 +63,10 @@ def test_ssim_is_one_for_equal_images_and_the_formula_on_one_window():
     assert ssim(a, b) == pytest.approx(expected, abs=1e-9)
 
 
-def _figures(real, fake, threads=1):
+def _metrics(real, fake, threads=1):
     fidelity = RunningFidelity(threads)
     fidelity.add(real, fake)
-    return fidelity.figures()
+    return fidelity.metrics()
 
 
 def _photos(size, channels=3):
@@ -78,18 +81,18 @@ def _photos(size, channels=3):
 
 def test_conventions_differ_as_they_are_known_to():
     real, fake = _photos(32)
-    found = _figures(real, fake)
-    assert set(found) == {*PAIRS, POOLED}
-    assert found["psnr"] == psnr(real, fake)
-    assert found["ssim"] == ssim(real, fake)
+    metrics = _metrics(real, fake)
+    assert set(metrics) == {*PAIRS, POOLED}
+    assert metrics["psnr"] == psnr(real, fake)
+    assert metrics["ssim"] == ssim(real, fake)
     errors = ((real.astype(float) - fake) ** 2).mean(axis=(1, 2, 3))
-    assert found[POOLED] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=1e-9)
-    assert found["psnr"] == pytest.approx((10 * np.log10(255**2 / errors)).mean(), abs=1e-9)
-    assert found[POOLED] < found["psnr"]  # Jensen
-    assert found["psnr_luma"] > found["psnr"]  # noise of three channels averages out
-    assert found["psnr_uint8_wrap"] > found["psnr"]
-    assert found["ssim_range2"] > found["ssim"]
-    assert found["ssim_gaussian_signed"] < found["ssim_gaussian"]
+    assert metrics[POOLED] == pytest.approx(10 * np.log10(255**2 / errors.mean()), abs=1e-9)
+    assert metrics["psnr"] == pytest.approx((10 * np.log10(255**2 / errors)).mean(), abs=1e-9)
+    assert metrics[POOLED] < metrics["psnr"]  # Jensen's inequality
+    assert metrics["psnr_luma"] > metrics["psnr"]  # the noise of three channels averages out
+    assert metrics["psnr_uint8_wrap"] > metrics["psnr"]
+    assert metrics["ssim_range2"] > metrics["ssim"]
+    assert metrics["ssim_gaussian_signed"] < metrics["ssim_gaussian"]
 
 
 def _window_ssim(a, b, weights, data_range, sample):
@@ -121,18 +124,18 @@ def test_each_ssim_is_its_formula_on_one_window():
     assert PAIRS["ssim_gaussian_luma"].measure(a, b) == pytest.approx(_window_ssim(u, v, bell, 255, 1), abs=1e-9)
 
 
-def test_parts_and_threads_do_not_show():
+def test_parts_and_threads_do_not_change_metrics():
     real, fake = _photos(16)
-    whole = _figures(real, fake)
+    at_once = _metrics(real, fake)
     fidelity = RunningFidelity(2)
     for i in range(2):
         fidelity.add(real[i : i + 1], fake[i : i + 1])
-    assert fidelity.figures() == whole == _figures(real, fake, threads=2)
+    assert fidelity.metrics() == at_once == _metrics(real, fake, threads=2)
 
 
 def test_conventions_that_do_not_fit_the_images_are_left_out():
-    assert set(_figures(*_photos(8))) == {POOLED, *(name for name, c in PAIRS.items() if c.window <= 7)}
-    assert not any("luma" in name for name in _figures(*_photos(16, channels=1)))
+    assert set(_metrics(*_photos(8))) == {POOLED, *(name for name, c in PAIRS.items() if c.window <= 7)}
+    assert not any("luma" in name for name in _metrics(*_photos(16, channels=1)))
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +150,7 @@ def perceptual(tmp_path_factory):
         return losses.PerceptualLoss(str(path))
 
 
-def test_lpips_is_a_mean_over_images_whatever_the_batch(perceptual):
+def test_lpips_is_the_mean_over_images_for_any_batch(perceptual):
     real, fake = (np.concatenate([x, x[:1]]) for x in _photos(16))
     each = [lpips(perceptual, real[i : i + 1], fake[i : i + 1], 1) for i in range(3)]
     assert min(each) > 0
@@ -157,10 +160,10 @@ def test_lpips_is_a_mean_over_images_whatever_the_batch(perceptual):
     assert lpips(perceptual, real, real, 2) == 0
 
 
-@pytest.mark.parametrize("batch", [2, 300])
-def test_the_tokenizers_part_is_its_measures_of_all_images_at_once(tmp_path, perceptual, monkeypatch, batch):
-    """In chunks of two, and the whole set in one."""
-    monkeypatch.setattr(image_sets, "CHUNK", batch)
+@pytest.mark.parametrize("chunk", [3, 300])
+def test_metrics_of_a_tokenizer_are_those_of_all_images_at_once(tmp_path, perceptual, monkeypatch, chunk):
+    """In chunks of three, which batches of two do not fill, and with the whole set in one chunk."""
+    monkeypatch.setattr(image_sets, "CHUNK", chunk)
     torch.manual_seed(0)
     shape = TokenizerConfig(16, AutoencoderConfig(3, 8, (1, 1), 1, (), 4), QuantizerConfig(16, 4))
     tokenizer = Tokenizer(shape).eval()
@@ -168,16 +171,16 @@ def test_the_tokenizers_part_is_its_measures_of_all_images_at_once(tmp_path, per
     np.savez(tmp_path / "photos.npz", pixels)
     extractor = ClassifierExtractor(Classifier(ClassifierConfig(num_classes=3, channels=3)).eval(), 4)
     photos = ArchiveImages(str(tmp_path / "photos.npz"), 3)
-    originals = describe(photos, extractor, 0, "photos")
-    found = tokenizer_metrics(tokenizer, extractor, photos, originals, perceptual, seed=5, batch=1, threads=1)
-    codes = encode_images(tokenizer, pixels, 5, 0, 1)
-    back = decode_codes(tokenizer, codes, 10, 1)
-    assert found["lpips"] == pytest.approx(lpips(perceptual, pixels, back, 4), rel=1e-5)
-    assert found["psnr"] == pytest.approx(psnr(pixels, back), rel=1e-12)
-    assert found["ssim"] == pytest.approx(ssim(pixels, back), rel=1e-12)
-    distance = frechet_of(extractor.extract(pixels).features, extractor.extract(back).features)
-    assert found["rfid"] == pytest.approx(distance, rel=1e-6)
-    assert found["perplexity_by_step"] == perplexity(code_counts(codes, 16)).tolist()
+    originals = take_statistics(photos, extractor, 0, "photos")
+    codec = Codec(tokenizer, 2)
+    metrics = tokenizer_metrics(codec, extractor, photos, originals, perceptual, seed=5, threads=1)
+    expected = reconstruct(codec, pixels, seed=5)
+    assert metrics["lpips"] == pytest.approx(lpips(perceptual, pixels, expected.pixels, 4), rel=1e-5)
+    assert metrics["psnr"] == pytest.approx(psnr(pixels, expected.pixels), rel=1e-12)
+    assert metrics["ssim"] == pytest.approx(ssim(pixels, expected.pixels), rel=1e-12)
+    distance = frechet_of(extractor.extract(pixels).features, extractor.extract(expected.pixels).features)
+    assert metrics["rfid"] == pytest.approx(distance, rel=1e-6)
+    assert metrics["perplexity_by_step"] == perplexity(code_counts(expected.codes, 16)).tolist()
 
 
 def test_counts_and_perplexity_of_known_codes():
@@ -195,21 +198,47 @@ def tokenizer():
     return Tokenizer(shape).eval()
 
 
-def test_encoding_and_decoding_are_the_tokenizer_one_image_at_a_time(tokenizer):
-    pixels = np.random.default_rng(0).integers(0, 256, size=(5, 8, 8, 1)).astype(np.uint8)
-    codes = encode_images(tokenizer, pixels, seed=7, first=10, batch=2)
-    back = decode_codes(tokenizer, codes, codes.shape[1], batch=3)
+def _noisy_images(n):
+    return np.random.default_rng(0).integers(0, 256, size=(n, 8, 8, 1)).astype(np.uint8)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 16])
+def test_at_one_batch_size_codes_do_not_depend_on_the_cuts_between_calls(tokenizer, batch):
+    """Images alone, in parts that batches do not fill, and all at once: identical codes and pixels."""
+    pixels, codec = _noisy_images(13), Codec(tokenizer, batch)
+    at_once = reconstruct(codec, pixels, seed=7, first=10)
+    for cuts in (range(1, 13), (5, 7), (4, 8, 12), (12,)):
+        edges = [0, *cuts, 13]
+        parts = [
+            reconstruct(codec, pixels[start:stop], seed=7, first=10 + start)
+            for start, stop in itertools.pairwise(edges)
+        ]
+        assert np.array_equal(np.concatenate([part.codes for part in parts]), at_once.codes)
+        assert np.array_equal(np.concatenate([part.pixels for part in parts]), at_once.pixels)
+
+
+def test_batch_sizes_change_metrics_only_by_rounding(tokenizer):
+    pixels = _noisy_images(13)
+    results = [reconstruct(Codec(tokenizer, batch), pixels, seed=7) for batch in (1, 4, 16)]
+    for result in results[1:]:
+        assert (result.codes == results[0].codes).mean() > 0.99
+        assert psnr(pixels, result.pixels) == pytest.approx(psnr(pixels, results[0].pixels), rel=1e-3)
+
+
+def test_a_reconstruction_is_the_tokenizers_one_image_at_a_time(tokenizer):
+    pixels = _noisy_images(5)
+    result = reconstruct(Codec(tokenizer, 2), pixels, seed=7, first=10)
     with torch.no_grad():
         for i, image in enumerate(torch.from_numpy(pixels).permute(0, 3, 1, 2)):
-            result = tokenizer.encode(from_pixels(image[None]), child_seeds(7, torch.tensor([10 + i])))
-            assert np.array_equal(result.codes[0].numpy(), codes[i])
-            decoded = to_pixels(tokenizer.decode(result.accumulated))[0].permute(1, 2, 0).numpy()
-            assert np.abs(decoded.astype(int) - back[i]).max() <= 1
+            expected = tokenizer.encode(from_pixels(image[None]), child_seeds(7, torch.tensor([10 + i])))
+            assert np.array_equal(expected.codes[0].numpy(), result.codes[i])
+            decoded = to_pixels(tokenizer.decode(expected.accumulated))[0].permute(1, 2, 0).numpy()
+            assert np.abs(decoded.astype(int) - result.pixels[i]).max() <= 1
 
 
-def test_no_step_is_no_image(tokenizer):
-    codes = np.zeros((2, 10, 4, 4), np.uint16)
-    start = decode_codes(tokenizer, codes, 0, batch=2)
+def test_without_any_step_all_codes_decode_to_the_same_image(tokenizer):
+    codes = np.random.default_rng(0).integers(0, 16, size=(2, 10, 4, 4)).astype(np.uint16)
+    start = Codec(tokenizer, 2).decode(codes, 0)
     assert np.array_equal(start[0], start[1])
     assert start.shape == (2, 8, 8, 1)
     assert start.dtype == np.uint8

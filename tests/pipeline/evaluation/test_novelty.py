@@ -1,3 +1,5 @@
+"""Nearest images are those of the brute force, in any blocks and parts."""
+
 import numpy as np
 import pytest
 
@@ -16,13 +18,13 @@ def _brute(queries, references):
 def test_nearest_is_the_brute_force_and_zero_for_copies(monkeypatch):
     references = _images(0, 40, 4).reshape(40, -1)
     queries = np.concatenate([references[5:8], _images(1, 20, 4).reshape(20, -1)])
-    every = _brute(queries, references)
+    expected = _brute(queries, references)
     for block in (3, 4096):
         monkeypatch.setattr(novelty, "_BLOCK", block)
-        found = nearest(queries, references, 3)
-        assert np.array_equal(found.squared, np.sort(every, axis=1)[:, :3])
-        assert np.array_equal(found.indices[:3, 0], [5, 6, 7])
-    with pytest.raises(ValueError, match="have no 41 nearest"):
+        neighbours = nearest(queries, references, 3)
+        assert np.array_equal(neighbours.squared, np.sort(expected, axis=1)[:, :3])
+        assert np.array_equal(neighbours.indices[:3, 0], [5, 6, 7])
+    with pytest.raises(ValueError, match="40 references are fewer than the 41 nearest asked for"):
         nearest(queries, references, 41)
 
 
@@ -39,7 +41,7 @@ def test_small_images_are_their_own_thumbnails():
     assert np.array_equal(thumbnails(images), images.reshape(3, -1))
 
 
-def test_thumbnails_are_box_means_in_whole_grey_levels():
+def test_thumbnails_are_box_means_rounded_to_grey_levels():
     images = _images(0, 2, 70, 3)  # boxes of 3 x 3; the 70th row and column are left out
     small = thumbnails(images).reshape(2, 23, 23, 3)
     for y, x in ((0, 0), (22, 22), (4, 9)):
