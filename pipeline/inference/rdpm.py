@@ -61,13 +61,14 @@ class RDPM:
     ) -> None:
         """Use two models that are in memory.
 
-        batch: images per call of a model. precision: fp32, or bf16 to run the models under autocast. compile: whether
-        to compile each step of Algorithm 2 into one graph. device: such as "cpu" or "cuda:1"; None is the GPU if there
-        is one, else the CPU.
+        batch: images per call of a model. precision: fp32, or bf16 to run generator and decoder under autocast; images
+        are always encoded in fp32. compile: whether to compile each step of Algorithm 2 into one graph. device: such as
+        "cpu" or "cuda:1"; None is the GPU if there is one, else the CPU.
         """
         self.device = torch.device(device) if device else best_device()
         self.generator, self.tokenizer = generator.to(self.device), tokenizer
         self.codec = Codec(tokenizer, batch, self.device, precision)
+        self._encoder = Codec(tokenizer, batch, self.device)
         self.batch = batch
         self._step = torch.compile(advance, fullgraph=True, dynamic=False) if compile else advance
 
@@ -190,7 +191,7 @@ class RDPM:
 
     def encode(self, images: np.ndarray, seed: int | Sequence[int] = 0) -> np.ndarray:
         """Images (N, H, W, 1 or 3) uint8 of the tokenizer's size to codes (N, T, h, w) uint16."""
-        return self.codec.encode(self._pixels(images), _seeds(seed, len(images)), Stream.SAMPLER).codes
+        return self._encoder.encode(self._pixels(images), _seeds(seed, len(images)), Stream.SAMPLER).codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (N, T, h, w) to images (N, H, W, 3) uint8."""

@@ -1,76 +1,42 @@
-"""Sets of samples: what image i is, whatever the shards; the files beside the store; a run killed five times."""
+"""Sets of samples: their plan, image i for shards of any size, several sets in one session, and a killed job."""
 
 import json
 import os
 import signal
 import subprocess
-import tarfile
 import time
-import tracemalloc
 from dataclasses import replace
-from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
-from rdpm.pipeline.cluster.cluster import Resources
 
-from rdpm.models.sampler import PRESETS, SamplerConfig
+from rdpm.models.sampler import PRESETS, SAMPLER_VERSION, SamplerConfig
+from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.exports.card import read_pair
-from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
-from rdpm.pipeline.images.listing import list_images
 from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.sampling.formats import write_files
-from rdpm.pipeline.sampling.plan import SampleConfig, labels_and_seeds, make_plan
-from rdpm.pipeline.sampling.stage import sample_sets
-from rdpm.pipeline.sampling.worker import ShardSampler, locate
-from rdpm.pipeline.stores.reader import Store
-from rdpm.pipeline.stores.writer import publish, start_store, write_shard
-from rdpm.storage_schemas.manifest import Plan, to_json
-from rdpm.storage_schemas.samples import sample_arrays
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory, exports) -> str:
-    """A folder with a generator of two classes and its tokenizer."""
-    folder = str(tmp_path_factory.mktemp("run"))
-    exports.generator(f"{folder}/generator", exports.tokenizer(f"{folder}/tokenizer"))
-    return folder
-
-
-def config_of(run: str, out: str, **settings) -> SampleConfig:
-    defaults = {"sampler": SamplerConfig(guidance=1.5), "per_class": 15, "seed": 3, "shard_rows": 8, "batch": 4}
-    return SampleConfig(f"{run}/generator", f"{run}/tokenizer", out, **{**defaults, **settings})
-
-
-def drawn(config: SampleConfig, order: int = 1) -> Store:
-    """The store of a config, its shards drawn in this process, backwards when order is -1."""
-    plan = make_plan(config, *read_pair(config.generator, config.tokenizer))
-    start_store(config.out, plan)
-    each = {"generator": config.generator, "tokenizer": config.tokenizer, "store": config.out, "plan": to_json(plan)}
-    sampler = ShardSampler([each], threads=1)
-    for shard in range(plan.num_shards)[::order]:
-        sampler({"shard": np.array([shard])})
-    return Store(config.out, publish(config.out, plan))
-
-
-@pytest.fixture(scope="module")
-def store(run, tmp_path_factory) -> Store:
-    """30 images in 4 shards, the last one short."""
-    return drawn(config_of(run, str(tmp_path_factory.mktemp("samples") / "out")))
+from rdpm.pipeline.sampling.plan import SampleConfig, labels_and_seeds, sample_plan
+from rdpm.pipeline.sampling.stage import sample_set, sample_sets
+from rdpm.pipeline.sampling.worker import locate
+from rdpm.pipeline.stores.reader import Store, open_store
+from rdpm.pipeline.stores.writer import start_store, write_shard
+from rdpm.storage_schemas import samples
+from rdpm.storage_schemas.manifest import Plan, plan_from_json, plan_to_json
+from rdpm.storage_schemas.samples import current_sampler
 
 
 @pytest.mark.parametrize(("shard_rows", "order"), [(4, -1), (12, 1), (100, -1)])
-def test_samples_are_the_same_in_any_shard_size_and_order(run, store, tmp_path, shard_rows, order):
-    other = drawn(config_of(run, f"{tmp_path}/out", shard_rows=shard_rows), order)
+def test_samples_are_the_same_in_any_shard_size_and_order(
+    run, store, config_of, draw_here, tmp_path, shard_rows, order
+):
+    other = draw_here(config_of(run, f"{tmp_path}/out", shard_rows=shard_rows), order)
     for name in ("images", "codes", "label", "seed"):
         assert np.array_equal(other.read_all(name), store.read_all(name)), name
 
 
 def test_a_set_holds_what_the_python_interface_draws(run, store):
-    model = RDPM.from_pretrained(run, batch=4)
+    model = RDPM.from_pretrained(run, batch=4, device="cpu")
     images = model.sample(store.read_all("label").tolist(), seed=3, guidance=1.5)
     assert np.array_equal(images, store.read_all("images"))
 
@@ -78,152 +44,139 @@ def test_a_set_holds_what_the_python_interface_draws(run, store):
 @pytest.mark.parametrize("labels", [range(5), [7], [9, 2, 4]])
 def test_labels_are_balanced_and_shuffled_over_the_whole_set_and_seeds_differ(labels):
     rows = 40 * len(labels)
-    found, seeds = labels_and_seeds(np.arange(rows), 40, labels, 3)
-    assert {label: int((found == label).sum()) for label in labels} == dict.fromkeys(labels, 40)
+    drawn, seeds = labels_and_seeds(np.arange(rows), 40, labels, 3)
+    assert {label: int((drawn == label).sum()) for label in labels} == dict.fromkeys(labels, 40)
     assert len(np.unique(seeds)) == rows
-    assert len(labels) == 1 or (np.diff(found) != 0).mean() > 0.4
+    assert len(labels) == 1 or (np.diff(drawn) != 0).mean() > 0.4
     part = labels_and_seeds(np.arange(7, 19), 40, labels, 3)
-    assert np.array_equal(part[0], found[7:19])
+    assert np.array_equal(part[0], drawn[7:19])
     assert np.array_equal(part[1], seeds[7:19])
 
 
-def test_only_the_classes_asked_for_are_drawn(run, tmp_path):
+def test_only_the_requested_classes_are_drawn(run, config_of, tmp_path):
     config = config_of(run, f"{tmp_path}/out", labels=(1,))
     cards = read_pair(config.generator, config.tokenizer)
-    assert make_plan(config, *cards).rows == 15
+    assert sample_plan(config, *cards, "cpu").rows == 15
     with pytest.raises(ValueError, match=r"label 2 is no class of the generator; use 0 to 1"):
-        make_plan(replace(config, labels=(1, 2)), *cards)
+        sample_plan(replace(config, labels=(1, 2)), *cards, "cpu")
 
 
-def test_what_touches_a_sample_is_in_the_plan_and_what_does_not_is_not(run):
+def test_a_plan_holds_what_decides_the_samples_and_nothing_else(run, config_of):
     config = config_of(run, "out")
     cards = read_pair(config.generator, config.tokenizer)
-    plan = make_plan(config, *cards)
-    same = [{"threads": 3}, {"formats": ("png",)}, {"out": "elsewhere"}, {"resources": Resources(actors=3)}]
-    other = [{"seed": 4}, {"batch": 2}, {"precision": "bf16"}, {"compiled": True}, {"sampler": SamplerConfig(top_k=4)}]
-    assert all(make_plan(replace(config, **change), *cards) == plan for change in same)
-    assert all(make_plan(replace(config, **change), *cards) != plan for change in other)
+    plan = sample_plan(config, *cards, "cpu")
+    same = [
+        {"threads": 3}, {"formats": ("png",)}, {"out": "elsewhere"}, {"resources": Resources(actors=3)},
+        {"device": "auto"},
+    ]  # fmt: skip
+    other = [
+        {"seed": 4}, {"batch": 2}, {"precision": "bf16"}, {"compile": True}, {"sampler": SamplerConfig(top_k=4)},
+        {"attention": "math"},
+    ]  # fmt: skip
+    assert all(sample_plan(replace(config, **change), *cards, "cpu") == plan for change in same)
+    assert all(sample_plan(replace(config, **change), *cards, "cpu") != plan for change in other)
+    assert (plan.samples.device, plan.samples.attention) == ("cpu", "sdpa")
+    assert sample_plan(config, *cards, "cuda").samples == replace(plan.samples, device="cuda")
+    assert plan_from_json(plan_to_json(plan)) == plan
 
 
-def test_a_config_may_name_a_preset_or_spell_it_out():
+def test_a_worker_refuses_a_set_for_another_kind_of_device(run, config_of, draw_here, tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError, match=r"the plan is for cuda, and .* has no GPU; run on machines with one"):
+        draw_here(config_of(run, f"{tmp_path}/out"), device="cuda")
+    assert not list(tmp_path.glob("out/commits/*"))
+
+
+def test_current_sampler_converts_settings_of_version_1():
+    """Their temperature multiplied the logits, null was the argmax, and there was no version."""
+    old = {"guidance": 0.5, "ramp": "linear", "temperature": 2.0, "top_k": 8, "top_p": 1.0}
+    assert current_sampler(old) == {**old, "temperature": 0.5, "version": 2}
+    assert current_sampler({**old, "temperature": None}) == {**old, "temperature": 0.0, "version": 2}
+    assert current_sampler({"guidance": 1.0})["temperature"] == 1.0
+    new = {**old, "version": 2}
+    assert current_sampler(new) == new
+    assert SamplerConfig(**current_sampler(old)) == SamplerConfig(guidance=0.5, temperature=0.5, top_k=8)
+    assert samples.SAMPLER_VERSION == SAMPLER_VERSION
+
+
+def test_a_config_may_name_a_preset_or_give_its_fields():
     given = ["generator=g", "tokenizer=t", "out=o"]
     assert load_config(SampleConfig, "sample", None, [*given, "sampler=cfg-linear"]).sampler == PRESETS["cfg-linear"]
-    spelt = load_config(SampleConfig, "sample", None, [*given, "sampler.guidance=3", "sampler.top_k=9"]).sampler
-    assert spelt == SamplerConfig(guidance=3.0, top_k=9)
+    fields = load_config(SampleConfig, "sample", None, [*given, "sampler.guidance=3", "sampler.top_k=9"]).sampler
+    assert fields == SamplerConfig(guidance=3.0, top_k=9)
 
 
-def test_work_items_count_the_shards_of_all_sets_on_end():
-    plans = [Plan("samples", rows, 4, 4, (), {}) for rows in (9, 4, 13)]
+def test_work_items_number_the_shards_of_all_sets_in_order(store):
+    plans = [Plan("samples", rows, 4, 4, (), store.manifest.plan.identity) for rows in (9, 4, 13)]
     assert [locate(n, plans) for n in range(8)] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
 
 
-def test_every_format_holds_the_same_images_and_labels(store, tree):
-    write_files(store, ("npz", "png", "tar"))
-    images, labels = store.read_all("images"), store.read_all("label")
-    with np.load(f"{store.url}/samples.npz") as archive:
-        assert np.array_equal(archive["arr_0"], images)
-        assert np.array_equal(archive["arr_1"], labels)
-    source = list_images(f"{store.url}/png")
-    assert source.classes == ("one", "zero")
-    for place in range(len(source)):
-        key = source.key(place)
-        row = int(Path(key).stem)
-        assert source.classes[source.label(place)] == ("zero", "one")[labels[row]]
-        assert np.array_equal(Image.open(f"{store.url}/png/{key}"), images[row])
-    members = {}
-    for path in sorted(Path(store.url, "tar").iterdir()):
-        with tarfile.open(path) as archive:
-            members |= {member.name: archive.extractfile(member).read() for member in archive}
-    assert len(members) == 60
-    for row in range(30):
-        assert int(members[f"{row:08d}.cls"]) == labels[row]
-        assert np.array_equal(Image.open(BytesIO(members[f"{row:08d}.png"])), images[row])
-    before = tree(store.url)
-    write_files(store, ("npz", "png", "tar"))
-    assert tree(store.url) == before
-
-
-def test_a_folder_appears_whole_or_not_at_all_and_a_killed_writer_is_swept_up(store, tmp_path, monkeypatch):
-    write, written = files.write_bytes, []
-
-    def fail_at_the_tenth(url: str, data: bytes) -> None:
-        written.append(url)
-        if len(written) == 10:
-            raise KeyboardInterrupt
-        write(url, data)
-
-    copy = Store(store.url, store.manifest)
-    target = tmp_path / "png"
-    joined = "rdpm.pipeline.sampling.formats.files.join"
-    monkeypatch.setattr(joined, lambda root, *parts: "/".join([root, *parts]).replace(f"{store.url}/png", str(target)))
-    with monkeypatch.context() as broken:
-        broken.setattr(files, "write_bytes", fail_at_the_tenth)
-        with pytest.raises(KeyboardInterrupt):
-            write_files(copy, ("png",))
-    assert not target.exists()
-    write_files(copy, ("png",))
-    assert len(list(target.rglob("*.png"))) == 30
-    assert [path.name for path in tmp_path.iterdir()] == ["png"]
-
-
-def test_memory_is_flat_from_1_000_to_50_000_images(tmp_path):
-    """The peak while samples.npz is written, which is that of one shard."""
-    peaks = {}
-    for rows in (1_000, 50_000):
-        arrays = sample_arrays(1, 1, 16)
-        plan, url = Plan("samples", rows, 500, 500, arrays, {"classes": ["only"]}), f"{tmp_path}/{rows}"
-        start_store(url, plan)
-        zeros = {spec.name: np.zeros((500, *spec.row_shape), spec.dtype) for spec in arrays}
-        for shard in range(plan.num_shards):
-            write_shard(url, plan, shard, zeros, {"index": np.arange(500)})
-        store = Store(url, publish(url, plan))
-        tracemalloc.start()
-        write_files(store, ("npz",))
-        peaks[rows] = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-    assert peaks[50_000] < 1.1 * peaks[1_000]
+@pytest.mark.slow
+def test_samples_are_the_same_from_one_and_three_replicas_and_any_shard_size(run, tmp_path):
+    sets: list[Store] = []
+    for actors, shard_rows in ((1, 20), (3, 8)):
+        out = str(tmp_path / f"samples-{actors}")
+        sampler = SamplerConfig(guidance=1.5)
+        few = Resources(cpus=4, object_store_mb=128, actors=actors, actor_cpus=0.5)
+        sample_set(
+            SampleConfig(
+                f"{run}/generator",
+                f"{run}/tokenizer",
+                out,
+                sampler,
+                per_class=17,
+                shard_rows=shard_rows,
+                batch=4,
+                resources=few,
+            )
+        )
+        sets.append(open_store(out, "samples"))
+    for name in ("images", "codes", "label", "seed"):
+        assert np.array_equal(sets[0].read_all(name), sets[1].read_all(name)), name
+    archives = [np.load(tmp_path / f"samples-{actors}" / "samples.npz") for actors in (1, 3)]
+    assert np.array_equal(archives[0]["arr_0"], sets[0].read_all("images"))
+    assert np.array_equal(archives[1]["arr_1"], sets[1].read_all("label"))
+    assert np.bincount(archives[0]["arr_1"]).tolist() == [17, 17]
+    assert len(np.unique(sets[0].read_all("seed"))) == 34
 
 
 @pytest.mark.slow
-def test_several_sets_in_one_run_are_what_each_would_be_alone(run, store, tmp_path):
-    """Of two generators, a set half done already among them."""
+def test_several_sets_in_one_session_equal_sets_drawn_alone(run, store, config_of, draw_here, tmp_path):
+    """One of them is partly drawn already."""
     few = Resources(cpus=4, object_store_mb=128, actors=2, actor_cpus=0.5)
     settings = ({}, {"per_class": 5, "labels": (1,)}, {"sampler": PRESETS["raw"]})
     configs = [config_of(run, f"{tmp_path}/{i}", resources=few, formats=(), **each) for i, each in enumerate(settings)]
-    plan = make_plan(configs[0], *read_pair(configs[0].generator, configs[0].tokenizer))
+    plan = sample_plan(configs[0], *read_pair(configs[0].generator, configs[0].tokenizer), "cpu")
     start_store(configs[0].out, plan)
     columns = store.shard(1, tuple(store.specs))
-    write_shard(
-        configs[0].out,
-        plan,
-        1,
-        columns,
-        {"index": np.arange(8, 16), "label": columns["label"], "seed": columns["seed"]},
-    )
+    index = {"index": np.arange(8, 16), "label": columns["label"], "seed": columns["seed"]}
+    write_shard(configs[0].out, plan, 1, columns, index)
     first, *others = sample_sets(configs)
     assert first.plan == store.manifest.plan
     assert np.array_equal(Store(configs[0].out, first).read_all("images"), store.read_all("images"))
     for config, manifest in zip(configs[1:], others, strict=True):
-        alone = drawn(replace(config, out=f"{config.out}-alone"))
+        alone = draw_here(replace(config, out=f"{config.out}-alone"))
         assert manifest.store_id == alone.id
 
 
 @pytest.mark.long
-def test_a_run_killed_five_times_leaves_what_an_unbroken_one_leaves(run, python, repository, tmp_path, tree):
+def test_a_run_killed_five_times_writes_the_bytes_of_an_undisturbed_run(
+    run, config_of, draw_here, python, repository, tmp_path, tree
+):
     settings = {"per_class": 600, "shard_rows": 60, "formats": ("npz", "tar")}
-    whole = drawn(config_of(run, f"{tmp_path}/whole", **settings))
-    write_files(whole, settings["formats"])
+    undisturbed = draw_here(config_of(run, f"{tmp_path}/undisturbed", **settings))
+    write_files(undisturbed, settings["formats"])
     command = [
         *python, "-m", "rdpm", "sample", f"generator={run}/generator", f"tokenizer={run}/tokenizer",
-        f"out={tmp_path}/broken", "sampler.guidance=1.5", "per_class=600", "seed=3", "shard_rows=60", "batch=4",
-        "formats=[npz, tar]", "resources={cpus: 4, object_store_mb: 128, actors: 2}",
+        f"out={tmp_path}/killed", "sampler.guidance=1.5", "per_class=600", "seed=3", "shard_rows=60", "batch=4",
+        "device=cpu", "formats=[npz, tar]", "resources={cpus: 4, object_store_mb: 128, actors: 2}",
     ]  # fmt: skip
 
     def start() -> subprocess.Popen:
         streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         return subprocess.Popen(command, cwd=repository, start_new_session=True, text=True, **streams)
 
-    commits = tmp_path / "broken" / "commits"
+    commits = tmp_path / "killed" / "commits"
     for least in (1, 4, 7, 10, 13):
         process = start()
         while len(list(commits.glob("[0-9]*.json"))) < least:
@@ -231,8 +184,8 @@ def test_a_run_killed_five_times_leaves_what_an_unbroken_one_leaves(run, python,
             time.sleep(0.005)
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        assert not (tmp_path / "broken" / "manifest.json").exists()
+        assert not (tmp_path / "killed" / "manifest.json").exists()
     process = start()
     assert process.wait(timeout=120) == 0, process.communicate()[0][-3000:]
-    assert tree(tmp_path / "broken") == tree(whole.url)
-    assert json.loads((tmp_path / "broken.record.json").read_text())["finished"]
+    assert tree(tmp_path / "killed") == tree(undisturbed.url)
+    assert json.loads((tmp_path / "killed.record.json").read_text())["finished"]
