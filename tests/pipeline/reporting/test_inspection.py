@@ -1,5 +1,6 @@
 """The page about a store shows what the store holds."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from rdpm.jobs.cli import main
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting.inspection import read_contents, render
 from rdpm.pipeline.stores.reader import DamagedStore
 from rdpm.pipeline.tokenizing.plan import tokenizer_of
@@ -19,11 +21,11 @@ def store(tmp_path, exports, stores):
     """A store of 20 rows whose plan names the tokenizer beside it."""
     card = exports.tokenizer(str(tmp_path / "tokenizer"))
     return stores.build(
-        str(tmp_path / "store"), stores.plan(**exports.identity(card), classes=["<b>", "one"]), rejected=REJECTED
+        str(tmp_path / "store"), stores.plan(**exports.identity(card), classes=("<b>", "one")), rejected=REJECTED
     )
 
 
-def test_contents_are_counted_without_the_rejects_whatever_the_shards(store, tmp_path, stores):
+def test_contents_are_counted_without_rejects_for_any_shards(store, tmp_path, stores):
     contents = read_contents(store)
     kept = np.delete(store.read_all("codes"), REJECTED, axis=0)
     for t, step in enumerate(kept.swapaxes(0, 1)):
@@ -34,42 +36,44 @@ def test_contents_are_counted_without_the_rejects_whatever_the_shards(store, tmp
     assert contents.labels == {0: 9, 1: 8}
     assert contents.reasons == {"bad": 3}
     assert [key for key, _ in contents.shown[1]] == [f"k{row} center" for row in range(1, 20, 2) if row not in REJECTED]
-    other = stores.build(
-        str(tmp_path / "other"), stores.plan(**{**store.manifest.plan.identity, "seed": 0}, shard_rows=4)
-    )
+    plan = dataclasses.replace(store.manifest.plan, shard_rows=4, written=None)
+    other = stores.build(str(tmp_path / "other"), plan)
+    assert other.manifest.plan.num_shards > store.manifest.plan.num_shards
     assert np.array_equal(read_contents(other).counts.sum(axis=1), contents.counts.sum(axis=1) + 3 * 16)
+    rejected = stores.build(str(tmp_path / "rejected"), plan, rejected=REJECTED)
+    assert np.array_equal(read_contents(rejected).counts, contents.counts)
 
 
-def test_the_page_is_self_contained_and_shows_pictures_where_the_tokenizer_is_given(store, tmp_path):
+def test_the_page_is_self_contained_and_shows_pictures_if_there_is_a_tokenizer(store, tmp_path):
     contents = read_contents(store)
-    tokenizer = tokenizer_of(store, str(tmp_path / "tokenizer"))
-    bare, full = render(store, contents, None), render(store, contents, tokenizer)
+    codec = Codec(tokenizer_of(store, str(tmp_path / "tokenizer")), 8)
+    bare, full = render(store, contents, None), render(store, contents, codec)
     for text in (bare, full):
         assert "<script" not in text
         assert not re.search(r'(src|href)="(?!data:)', text)
         assert "&lt;b&gt;" in text
         assert "<b>" not in text
-        for part in (store.id, store.manifest.plan.identity["tokenizer_digest"], "bad"):
+        for part in (store.id, store.manifest.plan.tokens.tokenizer_digest, "bad"):
             assert part in text
     assert full.count("<img") == bare.count("<img") + 17
 
 
-def test_the_job_tells_what_made_the_store_and_writes_the_page_beside_it(store, tmp_path, capsys):
+def test_the_job_says_what_the_store_was_made_from_and_writes_the_page_beside_it(store, tmp_path, capsys):
     assert main(["inspect", store.url, f"tokenizer={tmp_path}/tokenizer"]) == 0
-    told = capsys.readouterr().out
-    assert all(part in told for part in (store.id, "20 rows, 3 rejects, 3 shards", "seed 0", f"{store.url}.html"))
+    printed = capsys.readouterr().out
+    assert all(part in printed for part in (store.id, "20 rows, 3 rejects, 3 shards", "seed 0", f"{store.url}.html"))
     assert files.read_bytes(f"{store.url}.html").startswith(b"<!doctype html>")
     assert main(["inspect", store.url, f"out={tmp_path}/deep/page.html"]) == 0
     assert files.exists(f"{tmp_path}/deep/page.html")
 
 
 @pytest.mark.parametrize("given", [[], ["page=x"], ["tokenizer"], ["a", "b"]])
-def test_arguments_that_are_not_the_jobs_are_refused(store, given, capsys):
+def test_wrong_arguments_are_refused(store, given, capsys):
     assert main(["inspect", *([store.url] if given else []), *given]) == 2
     assert "STORE [tokenizer=FOLDER]" in capsys.readouterr().err
 
 
-def test_a_foreign_tokenizer_and_a_damaged_store_are_refused(store, tmp_path, exports, capsys):
+def test_another_tokenizer_and_a_damaged_store_are_refused(store, tmp_path, exports, capsys):
     exports.tokenizer(str(tmp_path / "other"), seed=1)
     assert main(["inspect", store.url, f"tokenizer={tmp_path}/other"]) == 2
     assert "was written by" in capsys.readouterr().err
