@@ -1,5 +1,6 @@
 """The door to DeepSpeed: joining the ranks, and engines whose state is plain tensors, whatever ZeRO shards."""
 
+import contextlib
 import logging
 import math
 import os
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from rdpm.models.fields import EXECUTION
 from rdpm.pipeline.training.launch import end_with_launcher
-from rdpm.pipeline.training.ranks import Ranks
+from rdpm.pipeline.training.ranks import Ranks, forget_groups
 
 
 @dataclass(frozen=True)
@@ -45,28 +46,44 @@ def join_ranks(threads: int) -> Ranks:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    alone = {} if "RANK" in os.environ else _alone()
-    os.environ.update(alone)
-    try:
+    with _launcher_variables() as variables:
         _deepspeed().init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-    finally:
-        local_rank = int(os.environ["LOCAL_RANK"])
-        for name in alone:  # a later training of this process is no rank of this one
-            del os.environ[name]
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
+        device = torch.device("cpu")
+        if torch.cuda.is_available():
+            device = torch.device("cuda", int(variables["LOCAL_RANK"]))
+            torch.cuda.set_device(device)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _alone() -> dict[str, str]:
-    """What a launcher would set for a single rank."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    return {name: str(value) for name, value in alone.items()}
+def leave_ranks() -> None:
+    """Wait for the others and end the process group, after which this process can join another."""
+    dist.barrier()
+    _deepspeed().comm.destroy_process_group()
+    forget_groups()
+
+
+@contextlib.contextmanager
+def _launcher_variables() -> Iterator[Mapping[str, str]]:
+    """The environment that DeepSpeed reads: a launcher's, or for a single rank the same variables, set only meanwhile.
+
+    Left behind, they would make ranks of all trainings that this process, or a child of it, starts later.
+    """
+    single: dict[str, str] = {}
+    if "RANK" not in os.environ:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        single = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    before = {name: os.environ.get(name) for name in single}
+    os.environ.update(single)
+    try:
+        yield os.environ
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _deepspeed():
@@ -104,21 +121,20 @@ class Engine:
         zero: dict[str, Any] = {"stage": config.zero_stage}
         if config.offload:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
-        self._engine, *_ = _deepspeed().initialize(
-            model=model,
-            optimizer=optimizer,
-            dist_init_required=False,
-            config={
-                "train_micro_batch_size_per_gpu": micro_batch,
-                "gradient_accumulation_steps": accumulation,
-                "gradient_clipping": config.clip if config.zero_stage else 0.0,
-                "zero_allow_untested_optimizer": True,
-                "zero_force_ds_cpu_optimizer": False,  # the average of weights lives in our own
-                "zero_optimization": zero,
-                "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
-                "steps_per_print": 10**12,
-            },
-        )
+        settings = {
+            "train_micro_batch_size_per_gpu": micro_batch,
+            "gradient_accumulation_steps": accumulation,
+            "gradient_clipping": config.clip if config.zero_stage else 0.0,
+            "zero_allow_untested_optimizer": True,
+            "zero_force_ds_cpu_optimizer": False,  # the average of weights lives in our own
+            "zero_optimization": zero,
+            "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+            "steps_per_print": 10**12,
+        }
+        with _launcher_variables():
+            self._engine, *_ = _deepspeed().initialize(
+                model=model, optimizer=optimizer, dist_init_required=False, config=settings
+            )
         if state:
             self._restore_optimizer(state)
 

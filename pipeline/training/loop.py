@@ -11,9 +11,9 @@ import torch
 
 from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.engine import Engine, leave_ranks
 from rdpm.pipeline.training.log import TrainingLog
-from rdpm.pipeline.training.ranks import Ranks, any_rank, leave_ranks
+from rdpm.pipeline.training.ranks import Ranks, any_rank
 from rdpm.pipeline.training.run_config import RunConfig
 
 _STOPPED = 128 + signal.SIGTERM
@@ -56,6 +56,7 @@ def run_steps(
     if ranks.first and start:
         say(f"{job}: continuing from step {start}")
     stop, window = StopRequest(), Window(config.batch, start)
+    stopping = False
     with ProgressLine(job, config.steps, "steps", start, quiet=not ranks.first) as progress:
         for number in range(start, config.steps):
             window.waited += step(number)

@@ -23,12 +23,6 @@ class Ranks:
         return self.rank == 0
 
 
-def leave_ranks() -> None:
-    """Wait for the others and end the process group."""
-    dist.barrier()
-    dist.destroy_process_group()
-
-
 def barrier() -> None:
     """Wait for the others."""
     dist.barrier()
@@ -67,6 +61,11 @@ def any_rank(here: bool) -> bool:
 @functools.cache
 def _cpu_group() -> Any:
     return None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+
+
+def forget_groups() -> None:
+    """Drop the groups made here; they end with the process group."""
+    _cpu_group.cache_clear()
 
 
 def from_first_rank(values: Tensor) -> Tensor:

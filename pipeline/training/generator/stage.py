@@ -12,7 +12,7 @@ from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.stream.token_stream import TokenStream
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine, join_ranks
+from rdpm.pipeline.training.engine import Engine, join_ranks, leave_ranks
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.inputs import TrainingStores, open_stores
 from rdpm.pipeline.training.generator.preview import show_samples
@@ -22,7 +22,7 @@ from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.loop import run_steps
 from rdpm.pipeline.training.meters import peak_flops
 from rdpm.pipeline.training.optimizers import adamw
-from rdpm.pipeline.training.ranks import Ranks, accumulation_steps, leave_ranks
+from rdpm.pipeline.training.ranks import Ranks, accumulation_steps
 from rdpm.storage_schemas.cards import CARD, WEIGHTS, GeneratorOrigin, ModelCard
 
 JOB = "train-generator"

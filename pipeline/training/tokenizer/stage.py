@@ -13,12 +13,12 @@ from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.images.listing import Listing, list_images
 from rdpm.pipeline.images.stream import ImageStream
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine, join_ranks
+from rdpm.pipeline.training.engine import Engine, join_ranks, leave_ranks
 from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
 from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.loop import run_steps
 from rdpm.pipeline.training.meters import TermMeter
-from rdpm.pipeline.training.ranks import Ranks, accumulation_steps, leave_ranks
+from rdpm.pipeline.training.ranks import Ranks, accumulation_steps
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.notes import ImageNotes
 from rdpm.pipeline.training.tokenizer.step import TokenizerStep

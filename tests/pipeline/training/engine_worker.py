@@ -1,18 +1,12 @@
-"""On every rank: generator steps under each ZeRO stage, with a save and a load half way, beside plain torch.
-
-Prints, from rank 0, one JSON object: the largest difference of any weight and of any averaged weight, by stage.
-"""
-
-import json
+"""On every rank: generator steps under each ZeRO stage, with a save and a load half way, beside plain torch."""
 
 import torch
-import torch.distributed as dist
 
 from rdpm.models.generator import GeneratorConfig
-from rdpm.pipeline.training.engine import Engine, EngineConfig, join_ranks
+from rdpm.pipeline.training.engine import Engine, EngineConfig
 from rdpm.pipeline.training.generator.step import GeneratorLoss
 from rdpm.pipeline.training.optimizers import OptimizerConfig, adamw
-from rdpm.pipeline.training.ranks import leave_ranks
+from rdpm.pipeline.training.ranks import Ranks
 
 STEPS, MICRO, CLIP, RATE = 6, 4, 1.0, 1e-3
 SPACE = GeneratorConfig(depth=2, num_classes=3, num_steps=4, codebook_size=16, code_dim=4, grid=2)
@@ -33,57 +27,49 @@ def batch(step: int, rank: int) -> tuple[torch.Tensor, ...]:
 def model() -> GeneratorLoss:
     """The same weights every time; the zero-initialized ones are moved so that every gradient flows."""
     torch.manual_seed(0)
-    made = GeneratorLoss(SPACE)
-    for parameter in made.parameters():
+    built = GeneratorLoss(SPACE)
+    for parameter in built.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
-    return made
+    return built
 
 
 def reference(ranks: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     """Weights and their average after the steps, by torch.optim.AdamW and a loop of our own on all ranks' batches."""
-    made = model()
-    ours = adamw(made, OPTIMIZER, DECAY).param_groups
+    trained = model()
+    ours = adamw(trained, OPTIMIZER, DECAY).param_groups
     groups = [{k: v for k, v in group.items() if k in ("params", "weight_decay")} for group in ours]
     adam = torch.optim.AdamW(groups, lr=RATE, betas=OPTIMIZER.betas)
-    average = {name: p.detach().clone() for name, p in made.named_parameters()}
+    average = {name: p.detach().clone() for name, p in trained.named_parameters()}
     for step in range(STEPS):
         adam.zero_grad()
         for rank in range(ranks):
-            (made(*batch(step, rank)).mean() / ranks).backward()
-        torch.nn.utils.clip_grad_norm_(made.parameters(), CLIP)
+            (trained(*batch(step, rank)).mean() / ranks).backward()
+        torch.nn.utils.clip_grad_norm_(trained.parameters(), CLIP)
         adam.step()
-        for name, p in made.named_parameters():
+        for name, p in trained.named_parameters():
             average[name] = DECAY * average[name] + (1 - DECAY) * p.detach()
-    return dict(made.named_parameters()), average
+    return dict(trained.named_parameters()), average
 
 
 def engine(stage: int, state: dict[str, torch.Tensor] | None = None) -> Engine:
-    made = model()
-    return Engine(made, adamw(made, OPTIMIZER, DECAY), EngineConfig(stage, "fp32", CLIP), MICRO, 1, state=state)
+    trained = model()
+    return Engine(trained, adamw(trained, OPTIMIZER, DECAY), EngineConfig(stage, "fp32", CLIP), MICRO, 1, state=state)
 
 
-def main() -> None:
-    ranks = join_ranks(1)
+def differences(ranks: Ranks) -> dict[str, float]:
+    """The largest difference of any weight and of any averaged weight by stage, and how far the two are apart."""
     weights, average = reference(ranks.count)
-    result = {}
+    result = {"apart": max((weights[n] - average[n]).abs().max().item() for n in weights)}
     for stage in (0, 1, 2, 3):
-        ours = engine(stage)
+        tested = engine(stage)
         for step in range(STEPS):
             if step == STEPS // 2:
-                ours = engine(stage, {name: value.cpu().clone() for name, value in ours.state()})
-            ours.step(ours(*batch(step, ranks.rank)).mean(), RATE, "a test")
+                tested = engine(stage, {name: value.cpu().clone() for name, value in tested.state()})
+            tested.step(tested(*batch(step, ranks.rank)).mean(), RATE, "a test")
         for kind, found, expected in (
-            ("weights", ours.weights(), weights),
-            ("average", ours.weights("ema"), average),
+            ("weights", tested.weights(), weights),
+            ("average", tested.weights("ema"), average),
         ):
             if ranks.first:
                 result[f"{stage} {kind}"] = max((found[n] - e.detach()).abs().max().item() for n, e in expected.items())
-    if ranks.first:
-        apart = max((weights[n] - average[n]).abs().max().item() for n in weights)
-        print("RESULT " + json.dumps({**result, "apart": apart}))
-    dist.barrier()
-    leave_ranks()
-
-
-if __name__ == "__main__":
-    main()
+    return result

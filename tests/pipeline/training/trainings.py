@@ -1,0 +1,102 @@
+"""Small trainings of both kinds, for one rank in this process, for a rank of several, and for the command line."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from rdpm.jobs.arguments import parse
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.training.engine import leave_ranks
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.inputs import open_stores
+from rdpm.pipeline.training.generator.stage import train_generator
+from rdpm.pipeline.training.ranks import Ranks, barrier
+from rdpm.pipeline.training.run_config import RunConfig
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
+from rdpm.pipeline.training.tokenizer.stage import train_tokenizer
+
+TOKENIZER = [
+    "model.image_size=8", "model.autoencoder.in_channels=1", "model.autoencoder.channels=8",
+    "model.autoencoder.multipliers=[1,2]", "model.autoencoder.num_res_blocks=1",
+    "model.autoencoder.attention_factors=[]", "model.autoencoder.groups=4", "model.quantizer.codebook_size=16",
+    "model.quantizer.code_dim=4", "model.quantizer.update=ema", "model.schedule.num_steps=3",
+    "discriminator.channels=8", "discriminator.num_layers=1", "loss.perceptual=none", "loss.adversarial=0.5",
+    "loss.discriminator_start=3", "optimizer.lr=1e-3", "optimizer.warmup_steps=2", "workers=0",
+]  # fmt: skip
+GENERATOR = [
+    "model.depth=1", "model.num_classes=2", "model.num_steps=3", "model.codebook_size=16", "model.code_dim=4",
+    "model.grid=4", "optimizer.lr=1e-3", "optimizer.warmup_steps=2", "ema_decay=0.9",
+]  # fmt: skip
+COMMON = ["batch=8", "micro_batch=2", "log_every=1", "engine.precision=fp32"]
+CLOCKS = ("images_per_second", "data_wait", "peak_memory_bytes")
+
+
+def arguments(kind: str, folder: Path, out: Path, *options: str) -> list[str]:
+    """The command line of a training on what FOLDER holds: images/, or tokenizer/ and store/."""
+    if kind == "tokenizer":
+        return [f"images={folder}/images", f"out={out}", *TOKENIZER, *COMMON, *options]
+    paths = [f"stores=[{folder}/store]", f"tokenizer={folder}/tokenizer", f"stream.cache={folder}/cache"]
+    return [*paths, f"out={out}", *GENERATOR, *COMMON, *options]
+
+
+def config(kind: str, folder: Path, out: Path, *options: str) -> RunConfig:
+    """The config that the command line gives."""
+    owner = TrainTokenizerConfig if kind == "tokenizer" else TrainGeneratorConfig
+    return parse(owner, f"train-{kind}", arguments(kind, folder, out, *options))
+
+
+def train(ranks: Ranks | None, kind: str, folder: Path, out: Path, *options: str) -> None:
+    """One training to its end, without a record; on one of `ranks`, or alone in this process where they are None."""
+    settings = config(kind, folder, out, *options)
+    try:
+        if isinstance(settings, TrainTokenizerConfig):
+            train_tokenizer(settings, list_images(settings.images))
+        else:
+            assert isinstance(settings, TrainGeneratorConfig)
+            train_generator(settings, open_stores(settings))
+    finally:
+        if ranks is None and dist.is_initialized():
+            leave_ranks()
+
+
+def resume_everywhere(ranks: Ranks, kind: str, folder: Path, out: Path, steps: int, *options: str) -> list[int]:
+    """Train, and continue from each checkpoint for one step; the steps whose next checkpoint differs in any byte."""
+    options = *options, "checkpoint_every=1", f"keep_checkpoints={steps}"
+    train(ranks, kind, folder, out, f"steps={steps}", *options)
+    wrong = []
+    for step in range(1, steps):
+        again = out.with_name(f"{out.name}-from-{step}")
+        if ranks.first:
+            shutil.copytree(out / "checkpoints" / f"step-{step:08d}", again / "checkpoints" / f"step-{step:08d}")
+        barrier()
+        train(ranks, kind, folder, again, f"steps={step + 1}", *options)
+        barrier()
+        if parts(again, step + 1) != parts(out, step + 1):
+            wrong.append(step)
+    return wrong
+
+
+def parts(out: Path, step: int) -> dict[str, Any]:
+    """Digests of every file of a checkpoint."""
+    return files.read_json(f"{out}/checkpoints/step-{step:08d}/checkpoint.json")["parts"]
+
+
+def checkpoint_steps(out: Path) -> list[int]:
+    """The steps of which there are checkpoints."""
+    return sorted(int(path.name.removeprefix("step-")) for path in (out / "checkpoints").iterdir())
+
+
+def log_lines(out: Path) -> list[dict[str, Any]]:
+    """The log without what clocks say."""
+    lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in CLOCKS} for line in lines]
+
+
+def worst(first: list[dict[str, Any]], second: list[dict[str, Any]], name: str) -> float:
+    """Largest relative difference of a metric over two logs of the same steps."""
+    assert [line["step"] for line in first] == [line["step"] for line in second]
+    return max(abs(a[name] - b[name]) / abs(b[name]) for a, b in zip(first, second, strict=True))
