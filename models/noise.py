@@ -76,6 +76,8 @@ def random_words(
     seeds = seeds.view(-1, 1)
     steps = torch.as_tensor(step, dtype=torch.int64, device=seeds.device).view(-1, 1)
     block = torch.arange(-(-count // 4), dtype=torch.int64, device=seeds.device).view(1, -1)
+    # A zero from memory: else inductor multiplies the bare index in 32 bits, which Triton refuses.
+    block = block ^ (seeds & 0)
     streams = torch.full_like(steps, int(stream))
     words = philox((block, steps, streams, torch.zeros_like(steps)), (seeds & _MASK, (seeds >> 32) & _MASK))
     return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]

@@ -318,6 +318,19 @@ def test_compiled_noise_equals_eager_noise_bit_for_bit(unchecked, backend):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("draw", [normal, uniform], ids=["normal", "uniform"])
+def test_compiled_cuda_noise_equals_cpu_noise_bit_for_bit(unchecked, draw):
+    seeds, steps = child_seeds(5, torch.arange(64)), torch.arange(64) % 10
+    torch._dynamo.reset()
+    compiled = torch.compile(draw, fullgraph=True, dynamic=False)
+    for shape in ((32, 16, 16), (16, 16, 4096)):  # latents and logits: index times multiplier needs 64 bits
+        on_cuda = compiled(seeds.cuda(), steps.cuda(), shape, Stream.GUMBEL)
+        assert torch.equal(on_cuda.cpu(), draw(seeds, steps, shape, Stream.GUMBEL))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("draw", [normal, uniform], ids=["normal", "uniform"])
 def test_cuda_noise_equals_cpu_noise_bit_for_bit(draw):
     seeds = child_seeds(5, torch.arange(64))
