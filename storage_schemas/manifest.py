@@ -167,7 +167,7 @@ def to_json(record: Commit | Manifest) -> dict[str, Any]:
 def plan_from_json(data: dict[str, Any]) -> Plan:
     """Inverse of plan_to_json, for every version up to this one. Raises ValueError for what is no such plan."""
     check_version(data, SCHEMA_VERSION, "the plan")
-    kind = data.get("kind")
+    kind = str(data.get("kind"))
     if kind not in IDENTITIES:
         raise ValueError(f"the plan: kind is {kind!r}, not one of {', '.join(IDENTITIES)}; restore it or make it again")
     identity = IDENTITIES[kind].from_json(data.get("identity"))

@@ -47,7 +47,7 @@ def _value(hint: Any, value: Any, name: str) -> Any:
         return value
     if dataclasses.is_dataclass(hint):
         return parse(typing.cast(type, hint), value, name)
-    if origin is types.UnionType:  # X | None
+    if origin in (types.UnionType, typing.Union):  # X | None
         (inner,) = (argument for argument in arguments if argument is not types.NoneType)
         return None if value is None else _value(inner, value, name)
     if origin is typing.Literal:

@@ -157,7 +157,7 @@ def _field_types(kind: type) -> dict[str, Any]:
 
 def _dataclass_in(kind: Any) -> Any:
     """The dataclass that a type is, or the one in `X | None`; None when there is none."""
-    if isinstance(kind, types.UnionType):
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):
         kind = next((k for k in typing.get_args(kind) if dataclasses.is_dataclass(k)), None)
     return kind if dataclasses.is_dataclass(kind) else None
 

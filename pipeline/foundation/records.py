@@ -133,6 +133,8 @@ def _occupied(out: str) -> bool:
 
 def first_change(old: Any, new: Any, name: str = "") -> str | None:
     """The first difference between two trees of JSON data, as "key old -> new"; None where they are equal."""
+    if _objects(old) and _objects(new) and len(old) == len(new):
+        old, new = dict(enumerate(old)), dict(enumerate(new))
     if isinstance(old, dict) and isinstance(new, dict):
         for key in sorted(old.keys() | new.keys()):
             change = first_change(old.get(key), new.get(key), f"{name}.{key}" if name else key)
@@ -140,3 +142,8 @@ def first_change(old: Any, new: Any, name: str = "") -> str | None:
                 return change
         return None
     return None if old == new else f"{name} {old!r} -> {new!r}"
+
+
+def _objects(value: Any) -> bool:
+    """Whether this is a list of JSON objects."""
+    return isinstance(value, list) and all(isinstance(item, dict) for item in value)

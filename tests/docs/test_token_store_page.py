@@ -9,7 +9,7 @@ import pytest
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.layout import fill_value
-from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.pipeline.stores.writer import leave_environment, publish, start_store, write_shard
 from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import token_arrays
 
@@ -23,7 +23,7 @@ def test_the_code_runs_without_ours(page, tmp_path, stores, python):
     stores.build(str(tmp_path / "store"), rejected=(3, 8, 19))
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(blocks) == 4
-    ours = "import sys\nassert not {'pipeline', 'models', 'jobs', 'storage_schemas'} & set(sys.modules)\n"
+    ours = "import sys\nassert 'rdpm' not in sys.modules\n"
     checks = "assert codes.row.size == 17 and first.max() < 16 and len(counts) == 4\n"
     program = "\n".join([*blocks, checks, ours])
     done = subprocess.run(
@@ -39,8 +39,25 @@ def test_the_table_of_arrays_is_what_is_written(page):
     assert math.isnan(fill_value("float16"))
 
 
-def test_the_sizes_are_those_of_a_store(page, tmp_path):
-    plan = Plan("tokens", 1024, 512, 256, token_arrays(10, (32, 16, 16), False, False), {})
+def test_the_layout_names_every_file_of_a_store(page, tmp_path, stores):
+    layout = re.search(r"```\nSTORE/\n(.*?)```", page, flags=re.DOTALL).group(1)
+    named = {line.split()[0] for line in layout.splitlines()}
+    stores.build(str(tmp_path / "store"))
+    leave_environment(str(tmp_path / "store"))
+    written = {name for name, _ in files.list_files(str(tmp_path / "store"))}
+    arrays = ("codes", "noise_seed", "label", "accumulated", "latents")
+    for name in written:
+        general = re.sub(r"^(noise_seed|label|accumulated|latents)", "codes", name)
+        general = re.sub(r"^codes/c/\d.*", "codes/c/0/0/0/0", general)
+        general = re.sub(r"^(index|commits)/\d{5}", r"\1/00000", general)
+        general = re.sub(r"^environments/.*", "environments/*.json", general)
+        assert general in named, name
+    assert all(array in page for array in arrays)
+    assert {name for name in named if "/" not in name} <= {*written, "..."}
+
+
+def test_the_sizes_are_those_of_a_store(page, tmp_path, stores):
+    plan = Plan("tokens", 1024, 512, 256, token_arrays(10, (32, 16, 16), False, False), stores.IDENTITY)
     draw = np.random.default_rng(0)
     start_store(str(tmp_path), plan)
     for shard in range(2):

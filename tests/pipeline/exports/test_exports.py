@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from rdpm.models.generator import Generator
 from rdpm.models.noise import NOISE_VERSION
-from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.card import read_card, read_pair, tokenizer_config
 from rdpm.pipeline.exports.weights import load_generator, load_tokenizer, save_export
 from rdpm.pipeline.foundation import files
-from rdpm.storage_schemas.cards import CARD, WEIGHTS
+from rdpm.storage_schemas.cards import CARD, SCHEMA_VERSION, WEIGHTS, GeneratorOrigin, TokenizerOrigin
 
 
 @pytest.fixture
@@ -64,7 +68,8 @@ def test_other_weights_have_another_digest(tmp_path, exports):
 def test_weights_of_any_precision_are_kept_in_float32(tokenizer, tmp_path):
     model, _ = load_tokenizer(tokenizer[0])
     halves = {name: weight.bfloat16() for name, weight in model.state_dict().items()}
-    save_export(str(tmp_path / "half"), "tokenizer", model.config, halves, {}, {}, 1)
+    made_from = TokenizerOrigin("s0", ("zero", "one"))
+    save_export(str(tmp_path / "half"), "tokenizer", model.config, halves, made_from, {}, 1)
     for name, weight in load_tokenizer(str(tmp_path / "half"))[0].state_dict().items():
         assert weight.dtype == torch.float32
         assert torch.equal(weight, halves[name].float())
@@ -120,6 +125,60 @@ def test_a_foreign_noise_version_is_refused_by_number(tokenizer):
 
 def test_a_card_of_an_unknown_schema_version_is_refused_by_number(tokenizer):
     folder, _ = tokenizer
-    edit_card(folder, schema_version=2)
-    with pytest.raises(ValueError, match="version 2"):
+    edit_card(folder, schema_version=SCHEMA_VERSION + 1)
+    with pytest.raises(ValueError, match=rf"card\.json: .* version {SCHEMA_VERSION + 1}, .*; update rdpm"):
         load_tokenizer(folder)
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"3", b'{"schema_version": 2}', b'{"kind": "tokenizer"}'])
+def test_what_is_no_card_is_refused_in_one_sentence(tokenizer, content):
+    folder, _ = tokenizer
+    files.write_bytes(files.join(folder, CARD), content)
+    with pytest.raises(ValueError, match=r"card\.json") as refusal:
+        read_card(folder, "tokenizer")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_setting_that_only_a_newer_release_has_is_refused_by_name(generator):
+    """Without it, weights would run in another model than the one that was trained."""
+    folder, card = generator
+    edit_card(folder, config={**card.config, "rotary": True})
+    with pytest.raises(ValueError, match="the key rotary, which this release does not know; update rdpm"):
+        load_generator(folder)
+
+
+def test_a_card_holds_only_what_decides_the_result(exports, tmp_path):
+    folder = str(tmp_path / "export")
+    config = replace(exports.generator_config, attention="math", activation_checkpointing=True)
+    origin = GeneratorOrigin("t0", ("s0",), ("zero", "one"))
+    weights = Generator(config).state_dict()
+    card = save_export(folder, "generator", config, weights, origin, {}, 1)
+    assert not {"attention", "activation_checkpointing"} & set(card.config)
+    assert card.digest == save_export(folder, "generator", exports.generator_config, weights, origin, {}, 1).digest
+    assert load_generator(folder)[0].config == exports.generator_config
+    assert load_generator(folder, attention="math")[0].config == replace(exports.generator_config, attention="math")
+
+
+def test_a_missing_setting_of_a_card_is_its_default(tokenizer, exports):
+    folder, card = tokenizer
+    quantizer = {name: value for name, value in card.config["quantizer"].items() if name != "dead_below"}
+    edit_card(folder, config={**card.config, "quantizer": quantizer})
+    assert tokenizer_config(read_card(folder, "tokenizer")) == exports.tokenizer_config
+
+
+@pytest.mark.parametrize("kind", ["tokenizer", "generator"])
+def test_exports_of_version_1_load_with_every_weight(repository, kind):
+    folder = str(repository / "tests" / "fixtures" / "v1" / kind)
+    model, card = (load_tokenizer if kind == "tokenizer" else load_generator)(folder)
+    stored = load_file(f"{folder}/{WEIGHTS}")
+    assert card.schema_version == 1
+    assert sorted(weight.double().sum().item() for weight in model.state_dict().values()) == sorted(
+        weight.double().sum().item() for weight in stored.values()
+    )
+
+
+def test_a_pair_belongs_together_or_is_refused_by_both_digests(tmp_path, exports, tokenizer, generator):
+    assert read_pair(generator[0], tokenizer[0]) == (generator[1], tokenizer[1])
+    other = exports.tokenizer(str(tmp_path / "other"), seed=1)
+    with pytest.raises(ValueError, match=rf"{tokenizer[1].digest[:12]}, but .* is {other.digest[:12]}"):
+        read_pair(generator[0], str(tmp_path / "other"))

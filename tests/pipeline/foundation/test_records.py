@@ -1,11 +1,30 @@
 import json
+from dataclasses import dataclass, field, replace
 
 import pytest
 
+from rdpm.models.fields import EXECUTION
 from rdpm.pipeline.foundation import files
-from rdpm.pipeline.foundation.records import begin, read_record
+from rdpm.pipeline.foundation.environment import environment
+from rdpm.pipeline.foundation.records import RECORD_VERSION, JobRecord, begin, first_change, read_record
 
-SETTINGS = {"seed": 0, "model": {"depth": 2, "parts": [1, 2]}, "name": "a"}
+
+@dataclass(frozen=True)
+class Model:
+    depth: int = 2
+    parts: tuple[int, ...] = (1, 2)
+
+
+@dataclass(frozen=True)
+class Config:
+    out: str = field(metadata=EXECUTION)
+    seed: int = 0
+    model: Model = field(default_factory=Model)
+    name: str = "a"
+    threads: int = field(default=1, metadata=EXECUTION)
+
+
+INPUTS = {"source": "s0", "digests": {"tokenizer": "t0"}}
 
 
 @pytest.fixture
@@ -16,133 +35,216 @@ def out(tmp_path) -> str:
     return str(made)
 
 
+def start(out: str, inputs: dict = INPUTS, makes: tuple[str, ...] = (), job: str = "sample", **settings) -> JobRecord:
+    return begin(job, Config(out, **settings), inputs, makes)
+
+
 def test_a_finished_job_is_found_finished_with_its_result(out):
-    record = begin("sample", out, SETTINGS)
+    record = start(out)
     assert not record.finished
     record.finish({"rows": 3})
-    again = begin("sample", out, SETTINGS)
+    again = start(out)
     assert again.finished
     assert again.result == {"rows": 3}
     assert again.seconds == pytest.approx(record.seconds, abs=1e-3)
 
 
-def test_a_killed_job_goes_on_and_can_finish(out):
-    begin("sample", out, SETTINGS)  # and its process dies
-    again = begin("sample", out, SETTINGS)
+def test_a_killed_job_continues_and_can_finish(out):
+    start(out)  # and its process dies
+    again = start(out)
     assert not again.finished
     again.finish({"rows": 3})
-    assert begin("sample", out, SETTINGS).finished
+    assert start(out).finished
 
 
 def test_a_finished_job_whose_out_was_deleted_is_done_again(out):
-    begin("sample", out, SETTINGS).finish({"rows": 3})
+    start(out).finish({"rows": 3})
     files.remove(out)
-    assert not begin("sample", out, SETTINGS).finished
+    assert not start(out).finished
 
 
 @pytest.mark.parametrize(
-    ("settings", "change"),
+    ("settings", "inputs", "change"),
     [
-        ({**SETTINGS, "seed": 1}, "seed 0 -> 1"),
-        ({**SETTINGS, "model": {"depth": 3, "parts": [1, 2]}}, "model.depth 2 -> 3"),
-        ({**SETTINGS, "model": {"depth": 2, "parts": [1]}}, r"model.parts \[1, 2\] -> \[1\]"),
-        ({**SETTINGS, "new": 5}, "new None -> 5"),
-        ({"seed": 0, "model": SETTINGS["model"]}, "name 'a' -> None"),
+        ({"seed": 1}, INPUTS, "seed 0 -> 1"),
+        ({"model": Model(depth=3)}, INPUTS, "model.depth 2 -> 3"),
+        ({"model": Model(parts=(1,))}, INPUTS, r"model.parts \[1, 2\] -> \[1\]"),
+        ({}, {**INPUTS, "new": 5}, "new None -> 5"),
+        ({}, {**INPUTS, "source": "s1"}, "source 's0' -> 's1'"),
+        ({}, {"source": "s0", "digests": {"tokenizer": "t1"}}, "digests.tokenizer 't0' -> 't1'"),
+        ({}, {"source": "s0"}, "digests {'tokenizer': 't0'} -> None"),
     ],
 )
 @pytest.mark.parametrize("finished", [False, True])
-def test_other_settings_are_refused_by_the_key_that_changed_and_nothing_is_touched(out, settings, change, finished):
-    record = begin("sample", out, SETTINGS)
+def test_other_settings_or_inputs_are_refused_by_what_changed_and_nothing_is_touched(
+    out, settings, inputs, change, finished
+):
+    record = start(out)
     if finished:
         record.finish({})
     before = files.read_bytes(f"{out}.record.json")
     with pytest.raises(ValueError, match=change) as refused:
-        begin("sample", out, settings)
+        start(out, inputs, **settings)
     assert out in str(refused.value)
     assert files.read_bytes(f"{out}.record.json") == before
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_setting_of_execution_may_change(out, finished):
+    record = start(out)
+    if finished:
+        record.finish({"rows": 3})
+    assert start(out, threads=8).finished == finished
+
+
 def test_another_job_with_the_same_out_is_refused_by_name(out):
-    begin("sample", out, SETTINGS)
+    start(out)
     with pytest.raises(ValueError, match="sample -> tokenize"):
-        begin("tokenize", out, SETTINGS)
-
-
-def test_the_order_of_settings_does_not_matter(out):
-    begin("sample", out, SETTINGS).finish({})
-    assert begin("sample", out, dict(reversed(SETTINGS.items()))).finished
+        start(out, job="tokenize")
 
 
 def test_a_trailing_slash_is_the_same_out(out):
-    begin("sample", out + "/", SETTINGS).finish({})
-    assert begin("sample", out, SETTINGS).finished
+    start(out + "/").finish({})
+    assert start(out).finished
     assert read_record(out + "/") == read_record(out)
 
 
-def test_the_record_on_disk_is_json_that_says_what_was_asked_for(out):
+def test_the_record_on_disk_is_json_that_says_what_was_asked_for_and_where_it_ran(out):
     assert read_record(out) is None
-    record = begin("sample", out, SETTINGS)
-    assert read_record(out) == {
+    record = start(out, threads=3)
+    on_disk = json.loads(files.read_bytes(f"{out}.record.json"))
+    assert on_disk == {
+        "version": RECORD_VERSION,
         "job": "sample",
-        "identity": record.identity,
-        "settings": SETTINGS,
+        "settings": {"out": out, "seed": 0, "model": {"depth": 2, "parts": [1, 2]}, "name": "a", "threads": 3},
+        "inputs": INPUTS,
         "finished": False,
         "seconds": 0.0,
         "result": {},
+        "environment": json.loads(json.dumps(environment())),
     }
+    assert read_record(out).to_json() == on_disk
     record.finish({"rows": 1})
-    assert json.loads(files.read_bytes(f"{out}.record.json")) == read_record(out)
-    assert read_record(out)["finished"]
+    found = read_record(out)
+    assert (found.finished, found.result, found.settings, found.inputs) == (True, {"rows": 1}, record.settings, INPUTS)
+    assert found.seconds >= 0
+
+
+def test_the_environment_says_where_a_job_ran():
+    found = environment()
+    assert {"host", "platform", "machine", "cpus", "python", "packages", "gpu"} == set(found)
+    assert {"rdpm", "torch", "numpy"} <= set(found["packages"])
+
+
+def test_a_finished_record_keeps_the_environment_of_the_run_that_finished_it(out):
+    start(out).finish({})
+    data = json.loads(files.read_bytes(f"{out}.record.json"))
+    files.write_json(f"{out}.record.json", {**data, "environment": {"host": "elsewhere"}})
+    assert start(out).environment == {"host": "elsewhere"}
 
 
 def test_two_starts_of_one_job_are_one_job(out):
-    first, second = begin("sample", out, SETTINGS), begin("sample", out, SETTINGS)
+    first, second = start(out), start(out)
     first.finish({"rows": 1})
     second.finish({"rows": 1})
-    assert begin("sample", out, SETTINGS).result == {"rows": 1}
+    assert start(out).result == {"rows": 1}
 
 
 def test_a_damaged_record_is_refused_by_name(out):
-    begin("sample", out, SETTINGS)
+    start(out)
     files.write_bytes(f"{out}.record.json", files.read_bytes(f"{out}.record.json")[:40])
     with pytest.raises(ValueError, match=r"made\.record\.json"):
-        begin("sample", out, SETTINGS)
+        start(out)
 
 
 def test_what_no_job_of_ours_made_is_not_written_over(tmp_path):
     (tmp_path / "out").mkdir()
-    begin("sample", str(tmp_path / "out"), SETTINGS)  # an empty folder is free to take
+    start(str(tmp_path / "out"))  # an empty folder is free to take
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
     for name in ("full", "file"):
         with pytest.raises(ValueError, match="already holds"):
-            begin("sample", str(tmp_path / name), SETTINGS)
+            start(str(tmp_path / name))
         assert not (tmp_path / f"{name}.record.json").exists()
 
 
 def test_finished_work_that_lost_a_file_is_not_finished(tmp_path):
     out = str(tmp_path / "out")
-    record = begin("sample", out, SETTINGS, ("manifest.json",))
+    record = start(out, makes=("manifest.json",))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{}")
     record.finish({})
-    assert begin("sample", out, SETTINGS, ("manifest.json",)).finished
+    assert start(out, makes=("manifest.json",)).finished
     (tmp_path / "out" / "manifest.json").unlink()
-    assert not begin("sample", out, SETTINGS, ("manifest.json",)).finished
+    assert not start(out, makes=("manifest.json",)).finished
 
 
-def test_other_settings_may_follow_a_start_of_which_nothing_came(tmp_path):
+def test_other_settings_may_follow_a_start_that_made_nothing(tmp_path):
     out = str(tmp_path / "out")
-    begin("sample", out, SETTINGS)
-    begin("sample", out, {**SETTINGS, "more": 1})
+    start(out)
+    start(out, seed=1)
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="other settings"):
-        begin("sample", out, SETTINGS)
+        start(out)
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"identity": 1}'])
-def test_a_damaged_record_is_named(tmp_path, content):
-    (tmp_path / "out.record.json").write_text(content)
-    with pytest.raises(ValueError, match=r"out\.record\.json is no job record"):
-        begin("sample", str(tmp_path / "out"), SETTINGS)
+GOOD = {"version": 2, "job": "sample", "settings": {}, "inputs": {}, "finished": True, "seconds": 1, "result": {},
+        "environment": {}}  # fmt: skip
+BAD = [
+    *([], {}, 3, None, {"identity": 1}),
+    *({key: value for key, value in GOOD.items() if key != name} for name in GOOD if name != "version"),
+    *({**GOOD, name: "x"} for name in GOOD if name != "job"),
+    *({**GOOD, "job": 3}, {**GOOD, "version": 0}, {**GOOD, "version": None}),
+]
+
+
+@pytest.mark.parametrize("content", BAD, ids=str)
+def test_what_is_no_record_is_refused_by_name(tmp_path, content):
+    path = tmp_path / "out.record.json"
+    path.write_text(json.dumps(GOOD))
+    assert read_record(str(tmp_path / "out")).finished
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"out\.record\.json is no job record; delete it"):
+        start(str(tmp_path / "out"))
+
+
+def test_a_record_of_a_newer_version_is_refused_by_number(tmp_path):
+    (tmp_path / "out.record.json").write_text(json.dumps({**GOOD, "version": RECORD_VERSION + 1}))
+    with pytest.raises(ValueError, match=rf"has version {RECORD_VERSION + 1}, .* 1 to {RECORD_VERSION}; update rdpm"):
+        start(str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("name", ["generator", "generator-halfway", "metrics.json", "samples", "store", "tokenizer"])
+def test_records_of_the_first_release_are_read(repository, name):
+    record = read_record(str(repository / "tests" / "fixtures" / "v1" / name))
+    assert record.version == 1
+    assert record.finished == (not name.endswith("halfway"))
+    assert record.inputs == record.settings
+    assert record.environment == {}
+
+
+def test_a_job_that_the_first_release_finished_is_finished(out):
+    """Its record has the inputs among the settings, and no settings of execution."""
+    settings = {"seed": 0, "model": {"depth": 2, "parts": [1, 2]}, "name": "a", **INPUTS}
+    facts = {"job": "sample", "identity": "a digest", "finished": True, "seconds": 1.5, "result": {"rows": 3}}
+    files.write_json(f"{out}.record.json", {**facts, "settings": settings})
+    before = files.read_bytes(f"{out}.record.json")
+    assert (start(out).finished, start(out).result, start(out).seconds) == (True, {"rows": 3}, 1.5)
+    for change, match in (({"seed": 1}, "seed 0 -> 1"), ({"inputs": {**INPUTS, "source": "s1"}}, "'s0' -> 's1'")):
+        with pytest.raises(ValueError, match=match):
+            start(out, **change)
+    assert files.read_bytes(f"{out}.record.json") == before
+
+
+def test_the_first_change_is_named_down_to_its_key():
+    old = {"a": 1, "b": [{"c": 1}, {"c": 2}], "d": [1, 2]}
+    assert first_change(old, old) is None
+    assert first_change(old, {**old, "b": [{"c": 1}, {"c": 3}]}) == "b.1.c 2 -> 3"
+    assert first_change(old, {**old, "d": [1, 3]}) == "d [1, 2] -> [1, 3]"
+    assert first_change(old, {**old, "b": []}) == "b [{'c': 1}, {'c': 2}] -> []"
+
+
+def test_records_are_compared_by_what_they_say(out):
+    record = start(out)
+    assert replace(record, started=0.0) == record

@@ -216,7 +216,7 @@ def test_a_cut_tar_is_refused_by_name(tmp_path, cut):
     path = tmp_path / "x.tar"
     write_tar(path, **{"a__1.png": bytes(512), "a__2.png": bytes(512)})
     path.write_bytes(path.read_bytes()[: 2048 - cut])
-    with pytest.raises(ValueError, match=r"x\.tar' is no whole, plain tar"):
+    with pytest.raises(ValueError, match=r"x\.tar' is no complete, plain tar"):
         list_images(str(path))
 
 
@@ -235,10 +235,10 @@ def test_what_is_no_source_or_several_is_refused_by_name(tmp_path):
     refused(r"loose\.png in .*x\.tar' has no class", str(tmp_path / "x.tar"))
     with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
         tar.add(tmp_path / "a")
-    refused("no whole, plain tar", str(tmp_path / "x.tar"))
+    refused("no complete, plain tar", str(tmp_path / "x.tar"))
     (tmp_path / "y.parquet").write_bytes(b"PAR1 cut")
     refused("several kinds", str(tmp_path / "{x.tar,y.parquet}"))
-    refused("no whole Parquet file", str(tmp_path / "y.parquet"))
+    refused("no complete Parquet file", str(tmp_path / "y.parquet"))
     pq.write_table(pa.table({"text": ["a"], "label": [1]}), tmp_path / "y.parquet")
     refused(r"has columns \['text', 'label'\]", str(tmp_path / "y.parquet"))
     for name in ("x.tar", "z.tar"):

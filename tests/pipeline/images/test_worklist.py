@@ -76,7 +76,7 @@ def test_containers_that_changed_under_their_names_are_refused_where_it_shows(di
         first.write(shards)
     summary = files.read_json(f"{first.folder}/summary.json")
     files.write_json(f"{first.folder}/summary.json", {**summary, "digest": "that of other images"})
-    with closing(Worklist(source, store)) as again, pytest.raises(ValueError, match="are not what they were"):
+    with closing(Worklist(source, store)) as again, pytest.raises(ValueError, match="have changed since"):
         again.write({2: range(10, 14)})
 
 

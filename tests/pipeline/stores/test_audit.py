@@ -1,4 +1,4 @@
-"""What `verify` finds in a store whose bytes are damaged, or whole but at odds with each other."""
+"""What `verify` finds in a store with damaged bytes, or with undamaged parts that contradict each other."""
 
 import random
 import tempfile
@@ -11,7 +11,7 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.audit import audit_shard
 from rdpm.pipeline.stores.reader import DamagedStore, Store, open_store
 from rdpm.pipeline.stores.verification import verify_store
-from rdpm.pipeline.stores.writer import publish, start_store, write_shard
+from rdpm.pipeline.stores.writer import leave_environment, publish, start_store, write_shard
 from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
 
 REJECTED = (3, 8, 19)
@@ -35,8 +35,8 @@ CONTRADICTIONS = (
     ("code 16", lambda columns, index: columns["codes"].__setitem__((0, 0, 0, 0), 16)),
     ("rejects other rows", lambda columns, index: index["status"].__setitem__(0, "rejected")),
     ("reason", lambda columns, index: index["reason"].__setitem__(3, "")),
-    ("count its rows", lambda columns, index: index["row"].__setitem__(1, 0)),
-    ("count its rows", lambda columns, index: index["shard"].__setitem__(1, 7)),
+    ("number its rows", lambda columns, index: index["row"].__setitem__(1, 0)),
+    ("number its rows", lambda columns, index: index["shard"].__setitem__(1, 7)),
     ("has 7 rows, not 8", lambda columns, index: index.update({name: part[:7] for name, part in index.items()})),
 )
 
@@ -64,6 +64,14 @@ def test_a_stranger_among_the_index_or_the_commits_is_named(tmp_path, stores):
         (found,) = sentences(store)
         assert name in found
         files.remove(files.join(store.url, name))
+    assert sentences(store) == []
+
+
+def test_notes_on_environments_are_no_strangers(tmp_path, stores):
+    store = stores.build(str(tmp_path / "store"))
+    leave_environment(store.url)
+    files.write_bytes(files.join(store.url, "environments", "0123456789ab.json"), b"damaged or not")
+    assert len(files.list_names(files.join(store.url, "environments"))) == 2
     assert sentences(store) == []
 
 

@@ -20,9 +20,14 @@ ARRAYS = (
 names = pytest.mark.parametrize("spec", ARRAYS, ids=[spec.name for spec in ARRAYS])
 
 
-def plan_of(*arrays: ArraySpec, rows: int = 11) -> Plan:
-    """Two shards of eight rows in chunks of two, the last shard short and its last chunk half full."""
-    return Plan("made", rows, 8, 2, arrays, {})
+@pytest.fixture(scope="module")
+def plan_of(stores):
+    """A function that plans two shards of eight rows in chunks of two; the last shard and its last chunk are short."""
+
+    def make(*arrays: ArraySpec, rows: int = 11) -> Plan:
+        return Plan("tokens", rows, 8, 2, arrays, stores.IDENTITY)
+
+    return make
 
 
 def values_of(spec: ArraySpec, rows: int) -> np.ndarray:
@@ -31,7 +36,7 @@ def values_of(spec: ArraySpec, rows: int) -> np.ndarray:
 
 
 @names
-def test_chunks_are_bit_shuffled_and_every_chunk_and_the_shards_table_end_in_a_crc(spec):
+def test_chunks_are_bit_shuffled_and_every_chunk_and_the_shards_table_end_in_a_crc(plan_of, spec):
     metadata = json.loads(metadata_objects(plan_of(spec))[f"{spec.name}/zarr.json"])
     (sharding,) = metadata["codecs"]
     assert sharding["name"] == "sharding_indexed"
@@ -47,7 +52,7 @@ def test_chunks_are_bit_shuffled_and_every_chunk_and_the_shards_table_end_in_a_c
 
 
 @names
-def test_a_shard_decodes_to_what_zarr_reads_to_the_bit(tmp_path, spec):
+def test_a_shard_decodes_to_what_zarr_reads_to_the_bit(tmp_path, plan_of, spec):
     plan = plan_of(spec)
     create_arrays(str(tmp_path), plan)
     written = values_of(spec, plan.rows)
@@ -62,7 +67,7 @@ def test_a_shard_decodes_to_what_zarr_reads_to_the_bit(tmp_path, spec):
 
 
 @names
-def test_a_reader_that_checks_nothing_sees_a_lost_object_as_no_data_of_ours(tmp_path, spec):
+def test_a_reader_that_checks_nothing_sees_a_lost_object_as_no_data_of_ours(tmp_path, plan_of, spec):
     plan = plan_of(spec)
     create_arrays(str(tmp_path), plan)
     data = encode_shard(plan, spec, 0, values_of(spec, 8))
@@ -74,7 +79,7 @@ def test_a_reader_that_checks_nothing_sees_a_lost_object_as_no_data_of_ours(tmp_
     assert fill_value("int32") == -1  # no label
 
 
-def test_a_flipped_byte_in_any_chunk_is_an_error_to_zarr_itself(tmp_path):
+def test_a_flipped_byte_in_any_chunk_is_an_error_to_zarr_itself(tmp_path, plan_of):
     spec = token_arrays(10, (4, 4, 4), False, False)[0]
     plan = plan_of(spec, rows=8)
     create_arrays(str(tmp_path), plan)
@@ -88,9 +93,9 @@ def test_a_flipped_byte_in_any_chunk_is_an_error_to_zarr_itself(tmp_path):
             zarr.open_group(str(tmp_path), mode="r")["codes"][:]
 
 
-def test_random_codes_of_a_full_shard_take_at_most_a_hundredth_more_than_their_bits():
-    """The paper's shape: T = 10, 16 x 16 codes out of 4,096, 3,840 bytes an image."""
+def test_random_codes_of_a_full_shard_take_at_most_a_hundredth_more_than_their_bits(stores):
+    """The paper's shape: T = 10, 16 x 16 codes out of 4,096, 3,840 bytes per image."""
     spec = token_arrays(10, (32, 16, 16), False, False)[0]
-    plan = Plan("tokens", 1024, 1024, 256, (spec,), {})
+    plan = Plan("tokens", 1024, 1024, 256, (spec,), stores.IDENTITY)
     codes = np.random.default_rng(0).integers(0, 4096, (1024, 10, 16, 16)).astype(np.uint16)
     assert len(encode_shard(plan, spec, 0, codes)) / 1024 <= 1.01 * 3840

@@ -14,9 +14,9 @@ import zarr
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.reader import DamagedStore, Store, open_store
 from rdpm.pipeline.stores.verification import verify_store
-from rdpm.pipeline.stores.writer import missing_shards, publish, start_store
+from rdpm.pipeline.stores.writer import committed_rejects, missing_shards, publish, start_store
 from rdpm.storage_schemas.canonical import canonical_json
-from rdpm.storage_schemas.manifest import to_json
+from rdpm.storage_schemas.manifest import plan_to_json
 
 ARRAYS = ("codes", "noise_seed", "label", "accumulated", "latents")
 SHARD = 1  # the shard whose objects are damaged
@@ -210,7 +210,7 @@ def test_a_writer_killed_again_and_again_leaves_the_bytes_of_a_clean_run(tmp_pat
     plan = stores.plan(rows=200)
     facts, killed = tmp_path / "facts", str(tmp_path / "killed")
     facts.mkdir()
-    (facts / "plan.json").write_bytes(canonical_json(to_json(plan)))
+    (facts / "plan.json").write_bytes(canonical_json(plan_to_json(plan)))
     for shard in range(plan.num_shards):
         columns = {f"columns.{name}": values for name, values in stores.columns(plan, shard).items()}
         index = {f"index.{name}": values for name, values in stores.index(plan, shard).items()}
@@ -274,3 +274,19 @@ def test_a_plan_that_is_not_the_manifests_is_found(store):
     plan = json.loads((store / "plan.json").read_text())
     (store / "plan.json").write_text(json.dumps({**plan, "rows": plan["rows"] + 1}))
     assert any("plan.json" in problem for problem in problems(open_store(str(store), "tokens")))
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b'{"shard": 1}', b"3"])
+def test_a_commit_that_is_no_commit_is_named_wherever_it_is_read(clean, store, stores, content):
+    (store / "manifest.json").unlink()
+    (store / f"commits/0000{SHARD}.json").write_bytes(content)
+    plan = clean.manifest.plan
+    reads = (
+        lambda: publish(str(store), plan),
+        lambda: committed_rejects(str(store), plan),
+        lambda: stores.write(str(store), plan, SHARD, rejected=(8,)),
+    )
+    for read in reads:
+        with pytest.raises(ValueError, match=rf"commits/0000{SHARD}\.json is no commit record; delete it") as refusal:
+            read()
+        assert "\n" not in str(refusal.value)

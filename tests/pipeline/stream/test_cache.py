@@ -176,12 +176,12 @@ def test_a_disk_without_room_is_named_before_anything_is_read(tmp_path):
     refusal, asked, left = answer.get(timeout=60)
     process.join(60)
     assert str(tmp_path) in refusal
-    assert "cannot take 16484 bytes more" in refusal
+    assert "has no room for 16484 more bytes" in refusal
     assert "make room there" in refusal
     assert (asked, left) == ([], [])
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match=r"file/cache cannot be made .*name another folder"):
+    with pytest.raises(ValueError, match=r"file/cache cannot be created .*set stream\.cache to another folder"):
         opened(Cache(str(tmp_path / "file" / "cache"), 10**6), "a")

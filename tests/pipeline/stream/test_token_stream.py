@@ -26,7 +26,7 @@ def two(tmp_path_factory, stores):
     """A store of 20 rows with 4 rejects and one of 13 with none, in shards of 4: 29 rows together."""
     root = tmp_path_factory.mktemp("stream")
     first = stores.build(str(root / "first"), stores.plan(shard_rows=4), rejected=REJECTED)
-    second = stores.build(str(root / "second"), stores.plan(rows=13, shard_rows=4, view="flip"))
+    second = stores.build(str(root / "second"), stores.plan(rows=13, shard_rows=4, views=("flip",)))
     return [first, second]
 
 
@@ -90,7 +90,7 @@ def test_rejects_are_passed_over_and_no_index_shifts(two, make):
 
 def test_several_stores_are_read_as_one(tmp_path, stores, two, make):
     """Each has its own rejects; together they are the stream of the one list of usable rows."""
-    other = stores.build(str(tmp_path / "other"), stores.plan(rows=13, view="flip"), rejected=(1, 12))
+    other = stores.build(str(tmp_path / "other"), stores.plan(rows=13, views=("flip",)), rejected=(1, 12))
     stream = make([two[0], other])
     keep = [row for row in range(33) if row not in (*REJECTED, 21, 32)]
     labels = np.concatenate([two[0].read_all("label"), other.read_all("label")])[keep]
@@ -231,7 +231,7 @@ def test_identity_names_all_that_the_order_depends_on(make, two, stream):
 
 @pytest.mark.parametrize("weights", [(1,), (1, 0), (1, 2, 3)])
 def test_weights_that_are_not_one_for_each_store_are_refused(make, weights):
-    with pytest.raises(ValueError, match=r"give each an integer"):
+    with pytest.raises(ValueError, match=r"give every store an integer"):
         make(weights=weights)
 
 

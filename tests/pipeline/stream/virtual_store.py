@@ -1,9 +1,9 @@
-"""A store of any number of rows whose shards are made up when read, to see what a stream over it costs.
+"""A store of any number of rows whose shards are made up when they are read, to measure what a stream over it costs.
 
     python virtual_store.py publish ROWS FOLDER
     python virtual_store.py measure FOLDER
 
-The manifest is whole, with a commit for every shard, and is opened from disk as any other.
+The manifest is complete, with a commit for every shard, and is opened from disk like any other.
 """
 
 import json
@@ -17,7 +17,7 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
 from rdpm.storage_schemas.manifest import STORE_ID, Manifest, Plan, shard_name, to_json
-from rdpm.storage_schemas.tokens import KIND, token_arrays
+from rdpm.storage_schemas.tokens import KIND, TokenIdentity, token_arrays
 
 SHARD_ROWS, WINDOW = 4096, 2
 
@@ -38,7 +38,20 @@ class VirtualStore(Store):
 def publish_virtual(url: str, rows: int) -> None:
     """Write the manifest of such a store; every thousandth row of the first million is a reject."""
     arrays = token_arrays(2, (4, 2, 2), with_accumulated=False, with_latents=False)
-    plan = Plan(KIND, rows, SHARD_ROWS, 256, arrays, {"classes": ["one"]})
+    identity = TokenIdentity(
+        tokenizer_digest="t0",
+        tokenizer_config={"quantizer": {"codebook_size": 4096, "code_dim": 4}},
+        noise_version=1,
+        source_digest="s0",
+        classes=("one",),
+        views=("center",),
+        seed=0,
+        encoder_batch=64,
+        precision="fp32",
+        compile=False,
+        device="cpu",
+    )
+    plan = Plan(KIND, rows, SHARD_ROWS, 256, arrays, identity)
     commits = {shard_name(shard): f"{shard:064x}" for shard in range(plan.num_shards)}
     manifest = Manifest(plan, tuple(range(0, 1_000_000, 1000)), commits, {})
     files.write_json(f"{url}/manifest.json", {**to_json(manifest), STORE_ID: manifest.store_id})
