@@ -3,6 +3,7 @@
 import contextlib
 import io
 import multiprocessing
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TypeVar
@@ -16,20 +17,27 @@ def run_apart(stage: Callable[[C], None], configs: Sequence[C], parallel: int) -
     Configs are yielded in their order. What a stage prints is dropped, and what it raises is raised here as it is.
     After that, no further stage starts, and those that run are waited for. stage: a function of a module.
     """
-    with ThreadPoolExecutor(parallel) as pool:
-        runs = [pool.submit(_run_in_process, stage, config) for config in configs]
+    stop = threading.Event()
+
+    def run(config: C) -> bool:
+        if stop.is_set():
+            return False
         try:
-            for config, run in zip(configs, runs, strict=True):
-                run.result()
-                yield config
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                process.submit(_run_quietly, stage, config).result()
+            return True
+        except BaseException:
+            stop.set()
+            raise
+
+    with ThreadPoolExecutor(parallel) as threads:
+        runs = [threads.submit(run, config) for config in configs]
+        try:
+            for config, its_run in zip(configs, runs, strict=True):
+                if its_run.result():
+                    yield config
         finally:
-            for run in runs:
-                run.cancel()
-
-
-def _run_in_process(stage: Callable[[C], None], config: C) -> None:
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
-        process.submit(_run_quietly, stage, config).result()
+            stop.set()
 
 
 def _run_quietly(stage: Callable[[C], None], config: C) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps: which cells there are, what beats what, and a whole one through the command."""
+"""Sweeps: which cells there are, which of them are best, sweeps of the first release, and a whole one."""
 
 import json
 from dataclasses import replace
@@ -10,14 +10,16 @@ import pytest
 from rdpm.jobs import sample, sweep
 from rdpm.models.sampler import PRESETS, SamplerConfig
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig
-from rdpm.pipeline.foundation.config import load_config, save_config
+from rdpm.pipeline.foundation.config import identity_of, load_config, save_config, saved_identity
 from rdpm.pipeline.sampling.plan import SampleConfig
+from rdpm.pipeline.studies import sweep as study
 from rdpm.pipeline.studies.sweep import Grid, Models, SweepConfig, best, collect, panels, plan_cells, plot, table
+from rdpm.storage_schemas.sweep import SweepRow
 
 
 @pytest.fixture
 def base(tmp_path) -> SweepConfig:
-    """Three strategies over configs of a sampling and an evaluation."""
+    """Three strategies, with configs of a sampling and an evaluation."""
     save_config(f"{tmp_path}/samples.yaml", "sample", SampleConfig("g", "t", "samples", per_class=100, seed=5))
     (tmp_path / "evaluation.yaml").write_text(
         "job: evaluate\ntrain_images: train\nimages: val\ntokenizer: t\nsamples: samples\nout: metrics.json\n"
@@ -29,18 +31,21 @@ def base(tmp_path) -> SweepConfig:
 
 
 def test_a_grid_is_every_combination_of_its_settings():
-    samplers = Grid((0.0, 1.5), ("constant", "linear"), (None, 2.0)).samplers()
+    samplers = Grid((0.0, 1.5), ("constant", "linear"), (0.0, 2.0)).samplers()
     assert set(samplers) == {
-        *("λ 0, argmax", "λ 0, τ 2", "λ 1.5 constant, argmax", "λ 1.5 constant, τ 2"),
-        *("λ 1.5 linear, argmax", "λ 1.5 linear, τ 2"),
+        *("guidance 0, argmax", "guidance 0, temperature 2"),
+        *("guidance 1.5 constant, argmax", "guidance 1.5 constant, temperature 2"),
+        *("guidance 1.5 linear, argmax", "guidance 1.5 linear, temperature 2"),
     }
-    assert samplers["λ 1.5 constant, τ 2"] == SamplerConfig(1.5, "constant", 2.0)
+    assert samplers["guidance 1.5 constant, temperature 2"] == SamplerConfig(1.5, "constant", 2.0)
 
 
-def test_every_model_goes_with_every_sampler_in_a_place_of_its_own(base):
+def test_every_model_is_combined_with_every_sampler_in_a_folder_of_its_own(base):
     models = {name: Models(f"{name}/g", f"{name}/t") for name in ("sin", "pow")}
     cells = plan_cells(replace(base, models=models, grid=Grid(guidance=(3.0,))))
-    assert [cell.name for cell in cells[:4]] == ["sin, Raw", "sin, + CFG", "sin, + Gumbel", "sin, λ 3 linear, τ 1"]
+    assert [cell.name for cell in cells[:4]] == [
+        *("sin, Raw", "sin, + CFG", "sin, + Gumbel", "sin, guidance 3 linear, temperature 1"),
+    ]
     assert len({cell.samples.out for cell in cells}) == len({cell.evaluation.out for cell in cells}) == 8
     for cell in cells:
         model = models[cell.name.split(",")[0]]
@@ -60,14 +65,16 @@ def test_without_models_the_cells_are_those_of_the_sampling_config(base):
     assert {cell.samples.generator for cell in cells} == {"g"}
 
 
-def test_a_sweep_of_nothing_and_cells_of_one_place_are_refused_by_name(base):
+def test_an_empty_sweep_and_cells_of_the_same_folder_are_refused(base):
     with pytest.raises(ValueError, match="samplers is empty and there is no grid"):
         replace(base, samplers={})
     with pytest.raises(ValueError, match=r"two cells would be written to .*/sweep/cfg; give them names"):
         plan_cells(replace(base, samplers={"CFG": PRESETS["cfg"], "+ CFG": PRESETS["raw"]}))
+    with pytest.raises(ValueError, match=r"grid.version is 1, this release has 2; leave version out"):
+        Grid(version=1)
 
 
-MEASURED = {
+METRICS_OF = {
     "Raw": {"frechet_distance": 19.38, "inception_score": 69.5, "precision": 0.62, "recall": 0.58},
     "+ CFG": {"frechet_distance": 6.59, "inception_score": 215.5, "precision": 0.84, "recall": 0.41},
     "+ Gumbel": {"frechet_distance": 3.68, "inception_score": 244.6, "precision": 0.84, "recall": 0.49},
@@ -76,24 +83,24 @@ MEASURED = {
 
 @pytest.fixture
 def measured(base):
-    """Cells with the figures of the paper's Table 3, and their rows."""
+    """Cells with the metrics of the paper's Table 3, and their rows."""
     cells = plan_cells(base)
     for cell in cells:
         Path(cell.evaluation.out).parent.mkdir(exist_ok=True)
-        Path(cell.evaluation.out).write_text(json.dumps({"generator": {**MEASURED[cell.name], "copies": 0.5}}))
+        Path(cell.evaluation.out).write_text(json.dumps({"generator": {**METRICS_OF[cell.name], "copies": 0.5}}))
     return cells, collect(cells)
 
 
-def test_a_cell_is_on_the_front_when_no_other_is_better_at_both(measured):
+def test_a_row_is_on_the_front_if_no_other_is_better_in_both_metrics(measured):
     cells, rows = measured
     assert panels(rows) == [("inception_score", "frechet_distance"), ("recall", "precision")]
-    fronts = {row["name"]: row["pareto"] for row in rows}
+    fronts = {row.name: row.pareto for row in rows}
     quality, overlap = "inception_score against frechet_distance", "recall against precision"
-    assert fronts == {"Raw": [overlap], "+ CFG": [], "+ Gumbel": [quality, overlap]}
+    assert fronts == {"Raw": (overlap,), "+ CFG": (), "+ Gumbel": (quality, overlap)}
     assert best(cells, rows).name == "+ Gumbel"
 
 
-def test_the_table_has_the_papers_form_and_figures_beside(base, measured):
+def test_the_table_has_the_form_of_the_papers_with_its_numbers_beside(base, measured):
     lines = table(replace(base, paper={"Raw": (19.38, 13.66)}), measured[1]).splitlines()
     assert lines[0].startswith("|  | Fréchet distance ↓ | inception score ↑ | precision ↑ | recall ↑ | Pareto | paper")
     assert lines[2] == "| Raw | 19.38 | 69.5 | 0.62 | 0.58 | recall against precision | 19.38 | 13.66 |  |  |  |"
@@ -102,8 +109,67 @@ def test_the_table_has_the_papers_form_and_figures_beside(base, measured):
     assert plot(measured[1])[:8] == b"\x89PNG\r\n\x1a\n"
 
 
+OLD_SAMPLER = {"guidance": 0.2, "ramp": "constant", "temperature": None, "top_k": 0, "top_p": 1.0}
+
+
+def test_rows_of_the_first_release_are_read():
+    """They said measures, their argmax was null, and their temperature multiplied the logits."""
+    row = {"name": "Raw", "generator": "g", "measures": {"recall": 0.5}, "pareto": ["a against b"]}
+    read = SweepRow.from_json({**row, "sampler": OLD_SAMPLER})
+    assert (read.metrics, read.pareto) == ({"recall": 0.5}, ("a against b",))
+    assert SamplerConfig(**read.sampler) == SamplerConfig(0.2, "constant", 0.0)
+    assert SweepRow.from_json({**row, "sampler": {**OLD_SAMPLER, "temperature": 2.0}}).sampler["temperature"] == 0.5
+
+
+def test_rows_are_read_as_they_were_written(measured, base, tmp_path):
+    cells, rows = measured
+    study._write(base, rows, best(cells, rows))
+    assert [SweepRow.from_json(row) for row in json.loads((tmp_path / "sweep" / "sweep.json").read_text())] == rows
+
+
+def test_settings_of_the_first_release_keep_their_meaning():
+    """A grid of the first release with temperature 2 is one with 0.5 now."""
+    paths = {"samples": "s", "evaluation": "e", "models": {}, "per_class": 50, "paper": {}}
+    grid = {"guidance": [1.0], "ramp": ["linear"], "temperature": [None, 2.0]}
+    old = {**paths, "samplers": {"x": {**OLD_SAMPLER, "temperature": 4.0}}, "grid": grid}
+    now = SweepConfig(
+        "s", "e", "out", {"x": SamplerConfig(0.2, "constant", 0.25)}, Grid((1.0,), ("linear",), (0.0, 0.5))
+    )
+    assert saved_identity(SweepConfig, old) == identity_of(now)
+    other = replace(now, grid=Grid((1.0,), ("linear",), (0.0, 2.0)))
+    assert saved_identity(SweepConfig, old) != identity_of(other)
+
+
+def test_a_finished_sweep_of_the_first_release_is_not_run_again(base, tmp_path, exports, monkeypatch, capsys):
+    """Its record has every setting of the evaluation, also those that decide nothing."""
+    card = exports.tokenizer(f"{tmp_path}/t")
+    digests = [exports.generator(f"{tmp_path}/g", card).digest, card.digest]
+    monkeypatch.chdir(tmp_path)
+    config = replace(base, samplers={"Raw": SamplerConfig(0.2, "constant", 0.0)})
+    evaluation = {
+        **{"reference": "", "images": "", "train_images": "train", "extractor": "classifier", "inception_weights": ""},
+        **{"perceptual": "none", "manifold_images": 10_000, "draws": 10, "seed": 0, "batch": 64, "threads": 2},
+        "timed": [],
+    }
+    settings = {
+        **{"samples": config.samples, "evaluation": config.evaluation, "samplers": {"Raw": OLD_SAMPLER}, "grid": None},
+        **{"models": {}, "per_class": 7, "paper": {}, "digests": [digests], "measured": evaluation},
+    }
+    record = {"job": "sweep", "identity": "i", "settings": settings, "finished": True, "seconds": 1.0, "result": {}}
+    Path(f"{config.out}.record.json").write_text(json.dumps(record))
+    Path(config.out).mkdir()
+    for name in ("table.md", "sweep.json", "pareto.png", "best.yaml"):
+        (Path(config.out) / name).write_text("the old table")
+    study.run(config)
+    assert "the old table" in capsys.readouterr().out
+    record["settings"]["measured"]["draws"] = 3
+    Path(f"{config.out}.record.json").write_text(json.dumps(record))
+    with pytest.raises(ValueError, match=r"made with other settings \(measured"):
+        study.run(config)
+
+
 @pytest.mark.slow
-def test_a_sweep_ends_in_a_table_and_a_config_that_draws_the_best_and_goes_on_where_it_was_cut(
+def test_a_sweep_resumes_where_it_was_cut_and_ends_in_a_table_and_the_best_config(
     tmp_path, exports, digits, monkeypatch, capsys
 ):
     from PIL import Image
@@ -115,7 +181,7 @@ def test_a_sweep_ends_in_a_table_and_a_config_that_draws_the_best_and_goes_on_wh
         Image.fromarray(pixels).save(path)
     exports.generator(f"{tmp_path}/generator", exports.tokenizer(f"{tmp_path}/tokenizer"))
     card = json.loads((tmp_path / "generator" / "card.json").read_text())
-    card["made_from"]["classes"] = ["one", "zero"]  # as folders are sorted
+    card["made_from"]["classes"] = ["one", "zero"]  # in the order of the class folders
     (tmp_path / "generator" / "card.json").write_text(json.dumps(card))
     few = "resources: {cpus: 4, object_store_mb: 128, actors: 1}"
     (tmp_path / "samples.yaml").write_text(
@@ -137,8 +203,8 @@ def test_a_sweep_ends_in_a_table_and_a_config_that_draws_the_best_and_goes_on_wh
             raise KeyboardInterrupt
         evaluate(config)
 
-    evaluate = sweep.evaluate.run
-    monkeypatch.setattr(sweep.evaluate, "run", cut_at_the_second)
+    evaluate = study.evaluate
+    monkeypatch.setattr(study, "evaluate", cut_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         sweep.main(arguments)
     assert not (tmp_path / "sweep" / "table.md").exists()
@@ -148,13 +214,13 @@ def test_a_sweep_ends_in_a_table_and_a_config_that_draws_the_best_and_goes_on_wh
     assert len(evaluated) == 5
     assert all(path.stat().st_mtime_ns == stamp for path, stamp in stamps.items())
     rows = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert [row["name"] for row in rows] == ["Raw", "drawn", "λ 2 linear, τ 1"]
-    assert all(np.isfinite(list(row["measures"].values())).all() for row in rows)
-    lowest = min(rows, key=lambda row: row["measures"]["frechet_distance"])
+    assert [row["name"] for row in rows] == ["Raw", "drawn", "guidance 2 linear, temperature 1"]
+    assert all(np.isfinite(list(row["metrics"].values())).all() for row in rows)
+    lowest = min(rows, key=lambda row: row["metrics"]["frechet_distance"])
     ready = load_config(SampleConfig, sample.JOB, f"{tmp_path}/sweep/best.yaml", [])
     assert vars(ready.sampler) == lowest["sampler"]
     assert (ready.per_class, ready.formats, ready.out) == (40, ("npz",), f"{tmp_path}/samples-best")
     capsys.readouterr()
     sweep.main(arguments)
-    assert "λ 2 linear, τ 1" in capsys.readouterr().out
+    assert "guidance 2 linear, temperature 1" in capsys.readouterr().out
     assert len(evaluated) == 5
