@@ -114,7 +114,7 @@ def test_inputs_that_are_not_of_one_run_are_refused(run, tmp_path):
     assert not list(tmp_path.glob("*.html"))
 
 
-def test_a_change_of_settings_is_refused_and_a_new_place_is_not(run, tmp_path):
+def test_a_change_of_settings_is_refused(run, tmp_path):
     config = _config(run, tmp_path / "report.html")
     write_report(config)
     with pytest.raises(ValueError, match="also_png '' -> "):
@@ -130,8 +130,7 @@ def test_a_run_of_the_first_release_can_be_reported(repository, tmp_path):
     write_report(config)
     page = (tmp_path / "report.html").read_text()
     _assert_self_contained(page)
-    assert (
-        page.count("Chart: Learning rate") == 2
-    )  # of the tokenizer and of the generator, whose logs say learning_rate
+    # One for the tokenizer and one for the generator, whose logs say learning_rate.
+    assert page.count("Chart: Learning rate") == 2
     for part in ("Job train-tokenizer", "Job evaluate", read_card(names["generator"], "generator").digest[:12]):
         assert part in page
