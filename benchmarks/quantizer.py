@@ -3,9 +3,9 @@
     python -m benchmarks.quantizer [--batch 16] [--repeats 5] [--no-step]
 
 Prints throughput_ratio and peak_memory_ratio (ours over the peer's, forward and forward with backward) and
-share_of_training_step: the quantizer's part of one generator-side step of the ImageNet tokenizer (plain torch, no
-discriminator and no LPIPS, which would only make the share smaller). Each side runs in a process of its own, since peak
-memory is the process's. Needs `pip install vector-quantize-pytorch`.
+share_of_training_step: the quantizer's part of one step of the ImageNet tokenizer (plain torch, without discriminator
+and LPIPS, which would only make the share smaller). Each side runs in a separate process, because peak memory is
+measured per process. Needs `pip install vector-quantize-pytorch`.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import torch
 from torch import Tensor
@@ -29,19 +30,19 @@ K, D, T, GRID = 4096, 32, 10, 16
 
 
 def device() -> str:
-    """CUDA when there is one."""
+    """cuda where there is a GPU, else cpu."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def timed(work: Callable[[], object], repeats: int) -> float:
-    """Median seconds of a call, after one that is not counted."""
+    """Median seconds per call, after one call that is not counted."""
     times = []
-    for turn in range(repeats + 1):
+    for repeat in range(repeats + 1):
         start = time.perf_counter()
         work()
         if device() == "cuda":
             torch.cuda.synchronize()
-        if turn:
+        if repeat:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
 
@@ -54,7 +55,7 @@ def peak_bytes() -> int:
 
 
 def ours(latents: Tensor, backward: bool) -> Callable[[], object]:
-    """Algorithm 1 with its noise, its losses where there is a backward pass, and the straight-through."""
+    """Algorithm 1 with its noise, and with its losses and the straight-through estimator for a backward pass."""
     quantizer = Quantizer(QuantizerConfig(K, D), Schedule(num_steps=T)).to(latents.device)
     seeds = torch.arange(len(latents), device=latents.device)
 
@@ -72,7 +73,7 @@ def ours(latents: Tensor, backward: bool) -> Callable[[], object]:
 
 
 def peer(latents: Tensor, backward: bool) -> Callable[[], object]:
-    """ResidualVQ with T quantizers; its own defaults otherwise (moving-average codebooks, commitment loss)."""
+    """ResidualVQ with T quantizers and otherwise its own defaults (moving-average codebooks, commitment loss)."""
     from vector_quantize_pytorch import ResidualVQ
 
     quantizer = ResidualVQ(dim=D, codebook_size=K, num_quantizers=T).to(latents.device)
@@ -89,19 +90,19 @@ def peer(latents: Tensor, backward: bool) -> Callable[[], object]:
     return run
 
 
-def measure(side: str, backward: bool, batch: int, repeats: int, answer) -> None:
-    """In a process of its own: images a second, and peak bytes beyond what stood before."""
+def measure(side: str, backward: bool, batch: int, repeats: int) -> dict[str, float]:
+    """Measure images per second, and peak bytes beyond those before the first call. Runs in a separate process."""
     torch.manual_seed(0)
     torch.set_num_threads(2)
     latents = torch.randn(batch, D, GRID, GRID, device=device()).requires_grad_(backward)
     work = {"ours": ours, "peer": peer}[side](latents, backward)
     before = peak_bytes()
     seconds = timed(work, repeats)
-    answer.put({"images_per_s": batch / seconds, "peak_bytes": peak_bytes() - before})
+    return {"images_per_s": batch / seconds, "peak_bytes": peak_bytes() - before}
 
 
 def share_of_step(batch: int, repeats: int) -> float:
-    """Seconds of the quantizer over seconds of a whole generator-side step of the ImageNet config."""
+    """Seconds of the quantizer over seconds of a whole step of the ImageNet tokenizer without its discriminator."""
     torch.set_num_threads(2)
     model = Tokenizer(TokenizerConfig()).to(device())
     images = torch.rand(batch, 3, 256, 256, device=device()) * 2 - 1
@@ -116,26 +117,23 @@ def share_of_step(batch: int, repeats: int) -> float:
 
 
 def main() -> None:
-    """Entry."""
+    """Print one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--no-step", action="store_true", help="leave out the whole training step")
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
+
     result: dict[str, float | str] = {"device": device(), "batch": options.batch}
     for name, backward in (("forward", False), ("forward_backward", True)):
-        found = {}
+        measured = {}
         for side in ("ours", "peer"):
-            answer = spawn.Queue()
-            process = spawn.Process(target=measure, args=(side, backward, options.batch, options.repeats, answer))
-            process.start()
-            found[side] = answer.get()
-            process.join()
-            memory = found[side]["peak_bytes"] / 2**20
-            print(f"{name} {side}: {found[side]['images_per_s']:.1f} images/s, {memory:.0f} MiB")
+            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+                measured[side] = process.submit(measure, side, backward, options.batch, options.repeats).result()
+            memory = measured[side]["peak_bytes"] / 2**20
+            print(f"{name} {side}: {measured[side]['images_per_s']:.1f} images/s, {memory:.0f} MiB")
         for key, ratio in (("images_per_s", "throughput_ratio"), ("peak_bytes", "peak_memory_ratio")):
-            result[f"{ratio}_{name}"] = found["ours"][key] / found["peer"][key]
+            result[f"{ratio}_{name}"] = measured["ours"][key] / measured["peer"][key]
     result["throughput_ratio"] = result["throughput_ratio_forward_backward"]
     result["peak_memory_ratio"] = result["peak_memory_ratio_forward_backward"]
     if not options.no_step:

@@ -1,11 +1,12 @@
-"""What grows with the number of images: planning, going on, and the memory of the tokenizing and sampling jobs.
+"""What grows with the number of images: planning, continuing, and the memory of the tokenizing and sampling jobs.
 
     python -m benchmarks.scale [--keys 1280000] [--commits 100000] [--tokenize 10000 1000000] [--sample 1000 50000]
 
-Images are 8 x 8 PNGs in Parquet files, tokenizer and generator are tiny. Prints one line of JSON: `planning_s`, listing
-and planning of that many keys, all worklists written; `resume_s`, from a job's start to knowing the one shard that so
-many commits leave; for each job and number of images its seconds and the peak memory of its driver and of its largest
-worker in bytes (resident, without shared memory); and their ratios, the most images over the fewest.
+Images are 8 x 8 PNGs in Parquet files; tokenizer and generator are tiny. Prints one line of JSON. `planning_s`: seconds
+to list and plan that many keys, with all worklists written. `resume_s`: seconds from the start of a job to finding the
+one shard that is missing beside so many commits. For each job and number of images: its seconds, and the peak memory in
+bytes of its driver and of its largest worker (resident, without shared memory); and the ratios of memory, the most
+images over the fewest.
 """
 
 import argparse
@@ -27,23 +28,24 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from rdpm.pipeline.cluster.cluster import Resources
 
+from benchmarks.untrained import export_generator, export_tokenizer
 from rdpm.models.autoencoder import AutoencoderConfig
 from rdpm.models.codebook import QuantizerConfig
-from rdpm.models.generator import Generator, GeneratorConfig
+from rdpm.models.generator import GeneratorConfig
 from rdpm.models.schedule import Schedule
-from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.models.tokenizer import TokenizerConfig
+from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.exports.card import read_card
-from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.worklist import Worklist
+from rdpm.pipeline.inference.batches import device_kind
 from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.sampling.stage import sample_set
 from rdpm.pipeline.stores.writer import missing_shards, start_store
-from rdpm.pipeline.tokenizing.plan import token_plan
+from rdpm.pipeline.tokenizing.plan import TokenizeConfig, token_plan
 from rdpm.pipeline.tokenizing.rows import images_of
-from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode
+from rdpm.pipeline.tokenizing.stage import tokenize
 from rdpm.storage_schemas.manifest import commit_name
 
 _FILE_ROWS, _CLASSES = 65_536, 10
@@ -65,21 +67,22 @@ def write_source(folder: str, rows: int) -> None:
         Image.fromarray(draw.integers(0, 256, (8, 8), dtype=np.uint8)).save(sink, "PNG")
         pictures.append(sink.getvalue())
     for number, first in enumerate(range(0, rows, _FILE_ROWS)):
-        mine = range(first, min(rows, first + _FILE_ROWS))
-        table = {"image": [pictures[row % 256] for row in mine], "label": [row % _CLASSES for row in mine]}
+        part = range(first, min(rows, first + _FILE_ROWS))
+        table = {"image": [pictures[row % 256] for row in part], "label": [row % _CLASSES for row in part]}
         pq.write_table(pa.table(table), f"{folder}/{number:05d}.parquet", row_group_size=1024)
 
 
 def export(folder: str) -> None:
     """The tiny tokenizer, untrained."""
-    save_export(folder, "tokenizer", _TINY, Tokenizer(_TINY).state_dict(), {}, {}, 0)
+    export_tokenizer(folder, _TINY, _CLASSES)
 
 
-def begin(config: EncodeConfig) -> tuple[int, float]:
-    """All that a job does before Ray: the number of shards it has to do, and the seconds taken."""
+def begin(config: TokenizeConfig) -> tuple[int, float]:
+    """Everything that a job does before it starts Ray. Returns the number of missing shards, and the seconds."""
     began = time.monotonic()
+    card = read_card(config.tokenizer, "tokenizer")
     with closing(Worklist(config.images, config.out)) as worklist:
-        plan = token_plan(config, worklist.summary, read_card(config.tokenizer, "tokenizer"))
+        plan = token_plan(config, worklist.summary, card, device_kind(config.device))
         start_store(config.out, plan)
         missing = missing_shards(config.out, plan)
         worklist.write({shard: images_of(plan, shard) for shard in missing})
@@ -89,29 +92,29 @@ def begin(config: EncodeConfig) -> tuple[int, float]:
 def planning(root: str, keys: int) -> float:
     """Seconds to list and plan `keys` images."""
     write_source(f"{root}/keys", keys)
-    return begin(EncodeConfig(f"{root}/keys", f"{root}/tokenizer", f"{root}/planned"))[1]
+    return begin(TokenizeConfig(f"{root}/keys", f"{root}/tokenizer", f"{root}/planned"))[1]
 
 
 def resume(root: str, commits: int) -> float:
-    """Seconds to find the last shard of a store that has `commits` others."""
+    """Seconds to find the one missing shard of a store that has `commits` others."""
     write_source(f"{root}/resumed", commits + 1)
-    config = EncodeConfig(f"{root}/resumed", f"{root}/tokenizer", f"{root}/begun", shard_rows=1, chunk_rows=1)
+    config = TokenizeConfig(f"{root}/resumed", f"{root}/tokenizer", f"{root}/begun", shard_rows=1, chunk_rows=1)
     begin(config)
     for shard in range(commits):
-        files.write_bytes(f"{config.out}/{commit_name(shard)}", b"{}")  # a job looks for its name alone
-    left, seconds = begin(config)
-    assert left == 1
+        files.write_bytes(f"{config.out}/{commit_name(shard)}", b"{}")  # a job looks only for its name
+    missing, seconds = begin(config)
+    assert missing == 1
     return seconds
 
 
 def own_bytes(process: psutil.Process) -> int:
-    """Resident memory of a process that it shares with no other."""
-    found = process.memory_info()
-    return found.rss - found.shared
+    """Resident memory of a process that it does not share."""
+    memory = process.memory_info()
+    return memory.rss - memory.shared
 
 
 def watch(peaks: dict[str, int], done: threading.Event) -> None:
-    """Keep the highest of the driver, and of any Ray worker, until `done`."""
+    """Record the peaks of the driver and of the largest Ray worker until `done`."""
     driver = psutil.Process()
     while not done.wait(0.1):
         peaks["driver"] = max(peaks["driver"], own_bytes(driver))
@@ -124,22 +127,19 @@ def watch(peaks: dict[str, int], done: threading.Event) -> None:
 
 
 def tokenize_job(root: str, images: int) -> Callable[[], object]:
-    """A tokenizing job of so many images, all else made."""
+    """A tokenizing job of so many images, ready to run."""
     write_source(f"{root}/images", images)
-    return partial(encode, EncodeConfig(f"{root}/images", f"{root}/tokenizer", f"{root}/store", resources=RESOURCES))
+    config = TokenizeConfig(f"{root}/images", f"{root}/tokenizer", f"{root}/store", resources=RESOURCES)
+    return partial(tokenize, config)
 
 
 def sample_job(root: str, images: int) -> Callable[[], object]:
-    """A sampling job of so many images, all else made."""
-    space = GeneratorConfig(
-        depth=1, num_classes=_CLASSES, num_steps=3, codebook_size=16, code_dim=4, grid=4, attention="math"
-    )
-    digest = read_card(f"{root}/tokenizer", "tokenizer").digest
-    made_from = {"tokenizer_digest": digest, "classes": [str(label) for label in range(_CLASSES)]}
-    save_export(f"{root}/generator", "generator", space, Generator(space).state_dict(), made_from, {}, 0)
+    """A sampling job of so many images, ready to run."""
+    space = GeneratorConfig(depth=1, num_classes=_CLASSES, num_steps=3, codebook_size=16, code_dim=4, grid=4)
+    export_generator(f"{root}/generator", space, read_card(f"{root}/tokenizer", "tokenizer"))
     config = SampleConfig(
         f"{root}/generator", f"{root}/tokenizer", f"{root}/samples", per_class=images // _CLASSES, shard_rows=500,
-        batch=100, resources=RESOURCES,
+        batch=100, attention="math", resources=RESOURCES,
     )  # fmt: skip
     return partial(sample_set, config)
 
@@ -164,19 +164,19 @@ def watched_job(kind: str, images: int) -> dict[str, float]:
 
 
 def compare(kind: str, counts: list[int]) -> dict[str, Any]:
-    """A job at each number of images, in a process of its own, and how memory grew."""
-    found = {}
+    """A job at each number of images, each in a separate process, and the growth of memory."""
+    measured = {}
     for images in counts:
         call = [sys.executable, "-m", "benchmarks.scale", "--one", kind, str(images)]
-        said = subprocess.run(call, check=True, capture_output=True, text=True).stdout
-        found[images] = json.loads(said.splitlines()[-1])
-    first, last = found[counts[0]], found[counts[-1]]
+        output = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True).stdout
+        measured[images] = json.loads(output.splitlines()[-1])
+    first, last = measured[counts[0]], measured[counts[-1]]
     ratios = {f"{who}_ratio": last[f"{who}_bytes"] / first[f"{who}_bytes"] for who in ("driver", "worker")}
-    return {**found, **ratios}
+    return {**measured, **ratios}
 
 
 def main() -> None:
-    """Entry."""
+    """Print one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--keys", type=int, default=1_280_000)
     parser.add_argument("--commits", type=int, default=100_000)

@@ -5,9 +5,9 @@
 Writes a token store of uniformly random codes at the paper's shape (K = 4096, T = 10, 16 x 16) to a temporary folder
 and prints JSON:
 
-    bytes_ratio         bytes of the codes on disk over T h w log2(K) / 8 = 3,840 bytes an image
-    read_images_per_s   images a second through `Store.shard`, which checks every digest, one core, whole shards
-    read_ratio          that over decompressing the same chunks, already in memory and unchecked, in the same run
+    bytes_ratio         bytes of the codes on disk over T h w log2(K) / 8 = 3,840 bytes per image
+    read_images_per_s   images per second by `Store.shard`, which checks every digest; one core, whole shards
+    read_ratio          that over only decompressing the same chunks from memory, without checks, in the same run
 """
 
 import argparse
@@ -21,6 +21,7 @@ from collections.abc import Callable
 import numcodecs.blosc
 import numpy as np
 
+from benchmarks.untrained import token_identity
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
@@ -32,7 +33,8 @@ K, T, GRID, CODE_DIM = 4096, 10, 16, 32
 
 def build(url: str, rows: int, shard_rows: int, chunk_rows: int) -> Store:
     """A published store of random codes."""
-    plan = Plan("tokens", rows, shard_rows, chunk_rows, token_arrays(T, (CODE_DIM, GRID, GRID), False, False), {})
+    arrays = token_arrays(T, (CODE_DIM, GRID, GRID), with_accumulated=False, with_latents=False)
+    plan = Plan("tokens", rows, shard_rows, chunk_rows, arrays, token_identity())
     start_store(url, plan)
     for shard in range(plan.num_shards):
         count, draw = len(plan.shard_range(shard)), np.random.default_rng(shard)
@@ -51,32 +53,32 @@ def chunks_of(store: Store, shard: int) -> list[bytes]:
     plan = store.manifest.plan
     data = files.read_bytes(files.join(store.url, plan.objects(shard)["codes"]))
     count = plan.shard_rows // plan.chunk_rows
-    places = np.frombuffer(data[-16 * count - 4 : -4], "<u8").reshape(count, 2).tolist()
-    return [data[offset : offset + length - 4] for offset, length in places if offset != 2**64 - 1]
+    extents = np.frombuffer(data[-16 * count - 4 : -4], "<u8").reshape(count, 2).tolist()
+    return [data[offset : offset + length - 4] for offset, length in extents if offset != 2**64 - 1]
 
 
 def seconds(work: Callable[[], object]) -> float:
-    """Seconds of one call."""
+    """Seconds of a single call."""
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
 
 
 def decompress(chunks: list[bytes]) -> None:
-    """Nothing but the decompression."""
+    """Only the decompression."""
     for chunk in chunks:
         numcodecs.blosc.decompress(chunk)
 
 
 def measure(store: Store, repeats: int) -> dict[str, float]:
-    """Read all shards and decompress their chunks in turn, `repeats` times after one that is not counted."""
+    """Read all shards and decompress their chunks in turn, `repeats` times after one turn that is not counted."""
     plan = store.manifest.plan
     chunks = [chunks_of(store, shard) for shard in range(plan.num_shards)]
     reading, raw = [], []
-    for turn in range(repeats + 1):
+    for repeat in range(repeats + 1):
         read = sum(seconds(lambda shard=shard: store.shard(shard, ("codes",))) for shard in range(plan.num_shards))
         bare = sum(seconds(lambda shard=shard: decompress(chunks[shard])) for shard in range(plan.num_shards))
-        if turn:
+        if repeat:
             reading.append(read)
             raw.append(bare)
     size = sum(store.commit(shard).objects["codes"].size for shard in range(plan.num_shards))

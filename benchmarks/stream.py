@@ -3,14 +3,14 @@
     python -m benchmarks.stream [--rows 80128] [--epochs 3] [--folder PATH] [--peer-python PATH]
 
 The same codes (10 x 16 x 16, uniform in 4,096), seeds and labels, shuffled, in batches of 256, with 0, 1 and 2 workers
-(threads for ours, processes for the peers), one process after the other. Prints one JSON line: for every side and
-number of workers what `measure` of benchmarks/stream_sides.py says, bytes on disk, and
+(threads for ours, processes for the peers), one process after the other. Prints one JSON line with the metrics of
+`measure` in benchmarks/stream_sides.py for every side and number of workers, bytes on disk, and
 
-    vs_best_peer   our images/s over the best peer's with as many workers; the worst of the three
-    vs_gather      our images/s over those of numpy.take from one mapped file in one thread; the worst of the three
+    vs_best_peer   our images/s over those of the best peer with as many workers; the lowest of the three ratios
+    vs_gather      our images/s over those of numpy.take from one mapped file in one thread; the lowest of the three
 
-MosaicML Streaming asks for numpy < 2.2: --peer-python names the interpreter of an environment that has the peers
-(`pip install mosaicml-streaming litdata webdataset`). A peer that is not there is left out, and said so.
+MosaicML Streaming needs numpy < 2.2, so --peer-python names the interpreter of an environment that has the peers
+(`pip install mosaicml-streaming litdata webdataset`). A peer that is not installed is left out, with a message.
 """
 
 import argparse
@@ -29,12 +29,12 @@ from benchmarks.stream_sides import BATCH, MODULES
 T, GRID, K, CLASSES = 10, 16, 4096, 1000
 PEERS = ("mosaic", "litdata", "webdataset")
 WORKERS = (0, 1, 2)
-_SHORT = 10  # ours and the gather go through as many times the epochs, which take them a tenth of a second each
+_SHORT = 10  # times the epochs for ours and the gather, because each takes them only a tenth of a second
 ROOT = Path(__file__).parents[1]
 
 
 def make_source(folder: str, rows: int) -> int:
-    """The three columns that every side is given. Returns the sum of the seeds modulo 2^64."""
+    """Write the three columns that every side gets. Returns the sum of the seeds modulo 2^64."""
     os.makedirs(folder)
     draw = np.random.default_rng(0)
     codes = np.lib.format.open_memmap(f"{folder}/codes.npy", "w+", np.uint16, (rows, T, GRID, GRID))
@@ -49,7 +49,7 @@ def make_source(folder: str, rows: int) -> int:
 
 
 def run(python: str, *arguments: str) -> str:
-    """The last line that a Python process of its own prints."""
+    """The last line that a new Python process prints."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([python, *arguments], env=environment, cwd=ROOT, capture_output=True, text=True)
     if done.returncode:
@@ -63,7 +63,7 @@ def folder_bytes(folder: str) -> int:
 
 
 def compare(root: str, rows: int, epochs: int, peer_python: str) -> dict[str, Any]:
-    """Every side's figures, and the ratios."""
+    """The metrics of every side, and the ratios."""
     given = f"{root}/source"
     expected = make_source(given, rows)
     sides: dict[str, Any] = {}
@@ -77,14 +77,14 @@ def compare(root: str, rows: int, epochs: int, peer_python: str) -> dict[str, An
         sides[side] = {}
         for workers in (0,) if side == "gather" else WORKERS:
             turns = epochs if side in PEERS else _SHORT * epochs
-            found = json.loads(run(*call, "read", given, f"{root}/{side}", str(workers), str(turns)))
-            if (found.pop("images"), found.pop("seeds_sum")) != (rows, expected):
-                raise RuntimeError(f"{side} with {workers} workers did not deliver every row exactly once an epoch")
-            sides[side][workers] = found
-            print(f"{side} {workers}: " + ", ".join(f"{name} {value:,.4g}" for name, value in found.items()))
+            metrics = json.loads(run(*call, "read", given, f"{root}/{side}", str(workers), str(turns)))
+            if (metrics.pop("images"), metrics.pop("seeds_sum")) != (rows, expected):
+                raise RuntimeError(f"{side} with {workers} workers did not deliver every row exactly once per epoch")
+            sides[side][workers] = metrics
+            print(f"{side} {workers}: " + ", ".join(f"{name} {value:,.4g}" for name, value in metrics.items()))
         sides[side]["disk_bytes"] = folder_bytes(f"{root}/{side}")
     sides["ours"]["cache_bytes"] = folder_bytes(f"{root}/ours.cache")
-    rates = {side: {w: found[w]["images_per_s"] for w in WORKERS if w in found} for side, found in sides.items()}
+    rates = {side: {w: by[w]["images_per_s"] for w in WORKERS if w in by} for side, by in sides.items()}
     peers = [rates[side] for side in PEERS if side in rates]
     return {
         "rows": rows,
@@ -99,11 +99,11 @@ def _installed(module: str) -> str:
 
 
 def main() -> None:
-    """Entry."""
+    """Print one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rows", type=int, default=80_128, help=f"a multiple of {BATCH}")
     parser.add_argument("--epochs", type=int, default=3)
-    parser.add_argument("--folder", help="where the data is written for the time of the run; default: temporary")
+    parser.add_argument("--folder", help="folder for the data of the run; default: the system's temporary folder")
     parser.add_argument("--peer-python", default=sys.executable)
     options = parser.parse_args()
     if options.rows % BATCH:

@@ -1,10 +1,10 @@
-"""The sides of benchmarks/stream.py: how each writes what it is given, reads it back shuffled, and is measured.
+"""The sides of benchmarks/stream.py: how each writes the source, reads it back shuffled, and is measured.
 
     python -m benchmarks.stream_sides SIDE write SOURCE FOLDER
     python -m benchmarks.stream_sides SIDE read SOURCE FOLDER WORKERS EPOCHS
 
-Prints one JSON line. Each library is imported by its own side alone, so that a peer runs under an interpreter that
-has nothing else; every peer is used as its documentation says, with its own defaults.
+Prints one JSON line. Each library is imported only by its own side, so that a peer runs under an interpreter that has
+nothing else. Every peer is used as its documentation says, with its own defaults.
 """
 
 import importlib
@@ -27,7 +27,7 @@ Batch = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def source(folder: str) -> Batch:
-    """The columns that every side is given, memory-mapped."""
+    """The columns that every side gets, memory-mapped."""
     codes, seeds, labels = (np.load(f"{folder}/{name}.npy", mmap_mode="r") for name in ("codes", "seeds", "labels"))
     return codes, seeds, labels
 
@@ -39,7 +39,7 @@ def samples_of(given: str) -> Iterator[dict[str, Any]]:
 
 
 def collate(samples: list[dict[str, Any]]) -> Batch:
-    """Samples of any peer to a batch, by numpy: torch's own collating is slower."""
+    """Samples of any peer to a batch, by numpy, because torch's own collating is slower."""
     return (
         np.stack([sample["codes"] for sample in samples]),
         np.array([sample["seed"] for sample in samples], np.uint64),
@@ -49,6 +49,7 @@ def collate(samples: list[dict[str, Any]]) -> Batch:
 
 def write_ours(given: str, folder: str) -> None:
     """A token store in shards of 4,096 rows."""
+    from benchmarks.untrained import token_identity
     from rdpm.pipeline.stores.writer import publish, start_store, write_shard
     from rdpm.storage_schemas.manifest import Plan
     from rdpm.storage_schemas.tokens import KIND, token_arrays
@@ -56,7 +57,7 @@ def write_ours(given: str, folder: str) -> None:
     columns = dict(zip(("codes", "noise_seed", "label"), source(given), strict=True))
     T, h, w = columns["codes"].shape[1:]
     arrays = token_arrays(T, (32, h, w), with_accumulated=False, with_latents=False)
-    plan = Plan(KIND, len(columns["label"]), 4096, 256, arrays, {"source": "benchmarks/stream.py"})
+    plan = Plan(KIND, len(columns["label"]), 4096, 256, arrays, token_identity())
     start_store(folder, plan)
     for shard in range(plan.num_shards):
         rows = plan.shard_range(shard)
@@ -66,7 +67,7 @@ def write_ours(given: str, folder: str) -> None:
 
 
 def read_ours(given: str, folder: str, workers: int, epochs: int) -> Iterator[Iterable[Batch]]:
-    """The stream as training uses it, a true shuffle of everything. Workers are threads."""
+    """The stream as training uses it, with a full shuffle of all rows. Workers are threads."""
     from rdpm.pipeline.stores.reader import open_store
     from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
     from rdpm.storage_schemas.tokens import KIND
@@ -75,16 +76,16 @@ def read_ours(given: str, folder: str, workers: int, epochs: int) -> Iterator[It
     stream = TokenStream([open_store(folder, KIND)], seed=SEED, latents=False, config=config)
     steps = len(stream) // BATCH
     for epoch in range(epochs):
-        found = stream.batches(epoch * steps, (epoch + 1) * steps, batch=BATCH, micro_batch=BATCH)
-        yield ((batch.codes, batch.seeds, batch.labels) for batch in found)
+        batches = stream.batches(epoch * steps, (epoch + 1) * steps, batch=BATCH, micro_batch=BATCH)
+        yield ((batch.codes, batch.seeds, batch.labels) for batch in batches)
 
 
 def write_gather(given: str, folder: str) -> None:
-    """Nothing: it reads the source."""
+    """Nothing, because it reads the source."""
 
 
 def read_gather(given: str, folder: str, workers: int, epochs: int) -> Iterator[Iterable[Batch]]:
-    """The least that a loader must do: numpy.take of rows drawn beforehand from one mapped file, in one thread."""
+    """The least work of a loader: numpy.take, in one thread, of rows that were drawn beforehand, from a mapped file."""
     codes, seeds, labels = source(given)
     seeds, labels = np.asarray(seeds), np.asarray(labels)
     for epoch in range(epochs):
@@ -125,7 +126,7 @@ def write_litdata(given: str, folder: str) -> None:
 
 
 def read_litdata(given: str, folder: str, workers: int, epochs: int) -> Iterator[Iterable[Batch]]:
-    """Chunks shuffled, and items within a chunk: its only shuffle."""
+    """A shuffle of the chunks and of the items within each chunk, the only shuffle that it has."""
     from litdata import StreamingDataLoader, StreamingDataset
 
     dataset = StreamingDataset(folder, shuffle=True, seed=SEED, drop_last=False)
@@ -135,7 +136,7 @@ def read_litdata(given: str, folder: str, workers: int, epochs: int) -> Iterator
 
 
 def write_webdataset(given: str, folder: str) -> None:
-    """Tar shards of 4,096 samples: codes as raw bytes, seed and label in the bytes of another member."""
+    """Tar shards of 4,096 samples, with codes as raw bytes, and seed and label in the bytes of another member."""
     import webdataset
 
     os.makedirs(folder)
@@ -146,7 +147,7 @@ def write_webdataset(given: str, folder: str) -> None:
 
 
 def read_webdataset(given: str, folder: str, workers: int, epochs: int) -> Iterator[Iterable[Batch]]:
-    """Shards shuffled, then a buffer of 5,000 samples; batches are made in the workers."""
+    """A shuffle of the shards, then one in a buffer of 5,000 samples; workers build the batches."""
     import webdataset
     from torch.utils.data import DataLoader
 
@@ -192,13 +193,13 @@ READ = {
 
 
 def measure(side: str, given: str, folder: str, workers: int, epochs: int) -> dict[str, float]:
-    """Go through the epochs of a side.
+    """Read the epochs of a side.
 
-    start_s: from the imports to the first batch; the first process of ours fills the cache. images_per_s: of the best
-    epoch, without its first batch, so that workers that start anew every epoch are forgiven. cpu_us_an_image: of all
-    processes, start and every epoch. peak_bytes: of this process and as many times its largest child as there are
-    worker processes, pages of mapped files among them. images, seeds_sum: of the last epoch, to see that every side
-    delivers the same.
+    start_s: seconds from the imports to the first batch; the first process of ours fills the cache. images_per_s: of
+    the best epoch without its first batch, which excludes the start of workers that start anew in every epoch.
+    cpu_us_per_image: of all processes, with their start, over all epochs. peak_bytes: of this process, plus that of its
+    largest child times the number of worker processes; pages of mapped files are included. images, seeds_sum: of the
+    last epoch, to check that every side delivers the same.
     """
     importlib.import_module(MODULES[side])
     began, cpu = time.perf_counter(), _cpu_seconds()
@@ -219,7 +220,7 @@ def measure(side: str, given: str, folder: str, workers: int, epochs: int) -> di
     own, child = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return {
         "images_per_s": max(rates),
-        "cpu_us_an_image": (_cpu_seconds() - cpu) / images * 1e6,
+        "cpu_us_per_image": (_cpu_seconds() - cpu) / images * 1e6,
         "start_s": start,
         "peak_bytes": 1024 * (own + processes * child),
         "images": delivered,
@@ -233,7 +234,7 @@ def _cpu_seconds() -> float:
 
 
 def main() -> None:
-    """Entry."""
+    """Print one line of JSON."""
     side, task, given, folder, *rest = sys.argv[1:]
     if task == "write":
         WRITE[side](given, folder)

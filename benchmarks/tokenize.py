@@ -1,12 +1,13 @@
-"""The tokenizing job against what it cannot be faster than: its encoder alone, and decoding alone.
+"""The tokenizing job against its two limits: its encoder alone, and decoding alone.
 
-    python -m benchmarks.tokenize [--images 64] [--null-images 4096] [--batch 8] [--actors 1] [--threads 1]
+    python -m benchmarks.tokenize [--images 64] [--null-images 8192] [--batch 8] [--actors 1] [--threads 1]
 
-Prints, as JSON: `efficiency`, images/s of the whole job over those of encoder and quantizer on preloaded tensors in as
-many processes, at the same batch and precision; `null_encoder_ratio`, images/s of the job with an encoder that does
-nothing over those of decoding and cropping alone, in one process a core; `startup_s`, what the job takes beyond its
-images at that rate (Ray's start, the imports of every worker, the first and the last shard); and the bytes that move
-for an image. A job's images/s are those between a quarter and three quarters of its commits. Images are 500 x 375.
+Prints one line of JSON. `efficiency`: images/s of the whole job over those of encoder and quantizer on tensors in
+memory, in as many processes, at the same batch and precision. `null_encoder_ratio`: images/s of the job with an encoder
+that does nothing, over those of decoding and cropping alone, in one process per core. `startup_s`: seconds of the job
+beyond its images at that rate (the start of Ray, the imports of every worker, the first and the last shard). And the
+bytes that move per image. The images/s of a job are those between a quarter and three quarters of its commits. Images
+are 500 x 375.
 """
 
 import argparse
@@ -23,20 +24,23 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from rdpm.pipeline.cluster.cluster import Resources
 
-from rdpm.models.tokenizer import Tokenizer, TokenizerConfig, from_pixels
-from rdpm.pipeline.exports.weights import load_tokenizer, save_export
+from benchmarks.untrained import export_tokenizer
+from rdpm.models.tokenizer import TokenizerConfig, from_pixels
+from rdpm.pipeline.cluster.session import Resources
+from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.images.decode import center_view
+from rdpm.pipeline.inference.codec import Encoded
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
-from rdpm.pipeline.tokenizing.stage import EncodeConfig, encode
+from rdpm.pipeline.tokenizing.plan import TokenizeConfig
+from rdpm.pipeline.tokenizing.stage import tokenize
 from rdpm.storage_schemas.manifest import Plan
 
 _CLASSES, _DIFFERENT = 10, 64
 
 
 def write_images(root: Path, count: int) -> None:
-    """Class folders of JPEGs of about 100 kB: gradients under noise, of which a few dozen differ."""
+    """Class folders of JPEGs of about 100 kB: waves under noise, of which a few dozen differ."""
     random = np.random.default_rng(0)
     y, x = np.mgrid[0:375, 0:500].astype(np.float32)
     pictures = []
@@ -58,14 +62,17 @@ class NullEncoder(ShardEncoder):
     def __init__(self, tokenizer: str, store: str, plan: Plan, threads: int) -> None:
         self.store, self.plan = store, plan
 
-    def encode(self, pixels: np.ndarray, seeds: np.ndarray) -> dict[str, np.ndarray]:
-        return {spec.name: np.zeros((len(seeds), *spec.row_shape), spec.dtype) for spec in self.plan.arrays}
+    def encode(self, pixels: np.ndarray, seeds: np.ndarray) -> Encoded:
+        shapes = {spec.name: spec.row_shape for spec in self.plan.arrays}
+        codes = np.zeros((len(seeds), *shapes["codes"]), np.uint16)
+        latents = np.zeros((len(seeds), *shapes["accumulated"]), np.float16)
+        return Encoded(codes, latents, latents)
 
 
-def job(config: EncodeConfig, images: int, encoder: type = ShardEncoder) -> dict[str, float]:
-    """images/s of a whole job in the middle of its way, seconds beyond that, and bytes stored an image."""
+def job(config: TokenizeConfig, images: int, encoder: type = ShardEncoder) -> dict[str, float]:
+    """images/s of the middle half of a job, the seconds beyond that, and the bytes stored per image."""
     began = time.monotonic()
-    encode(config, encoder=encoder)
+    tokenize(config, encoder=encoder)
     taken = time.monotonic() - began
     commits = sorted(path.stat().st_mtime for path in Path(config.out, "commits").glob("*.json"))
     shards = len(commits)
@@ -76,7 +83,7 @@ def job(config: EncodeConfig, images: int, encoder: type = ShardEncoder) -> dict
 
 
 def encoder_alone(tokenizer: str, batch: int, batches: int, threads: int, bf16: bool) -> float:
-    """images/s of encoder and quantizer on a tensor in memory. Runs in a process of its own."""
+    """images/s of encoder and quantizer on a tensor in memory. Runs in a separate process."""
     torch.set_num_threads(threads)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = load_tokenizer(tokenizer)[0].to(device)
@@ -84,8 +91,8 @@ def encoder_alone(tokenizer: str, batch: int, batches: int, threads: int, bf16: 
     images = from_pixels(torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8)).to(device)
     seeds = torch.arange(batch, device=device)
     with torch.no_grad():
-        for turn in range(batches + 1):
-            if turn == 1:  # the first is not counted
+        for call in range(batches + 1):
+            if call == 1:  # the first call is not counted
                 began = time.monotonic()
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
                 latents = model.encoder(images)
@@ -99,7 +106,7 @@ def decode_alone(paths: list[str], size: int) -> int:
 
 
 def decoding_rate(root: Path, size: int, cores: int) -> float:
-    """images/s of decoding and cropping alone, one process a core."""
+    """images/s of decoding and cropping alone, with one process per core."""
     paths = sorted(str(path) for path in root.rglob("*.jpg"))
     parts = [paths[part::cores] for part in range(cores)]
     with ProcessPoolExecutor(cores, mp_context=multiprocessing.get_context("spawn")) as pool:
@@ -110,7 +117,7 @@ def decoding_rate(root: Path, size: int, cores: int) -> float:
 
 
 def main() -> None:
-    """Entry."""
+    """Print one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--images", type=int, default=64, help="through the encoder")
     parser.add_argument("--null-images", type=int, default=8192)
@@ -125,12 +132,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root, tokenizer = Path(folder), f"{folder}/tokenizer"
         config = TokenizerConfig()
-        save_export(tokenizer, "tokenizer", config, Tokenizer(config).state_dict(), {}, {}, 0)
+        export_tokenizer(tokenizer, config, _CLASSES)
         write_images(root / "null", options.null_images)
         write_images(root / "images", options.images)
 
-        def settings(name: str, rows: int) -> EncodeConfig:
-            return EncodeConfig(
+        def settings(name: str, rows: int) -> TokenizeConfig:
+            return TokenizeConfig(
                 f"{folder}/{name}", tokenizer, f"{folder}/store-{name}", shard_rows=rows, chunk_rows=rows,
                 batch=options.batch, precision=options.precision, threads=options.threads, resources=resources,
             )  # fmt: skip

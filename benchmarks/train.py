@@ -1,11 +1,12 @@
-"""A generator's training step fed by the stream, against the same step on tensors that are already there.
+"""A generator's training step that is fed by the stream, against the same step on tensors in memory.
 
     python -m benchmarks.train [--depth 2] [--batch 64] [--steps 30] [--compile] [--attention sdpa]
                                [--activation-checkpointing]
 
-Prints step_ratio (fed step over resident step), data_wait (share of the fed steps' time), noise_share (drawing noise
-and rebuilding z'_{t-1}, over the step), images_per_s and, on a known GPU, mfu. Plain torch with AdamW and bfloat16
-autocast, so that it runs where DeepSpeed does not. Codes are random, at the paper's shape: 10 maps of 16 x 16 of 4,096.
+Prints step_ratio (fed step over step in memory), data_wait (share of the fed steps' time), noise_share (drawing noise
+and rebuilding z'_{t-1}, over the step), images_per_s and, on a known GPU, mfu. It is plain torch with AdamW and
+bfloat16 autocast, so it runs where DeepSpeed does not. Codes are random, at the paper's shape: 10 maps of 16 x 16 codes
+out of 4,096.
 """
 
 import argparse
@@ -19,6 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benchmarks.untrained import token_identity
 from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.flops import generator_forward_flops
 from rdpm.models.generator import Generator, GeneratorConfig, code_loss
@@ -27,7 +29,7 @@ from rdpm.models.schedule import Schedule
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
 from rdpm.pipeline.stream.token_stream import StreamConfig, TokenBatch, TokenStream
-from rdpm.pipeline.training.generator.draws import Draws, Inputs, training_inputs
+from rdpm.pipeline.training.generator.draws import Draws, TrainingBatch, training_batch
 from rdpm.pipeline.training.meters import peak_flops
 from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import token_arrays
@@ -38,7 +40,7 @@ ROWS, SHARD = 16_384, 4_096
 def random_store(folder: str) -> Store:
     """A published store of random codes at the paper's shape."""
     arrays = token_arrays(10, (32, 16, 16), with_accumulated=False, with_latents=False)
-    plan = Plan("tokens", ROWS, SHARD, 256, arrays, {"classes": [str(n) for n in range(1000)]})
+    plan = Plan("tokens", ROWS, SHARD, 256, arrays, token_identity(1000))
     start_store(folder, plan)
     draw = np.random.default_rng(0)
     for shard in range(plan.num_shards):
@@ -68,11 +70,11 @@ class Step:
         self.quantizer = Quantizer(QuantizerConfig(4096, 32), Schedule()).to(device)
         self.draws = Draws("stored", 1, 0.1, space.num_classes, 0)
 
-    def inputs(self, batch: TokenBatch) -> Inputs:
+    def inputs(self, batch: TokenBatch) -> TrainingBatch:
         """Noise and accumulated latents of a batch."""
-        return training_inputs(self.quantizer, batch, self.draws, self.device)
+        return training_batch(self.quantizer, batch, self.draws, self.device)
 
-    def update(self, inputs: Inputs) -> None:
+    def update(self, inputs: TrainingBatch) -> None:
         """Forward, backward, AdamW."""
         *given, codes = inputs.arguments
         with torch.autocast(self.device.type, torch.bfloat16):
@@ -83,20 +85,20 @@ class Step:
 
 
 def seconds_each(work: Callable[[], object], count: int, device: torch.device, warmup: int = 3) -> list[float]:
-    """Seconds of each of `count` calls, after a few that do not count."""
+    """Seconds of each of `count` calls, after a few calls that do not count."""
     times = []
-    for turn in range(count + warmup):
+    for call in range(count + warmup):
         start = time.perf_counter()
         work()
         if device.type == "cuda":
             torch.cuda.synchronize()
-        if turn >= warmup:
+        if call >= warmup:
             times.append(time.perf_counter() - start)
     return times
 
 
 def measure(options: argparse.Namespace, folder: str) -> dict[str, float | str]:
-    """Fed and resident steps turn by turn, so that a noisy machine disturbs both alike."""
+    """Measure fed steps and steps in memory in turn, so that a noisy machine disturbs both."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     step = Step(options, device)
     cache = StreamConfig(cache=f"{folder}/cache", workers=1)
@@ -131,7 +133,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict[str, float | str]:
 
 
 def main() -> None:
-    """Entry."""
+    """Print one line of JSON."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--depth", type=int, default=2)
     parser.add_argument("--batch", type=int, default=64)
