@@ -99,8 +99,8 @@ def _pictures(store: Store, contents: Contents, codec: Codec) -> str:
 def _codes(contents: Contents) -> str:
     lead = (
         "How the steps t use the codebook. A code counts as used when it occurs at least once. Perplexity is the "
-        f"effective number of codes, at most {contents.counts.shape[1]}. The last chart divides the uses of each code by "
-        "their mean."
+        f"effective number of codes, at most {contents.counts.shape[1]}. The last chart divides the uses of each code "
+        "by their mean."
     )
     charts = [
         bar_chart("Share of codes used by step t", contents.usage.tolist()),
