@@ -39,45 +39,59 @@ class EngineConfig:
             raise ValueError("offload is true at zero_stage 0, which shards nothing; use zero_stage 1, 2 or 3")
 
 
-def join_ranks(threads: int) -> Ranks:
-    """Join the process group that torchrun or deepspeed set up, or make one of a single rank."""
+@contextlib.contextmanager
+def joined_ranks(threads: int) -> Iterator[Ranks]:
+    """The process group that torchrun or deepspeed set up, or one of a single rank, for as long as the block runs.
+
+    Afterwards this process can join another group. After an error, the other ranks are not waited for.
+    """
     end_with_launcher()
     torch.set_num_threads(threads)
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    with _launcher_variables() as variables:
+    with _launcher_variables():
         _deepspeed().init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
         device = torch.device("cpu")
         if torch.cuda.is_available():
-            device = torch.device("cuda", int(variables["LOCAL_RANK"]))
+            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
             torch.cuda.set_device(device)
-    return Ranks(dist.get_rank(), dist.get_world_size(), device)
-
-
-def leave_ranks() -> None:
-    """Wait for the others and end the process group, after which this process can join another."""
-    dist.barrier()
-    _deepspeed().comm.destroy_process_group()
-    forget_groups()
+        ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
+        together = True
+        try:
+            yield ranks
+        except BaseException as error:
+            together = ranks.count == 1 or isinstance(error, SystemExit)  # SIGTERM ends all ranks after the same step
+            raise
+        finally:
+            if together:
+                dist.barrier()
+                _deepspeed().comm.destroy_process_group()
+                forget_groups()
 
 
 @contextlib.contextmanager
-def _launcher_variables() -> Iterator[Mapping[str, str]]:
-    """The environment that DeepSpeed reads: a launcher's, or for a single rank the same variables, set only meanwhile.
+def _launcher_variables() -> Iterator[None]:
+    """Where no launcher set them, the variables that DeepSpeed reads of a launcher, for a single rank.
 
-    Left behind, they would make ranks of all trainings that this process, or a child of it, starts later.
+    They must not outlast the group: every training that this process starts later would take itself for a rank.
     """
     single: dict[str, str] = {}
     if "RANK" not in os.environ:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        single = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        single = {
+            "RANK": "0",
+            "WORLD_SIZE": "1",
+            "LOCAL_RANK": "0",
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
     before = {name: os.environ.get(name) for name in single}
     os.environ.update(single)
     try:
-        yield os.environ
+        yield
     finally:
         for name, value in before.items():
             if value is None:
@@ -131,10 +145,9 @@ class Engine:
             "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
             "steps_per_print": 10**12,
         }
-        with _launcher_variables():
-            self._engine, *_ = _deepspeed().initialize(
-                model=model, optimizer=optimizer, dist_init_required=False, config=settings
-            )
+        self._engine, *_ = _deepspeed().initialize(
+            model=model, optimizer=optimizer, dist_init_required=False, config=settings
+        )
         if state:
             self._restore_optimizer(state)
 

@@ -11,7 +11,7 @@ import torch
 
 from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine, leave_ranks
+from rdpm.pipeline.training.engine import Engine
 from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.ranks import Ranks, any_rank
 from rdpm.pipeline.training.run_config import RunConfig
@@ -81,7 +81,6 @@ def run_steps(
     log.close()
     stop.close()
     if stopping:
-        leave_ranks()
         if ranks.first:
             say(f"{job}: stopped by SIGTERM after step {done}, which is saved; run it again to continue")
         sys.exit(_STOPPED)

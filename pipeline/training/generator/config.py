@@ -60,10 +60,11 @@ class TrainGeneratorConfig(RunConfig):
             raise ValueError(
                 f"steps_per_image is {self.steps_per_image}; use 1 to model.num_steps, {self.model.num_steps}"
             )
-        if self.validation and (self.validate_every % self.log_every or self.validation_images % self.micro_batch):
+        if self.validation and self.validate_every % self.log_every:
+            raise ValueError(f"validate_every is {self.validate_every}; use a multiple of log_every {self.log_every}")
+        if self.validation and self.validation_images % self.micro_batch:
             raise ValueError(
-                f"validate_every is {self.validate_every}, validation_images {self.validation_images}; use a multiple "
-                f"of log_every {self.log_every}, and one of micro_batch {self.micro_batch}"
+                f"validation_images is {self.validation_images}; use a multiple of micro_batch {self.micro_batch}"
             )
         if self.preview_every < 0 or self.preview_every % self.log_every:
             raise ValueError(

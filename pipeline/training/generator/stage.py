@@ -12,7 +12,7 @@ from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.stream.token_stream import TokenStream
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine, join_ranks, leave_ranks
+from rdpm.pipeline.training.engine import Engine, joined_ranks
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.inputs import TrainingStores, open_stores
 from rdpm.pipeline.training.generator.preview import show_samples
@@ -41,16 +41,15 @@ def run(config: TrainGeneratorConfig) -> None:
     if config.ranks > 1 and not under_launcher():
         launch(config.ranks, JOB, config)
         return
-    card = train_generator(config, stores)
-    leave_ranks()
+    with joined_ranks(config.threads) as ranks:
+        card = train_generator(config, stores, ranks)
     if card is not None:
         record.finish({"digest": card.digest, "steps": card.steps})
         say(f"train-generator: {config.out} is generator {card.digest[:12]}")
 
 
-def train_generator(config: TrainGeneratorConfig, stores: TrainingStores) -> ModelCard | None:
+def train_generator(config: TrainGeneratorConfig, stores: TrainingStores, ranks: Ranks) -> ModelCard | None:
     """Train to the end, or on from the last checkpoint; export the averaged weights. The card, on the first rank."""
-    ranks = join_ranks(config.threads)
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
     fresh = config.noise == "fresh"

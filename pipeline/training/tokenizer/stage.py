@@ -13,7 +13,7 @@ from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.images.listing import Listing, list_images
 from rdpm.pipeline.images.stream import ImageStream
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine, join_ranks, leave_ranks
+from rdpm.pipeline.training.engine import Engine, joined_ranks
 from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
 from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.loop import run_steps
@@ -46,20 +46,19 @@ def run(config: TrainTokenizerConfig) -> None:
             f"train-tokenizer: all images are of one class, {source.classes[0]!r}; for a generator of several classes "
             "give the folder that holds the class folders"
         )
-    card = train_tokenizer(config, source)
-    leave_ranks()
+    with joined_ranks(config.threads) as ranks:
+        card = train_tokenizer(config, source, ranks)
     if card is not None:
         record.finish({"digest": card.digest, "steps": card.steps})
         say(f"train-tokenizer: {config.out} is tokenizer {card.digest[:12]}")
 
 
-def train_tokenizer(config: TrainTokenizerConfig, source: Listing) -> ModelCard | None:
+def train_tokenizer(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> ModelCard | None:
     """Train to the end, or on from the last checkpoint, and export. Returns the card, on the first rank.
 
     source: config.images, listed.
     """
     validator = Validator(config) if config.validation else None
-    ranks = join_ranks(config.threads)
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
     identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION}

@@ -69,21 +69,21 @@ class RankPair:
 
 def _serve(connection: Connection) -> None:
     """Join the other rank, and run what is sent until the parent is gone."""
-    from rdpm.pipeline.training.engine import join_ranks
+    from rdpm.pipeline.training.engine import joined_ranks
 
-    ranks = join_ranks(1)
-    while True:
-        try:
-            path, name, arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            spec = importlib.util.spec_from_file_location("work", path)
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            connection.send((True, getattr(module, name)(ranks, *arguments)))
-        except BaseException:
-            connection.send((False, traceback.format_exc()))
+    with joined_ranks(1) as ranks:
+        while True:
+            try:
+                path, name, arguments = connection.recv()
+            except EOFError:
+                return
+            try:
+                spec = importlib.util.spec_from_file_location("work", path)
+                module = importlib.util.module_from_spec(spec)
+                spec.loader.exec_module(module)
+                connection.send((True, getattr(module, name)(ranks, *arguments)))
+            except BaseException:
+                connection.send((False, traceback.format_exc()))
 
 
 if __name__ == "__main__":

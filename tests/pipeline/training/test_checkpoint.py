@@ -36,7 +36,8 @@ def refusal(inputs, out, *options: str) -> str:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("change", "named"), [("model.depth=2", "model.depth 1 -> 2"), ("seed=1", "seed 0 -> 1"), ("weights=[1]", "weights")]
+    ("change", "named"),
+    [("model.depth=2", "model.depth 1 -> 2"), ("seed=1", "seed 0 -> 1"), ("weights=[1]", "weights")],
 )
 def test_a_checkpoint_of_another_training_is_refused_by_the_difference(inputs, out, change, named) -> None:
     message = refusal(inputs, out, change)

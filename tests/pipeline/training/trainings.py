@@ -2,15 +2,14 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from rdpm.jobs.arguments import parse
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.listing import list_images
-from rdpm.pipeline.training.engine import leave_ranks
+from rdpm.pipeline.training.engine import joined_ranks
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.inputs import open_stores
 from rdpm.pipeline.training.generator.stage import train_generator
@@ -52,15 +51,12 @@ def config(kind: str, folder: Path, out: Path, *options: str) -> RunConfig:
 def train(ranks: Ranks | None, kind: str, folder: Path, out: Path, *options: str) -> None:
     """One training to its end, without a record; on one of `ranks`, or alone in this process where they are None."""
     settings = config(kind, folder, out, *options)
-    try:
+    with nullcontext(ranks) if ranks else joined_ranks(1) as ranks:
         if isinstance(settings, TrainTokenizerConfig):
-            train_tokenizer(settings, list_images(settings.images))
+            train_tokenizer(settings, list_images(settings.images), ranks)
         else:
             assert isinstance(settings, TrainGeneratorConfig)
-            train_generator(settings, open_stores(settings))
-    finally:
-        if ranks is None and dist.is_initialized():
-            leave_ranks()
+            train_generator(settings, open_stores(settings), ranks)
 
 
 def resume_everywhere(ranks: Ranks, kind: str, folder: Path, out: Path, steps: int, *options: str) -> list[int]:

@@ -1,0 +1,98 @@
+"""What the configs of both trainings share, and the values that they refuse."""
+
+import dataclasses
+
+import pytest
+
+from rdpm.pipeline.foundation.config import field_docs, identity_of
+from rdpm.pipeline.training.engine import EngineConfig
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.draws import Draws
+from rdpm.pipeline.training.optimizers import OptimizerConfig
+from rdpm.pipeline.training.run_config import RunConfig
+from rdpm.pipeline.training.tokenizer.config import LossConfig, TrainTokenizerConfig
+
+SMALL = {"out": "o", "batch": 8, "micro_batch": 4, "steps": 4}
+
+
+def tokenizer_config(**settings) -> TrainTokenizerConfig:
+    """A config of the tokenizer's training."""
+    return TrainTokenizerConfig(**{"images": "i", **SMALL, **settings})
+
+
+def generator_config(**settings) -> TrainGeneratorConfig:
+    """A config of the generator's training."""
+    return TrainGeneratorConfig(**{"stores": ("s",), "tokenizer": "t", **SMALL, **settings})
+
+
+@pytest.mark.parametrize("kind", [TrainTokenizerConfig, TrainGeneratorConfig])
+def test_both_trainings_have_the_fields_of_a_run_with_the_same_role(kind) -> None:
+    assert issubclass(kind, RunConfig)
+    own = {field.name: field for field in dataclasses.fields(kind)}
+    for field in dataclasses.fields(RunConfig):
+        if field.name != "micro_batch":
+            assert own[field.name].metadata == field.metadata, field.name
+    with pytest.raises(TypeError):
+        kind("o")
+
+
+@pytest.mark.parametrize(
+    "kind", [TrainTokenizerConfig, TrainGeneratorConfig, LossConfig, EngineConfig, OptimizerConfig, Draws]
+)
+def test_every_field_is_documented(kind) -> None:
+    assert set(field_docs(kind)) == {field.name for field in dataclasses.fields(kind)}
+
+
+def test_the_identity_of_a_training_is_what_decides_its_result() -> None:
+    both = {"batch", "steps", "seed", "optimizer", "engine", "model"}
+    discriminating = {"micro_batch", "discriminator", "loss", "flips"}  # its BatchNorm sees micro-batches
+    drawing = {"weights", "noise", "steps_per_image", "label_dropout", "ema_decay"}
+    assert set(identity_of(tokenizer_config())) == both | discriminating
+    assert set(identity_of(generator_config())) == both | drawing
+    assert set(identity_of(EngineConfig())) == {"precision", "clip"}
+
+
+@pytest.mark.parametrize("config", [tokenizer_config, generator_config])
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"steps": 0}, "steps is 0; use 1 or more"),
+        ({"threads": 0}, "threads is 0; use 1 or more"),
+        ({"log_every": 0}, "log_every is 0; use 1 or more"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints is 0; use 1 or more"),
+        ({"checkpoint_every": 75}, "checkpoint_every is 75; use a multiple of log_every 50"),
+        ({"batch": 0}, "batch is 0"),
+        ({"ranks": 3}, "batch 8 is not a multiple of micro_batch 4 x 3 ranks"),
+    ],
+)
+def test_a_run_that_cannot_be_is_refused_by_the_value(config, settings, named) -> None:
+    with pytest.raises(ValueError) as refused:
+        config(**settings)
+    assert named in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "named"),
+    [
+        (tokenizer_config, {"workers": -1}, "workers is -1"),
+        (tokenizer_config, {"validation": "v", "validate_every": 75}, "validate_every is 75"),
+        (generator_config, {"stores": ()}, "stores is empty"),
+        (generator_config, {"label_dropout": 1.0}, "label_dropout is 1.0"),
+        (generator_config, {"ema_decay": 1.0}, "ema_decay is 1.0"),
+        (generator_config, {"steps_per_image": 11}, "steps_per_image is 11"),
+        (generator_config, {"preview_every": 75}, "preview_every is 75"),
+        (generator_config, {"validation": ("v",), "validate_every": 75}, "validate_every is 75"),
+        (generator_config, {"validation": ("v",), "validation_images": 6}, "validation_images is 6"),
+    ],
+)
+def test_settings_of_one_training_are_refused_by_the_value(config, settings, named) -> None:
+    with pytest.raises(ValueError) as refused:
+        config(**settings)
+    assert named in str(refused.value)
+
+
+def test_an_engine_that_cannot_be_is_refused_by_the_value() -> None:
+    with pytest.raises(ValueError, match="zero_stage is 4; use 0, 1, 2 or 3"):
+        EngineConfig(zero_stage=4)
+    with pytest.raises(ValueError, match="offload is true at zero_stage 0"):
+        EngineConfig(offload=True)
