@@ -33,7 +33,10 @@ class GeneratorOrigin:
     """Class names; a label is a position among them."""
 
 
-ORIGINS = {"tokenizer": TokenizerOrigin, "generator": GeneratorOrigin}
+ORIGINS: dict[str, type[TokenizerOrigin] | type[GeneratorOrigin]] = {
+    "tokenizer": TokenizerOrigin,
+    "generator": GeneratorOrigin,
+}
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""docs/token-store.md: its code runs as it stands, without any of ours, and its tables are true."""
+"""docs/token-store.md: its code runs as printed, without rdpm, and its tables and its layout are right."""
 
 import math
 import re
@@ -19,7 +19,7 @@ def page(repository) -> str:
     return (repository / "docs" / "token-store.md").read_text()
 
 
-def test_the_code_runs_without_ours(page, tmp_path, stores, python):
+def test_the_code_runs_without_rdpm(page, tmp_path, stores, python):
     stores.build(str(tmp_path / "store"), rejected=(3, 8, 19))
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
     assert len(blocks) == 4

@@ -99,7 +99,7 @@ def test_shard_ranges_hold_every_row_exactly_once_and_none_is_empty():
         assert all(0 < len(r) <= plan.shard_rows for r in ranges)
 
 
-def test_a_shard_outside_the_plan_is_our_own_mistake():
+def test_a_shard_outside_the_plan_is_a_programming_error():
     for shard in (-1, PLAN.num_shards):
         with pytest.raises(AssertionError):
             PLAN.shard_range(shard)
@@ -189,7 +189,9 @@ def test_canonical_json_depends_on_the_value_and_not_on_the_order_of_its_keys():
     assert canonical_json(one) == canonical_json(other)
     assert json.loads(canonical_json(one)) == one
     assert canonical_json(one).endswith(b"}\n")
-    assert canonical_json({"b": [{"y": "ü", "x": None}, 1], "a": 1.5}) != canonical_json(one)  # lists keep theirs
+    assert canonical_json({"b": [{"y": "ü", "x": None}, 1], "a": 1.5}) != canonical_json(
+        one
+    )  # the order in a list counts
 
 
 def changed(value):
@@ -200,7 +202,7 @@ def changed(value):
 def test_every_field_of_a_manifest_is_part_of_the_store_id(leaves):
     data = through_disk(MANIFEST)
     ids = {manifest_from_json(data).store_id}
-    fixed = ("schema_version", "kind", "precision")  # of which only a few values are valid
+    fixed = ("schema_version", "kind", "precision")  # only a few values are valid
     paths = [path for path, _ in leaves(data) if path[-1] not in fixed]
     for path in paths:
         other = copy.deepcopy(data)
@@ -217,7 +219,7 @@ def test_store_id_is_the_same_for_equal_manifests():
     assert manifest_from_json(through_disk(MANIFEST)).store_id == MANIFEST.store_id == digest_of(through_disk(MANIFEST))
 
 
-def test_token_arrays_have_one_name_for_each_axis_and_only_what_was_asked_for():
+def test_token_arrays_have_one_name_per_axis_and_only_the_requested_arrays_exist():
     for accumulated, latents in itertools.product((False, True), repeat=2):
         arrays = {spec.name: spec for spec in token_arrays(5, (8, 4, 2), accumulated, latents)}
         assert ("accumulated" in arrays, "latents" in arrays) == (accumulated, latents)
@@ -226,7 +228,7 @@ def test_token_arrays_have_one_name_for_each_axis_and_only_what_was_asked_for():
     assert all(len(spec.dims) == len(spec.row_shape) for spec in sample_arrays(5, 4, 16))
 
 
-def test_noise_seeds_differ_by_store_seed_key_and_view_and_their_parts_cannot_run_together():
+def test_noise_seeds_differ_by_store_seed_key_and_view_whose_boundaries_count():
     cases = [
         (0, "a/1", "center"),
         (1, "a/1", "center"),
@@ -240,5 +242,5 @@ def test_noise_seeds_differ_by_store_seed_key_and_view_and_their_parts_cannot_ru
 
 
 def test_noise_seed_is_frozen():
-    """Stores of any release hold it; a new rule needs a new schema version."""
+    """Stores of all releases hold such seeds; a new rule needs a new schema version."""
     assert noise_seed(0, "3/0012.png", "center") == 1194471941528912030

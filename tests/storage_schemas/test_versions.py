@@ -91,7 +91,7 @@ def test_the_identity_of_a_token_store_of_version_1_is_read_by_attribute(v1, exp
 
 
 def test_the_sampler_of_a_sample_store_of_version_1_is_in_its_current_form(v1):
-    """Its temperature multiplied the logits, and null meant the argmax."""
+    """In version 1 the temperature multiplied the logits, and null meant the argmax."""
     identities = [
         plan_from_json(json.loads((v1 / name / "plan.json").read_text())).samples
         for name in ("samples", "samples-argmax")
@@ -104,14 +104,14 @@ def test_the_sampler_of_a_sample_store_of_version_1_is_in_its_current_form(v1):
     ] * 2
 
 
-def test_current_settings_of_a_sampler_stay_as_they_are():
+def test_current_sampler_settings_are_not_changed():
     settings = {"temperature": 2.0, "version": SAMPLER_VERSION}
     assert current_sampler(settings) == settings
     assert current_sampler({"guidance": 1.0})["temperature"] == 1.0
 
 
 def test_rows_of_a_sweep_are_read_from_any_release():
-    """The first one called metrics measures, and its temperature multiplied the logits."""
+    """The first release called metrics measures, and its temperature multiplied the logits."""
     row = SweepRow("a", "runs/g", {"temperature": 0.5, "version": SAMPLER_VERSION}, {"fid": 3.0}, ("x against y",))
     facts = {"name": "a", "generator": "runs/g", "pareto": ["x against y"]}
     assert SweepRow.from_json({**facts, "sampler": row.sampler, "metrics": row.metrics}) == row

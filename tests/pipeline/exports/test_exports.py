@@ -31,7 +31,7 @@ def edit_card(folder: str, **fields) -> None:
     files.write_json(files.join(folder, CARD), {**card, **fields})
 
 
-def test_a_tokenizer_comes_back_as_it_was(tokenizer, exports):
+def test_a_tokenizer_is_read_back_unchanged(tokenizer, exports):
     folder, card = tokenizer
     model, found = load_tokenizer(folder)
     assert found == card
@@ -41,7 +41,7 @@ def test_a_tokenizer_comes_back_as_it_was(tokenizer, exports):
     assert torch.equal(model.encode(images, seeds).codes, again.encode(images, seeds).codes)
 
 
-def test_a_generator_comes_back_as_it_was(generator, exports):
+def test_a_generator_is_read_back_unchanged(generator, exports):
     folder, card = generator
     model, found = load_generator(folder)
     assert found == card
@@ -49,7 +49,7 @@ def test_a_generator_comes_back_as_it_was(generator, exports):
 
 
 @pytest.mark.parametrize(("kind", "load"), [("tokenizer", load_tokenizer), ("generator", load_generator)])
-def test_every_weight_comes_back_to_the_bit_ready_for_inference(kind, load, request, tmp_path):
+def test_every_weight_is_read_back_bit_for_bit_ready_for_inference(kind, load, request, tmp_path):
     folder, card = request.getfixturevalue(kind)
     model, _ = load(folder)
     assert not model.training
@@ -92,7 +92,7 @@ def test_a_flipped_byte_anywhere_in_the_weights_is_refused(tokenizer):
     load_tokenizer(folder)
 
 
-def test_lost_weights_are_refused_by_name(tokenizer):
+def test_missing_weights_are_refused_by_name(tokenizer):
     folder, _ = tokenizer
     files.remove(files.join(folder, WEIGHTS))
     with pytest.raises(ValueError, match=folder):
@@ -100,7 +100,7 @@ def test_lost_weights_are_refused_by_name(tokenizer):
 
 
 def test_weights_without_a_card_are_no_export(tokenizer):
-    """The card is written last, so this is what a killed job leaves."""
+    """The card is written last, so a killed job leaves weights alone."""
     folder, _ = tokenizer
     files.remove(files.join(folder, CARD))
     with pytest.raises(ValueError, match=f"{folder}.* no {CARD}"):
@@ -114,7 +114,7 @@ def test_the_wrong_kind_is_refused_by_both_kinds(tokenizer, generator):
         load_generator(tokenizer[0])
 
 
-def test_a_foreign_noise_version_is_refused_by_number(tokenizer):
+def test_another_noise_version_is_refused_by_number(tokenizer):
     folder, _ = tokenizer
     edit_card(folder, noise_version=NOISE_VERSION + 1)
     with pytest.raises(ValueError, match=f"version {NOISE_VERSION + 1}, not {NOISE_VERSION}"):
@@ -140,7 +140,7 @@ def test_what_is_no_card_is_refused_in_one_sentence(tokenizer, content):
 
 
 def test_a_setting_that_only_a_newer_release_has_is_refused_by_name(generator):
-    """Without it, weights would run in another model than the one that was trained."""
+    """Without the setting, the weights would run in a different model from the one that was trained."""
     folder, card = generator
     edit_card(folder, config={**card.config, "rotary": True})
     with pytest.raises(ValueError, match="the key rotary, which this release does not know; update rdpm"):

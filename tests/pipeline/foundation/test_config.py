@@ -59,7 +59,7 @@ def refusal(tmp_path: Path, text: str | bytes | None, *overrides: str, job: str 
     return message
 
 
-def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_path):
+def test_the_command_line_overrides_the_file_and_the_file_overrides_the_defaults(tmp_path):
     text = "out: file\nsteps: 20\ninner: {depth: 2}\n"
     assert load(tmp_path, None, "out=line") == Config("line")
     assert load(tmp_path, text) == Config("file", steps=20, inner=Inner(depth=2))
@@ -67,11 +67,11 @@ def test_the_command_line_goes_over_the_file_and_the_file_over_the_defaults(tmp_
     assert found == Config("file", rate=1.5e-3, steps=30, inner=Inner(depth=2, parts=(5,)))
 
 
-def test_of_two_overrides_of_one_key_the_last_holds(tmp_path):
+def test_of_two_overrides_of_one_key_the_last_one_counts(tmp_path):
     assert load(tmp_path, None, "out=a", "steps=1", "steps=2").steps == 2
 
 
-def test_an_override_can_set_none_and_make_what_the_file_leaves_out(tmp_path):
+def test_an_override_can_set_none_and_create_what_the_file_leaves_out(tmp_path):
     found = load(tmp_path, "out: a\n", "last=null", "maybe.depth=4")
     assert found.last is None
     assert found.maybe == Inner(depth=4)
@@ -116,7 +116,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_key_and_value(tmp_path, overrid
     assert shown in refusal(tmp_path, "out: a\n", override)
 
 
-def test_a_value_that_its_owner_refuses_is_refused_in_the_owners_words(tmp_path):
+def test_a_value_that_its_class_refuses_is_refused_with_the_message_of_the_class(tmp_path):
     assert refusal(tmp_path, "out: a\n", "inner.depth=0") == "depth is 0; use 1 or more"
 
 
@@ -131,7 +131,7 @@ def test_a_config_for_another_job_is_refused_by_both_jobs(tmp_path):
     assert load(tmp_path, "job: sample\nout: a\n", job="sample") == Config("a")
 
 
-def test_the_job_of_a_file_is_read_and_its_lack_is_refused_by_name(tmp_path):
+def test_the_job_of_a_file_is_read_and_a_file_without_job_is_refused_by_name(tmp_path):
     path = tmp_path / "config.yaml"
     path.write_text("job: sample\nout: a\n")
     assert config_job(str(path)) == "sample"
@@ -150,7 +150,7 @@ def test_a_file_that_is_no_yaml_of_keys_is_refused_by_name(tmp_path, text):
     assert "config.yaml" in refusal(tmp_path, text)
 
 
-def test_a_folder_in_the_place_of_a_file_is_refused_by_name(tmp_path):
+def test_a_folder_instead_of_a_file_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match=str(tmp_path)):
         load_config(Config, "made", str(tmp_path), [])
 
@@ -187,7 +187,7 @@ def test_the_demo_and_the_paper_have_a_config_for_each_stage():
 
 
 @pytest.mark.parametrize(("folder", "generators"), [("digits", ["generator"]), ("imagenet256", ["d12", "d16", "d20"])])
-def test_each_stage_reads_what_the_one_before_it_writes(folder, generators):
+def test_each_stage_reads_what_the_previous_one_writes(folder, generators):
     def read(name: str, kind: type, job: str):
         return load_config(kind, job, str(CONFIGS / folder / f"{name}.yaml"), [])
 

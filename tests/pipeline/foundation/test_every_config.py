@@ -69,7 +69,6 @@ CONFIGS = [
 ]  # fmt: skip
 KINDS = [type(config) for config in CONFIGS]
 each_config = pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
-each_kind = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 
 
 def dataclasses_in(package) -> set[type]:
@@ -168,7 +167,7 @@ def test_settings_saved_before_a_field_existed_have_the_identity_of_today(config
 
 
 @each_config
-def test_a_field_of_execution_never_counts(config):
+def test_a_field_marked_execution_never_counts(config):
     later = with_field(type(config), metadata=EXECUTION)
     assert identity_of(in_later(config, later, extra=8)) == identity_of(config)
     saved = json.loads(json.dumps(to_dict(in_later(config, later, extra=9))))
@@ -178,7 +177,7 @@ def test_a_field_of_execution_never_counts(config):
 @pytest.mark.parametrize("version", [1, 2])
 @each_config
 def test_a_job_finished_before_a_field_existed_is_found_finished(config, version, tmp_path):
-    """Its record is as old as its config; in version 1, inputs lie among the settings."""
+    """The record is as old as the config; in version 1 the inputs are among the settings."""
     out = str(tmp_path / "out")
     started = job(config, out)
     record = begin("job", started, {"source": "s0"})
@@ -203,8 +202,8 @@ def test_a_job_finished_before_a_field_existed_is_found_finished(config, version
 @pytest.mark.parametrize(
     "config", [config for config in CONFIGS if hasattr(config, "out")], ids=lambda c: type(c).__name__
 )
-def test_a_finished_job_is_found_finished_whatever_its_execution_fields_say(config, tmp_path):
-    """Every field marked EXECUTION but `out`, with other values; and the same job in a later release."""
+def test_a_finished_job_is_found_finished_with_any_values_of_its_execution_fields(config, tmp_path):
+    """Every field marked EXECUTION except `out` gets another value; so does the config of a later release."""
     out = str(tmp_path / "out")
     config = dataclasses.replace(config, out=out)
     record = begin("job", config, {})
@@ -224,7 +223,7 @@ def test_a_finished_job_is_found_finished_whatever_its_execution_fields_say(conf
 
 
 def with_other_value(config: Any, changed: dataclasses.Field) -> Any:
-    """The config with another value in one field; None where the config takes none of those tried."""
+    """The config with another value in one field; None where the config refuses every value tried."""
     value = getattr(config, changed.name)
     candidates = {
         bool: (not value,),

@@ -25,7 +25,7 @@ def root(request, tmp_path):
     files.remove(url)
 
 
-def test_what_is_written_is_read_back_and_replaced_whole(root):
+def test_what_is_written_is_read_back_and_replaced_completely(root):
     url = files.join(root, "a", "b", "file.bin")
     for data in (b"x" * 1000, b"", b"short"):
         files.write_bytes(url, data)
@@ -72,7 +72,7 @@ def test_a_failed_block_leaves_no_temporary_file_on_disk(tmp_path):
     assert os.listdir(tmp_path) == ["once"]
 
 
-def test_readers_see_one_whole_version_while_it_is_replaced(tmp_path):
+def test_readers_see_one_complete_version_while_it_is_replaced(tmp_path):
     url = str(tmp_path / "file.bin")
     versions = [bytes([letter]) * 300_000 for letter in b"ab"]
     files.write_bytes(url, versions[0])
@@ -112,7 +112,7 @@ def test_a_killed_writer_leaves_nothing(tmp_path, python, repository):
     process.wait()
     process.stdout.close()
     if sys.platform == "linux":
-        assert os.listdir(tmp_path) == []  # elsewhere a temporary file stays, of which no reader hears
+        assert os.listdir(tmp_path) == []  # elsewhere a temporary file remains, which listings leave out
     assert files.list_names(str(tmp_path)) == []
     assert files.list_files(str(tmp_path)) == []
     assert not files.exists(url)
@@ -188,7 +188,7 @@ def test_listings_are_sorted_and_leave_hidden_names_out(root):
     assert files.list_folders(root) == ["b"]
 
 
-def test_a_folder_that_is_not_there_lists_as_empty(root):
+def test_a_missing_folder_lists_as_empty(root):
     nowhere = files.join(root, "nowhere")
     assert (files.list_names(nowhere), files.list_folders(nowhere), files.exists(nowhere)) == ([], [], False)
 

@@ -29,7 +29,7 @@ INPUTS = {"source": "s0", "digests": {"tokenizer": "t0"}}
 
 @pytest.fixture
 def out(tmp_path) -> str:
-    """Where a job has put what it makes."""
+    """The folder that a job has created for its output."""
     made = tmp_path / "runs" / "made"
     made.mkdir(parents=True)
     return str(made)
@@ -50,7 +50,7 @@ def test_a_finished_job_is_found_finished_with_its_result(out):
 
 
 def test_a_killed_job_continues_and_can_finish(out):
-    start(out)  # and its process dies
+    start(out)  # then its process dies
     again = start(out)
     assert not again.finished
     again.finish({"rows": 3})
@@ -76,7 +76,7 @@ def test_a_finished_job_whose_out_was_deleted_is_done_again(out):
     ],
 )
 @pytest.mark.parametrize("finished", [False, True])
-def test_other_settings_or_inputs_are_refused_by_what_changed_and_nothing_is_touched(
+def test_other_settings_or_inputs_are_refused_by_what_changed_and_nothing_is_written(
     out, settings, inputs, change, finished
 ):
     record = start(out)
@@ -90,7 +90,7 @@ def test_other_settings_or_inputs_are_refused_by_what_changed_and_nothing_is_tou
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_a_setting_of_execution_may_change(out, finished):
+def test_a_setting_marked_execution_may_change(out, finished):
     record = start(out)
     if finished:
         record.finish({"rows": 3})
@@ -157,9 +157,9 @@ def test_a_damaged_record_is_refused_by_name(out):
         start(out)
 
 
-def test_what_no_job_of_ours_made_is_not_written_over(tmp_path):
+def test_what_no_job_has_recorded_is_not_overwritten(tmp_path):
     (tmp_path / "out").mkdir()
-    start(str(tmp_path / "out"))  # an empty folder is free to take
+    start(str(tmp_path / "out"))  # an empty folder may be used
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
     (tmp_path / "file").write_text("mine")
@@ -169,7 +169,7 @@ def test_what_no_job_of_ours_made_is_not_written_over(tmp_path):
         assert not (tmp_path / f"{name}.record.json").exists()
 
 
-def test_finished_work_that_lost_a_file_is_not_finished(tmp_path):
+def test_a_finished_job_that_has_lost_a_file_is_not_finished(tmp_path):
     out = str(tmp_path / "out")
     record = start(out, makes=("manifest.json",))
     (tmp_path / "out").mkdir()
@@ -225,7 +225,7 @@ def test_records_of_the_first_release_are_read(repository, name):
 
 
 def test_a_job_that_the_first_release_finished_is_finished(out):
-    """Its record has the inputs among the settings, and no settings of execution."""
+    """Its record has the inputs among the settings, and no fields marked EXECUTION."""
     settings = {"seed": 0, "model": {"depth": 2, "parts": [1, 2]}, "name": "a", **INPUTS}
     facts = {"job": "sample", "identity": "a digest", "finished": True, "seconds": 1.5, "result": {"rows": 3}}
     files.write_json(f"{out}.record.json", {**facts, "settings": settings})

@@ -1,4 +1,4 @@
-"""Settings that any release saved, and the documentation of fields."""
+"""Settings saved by any release, and the documentation of fields."""
 
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -11,7 +11,7 @@ from rdpm.pipeline.foundation.config import field_docs, from_saved, identity_of,
 
 @dataclass(frozen=True)
 class OldInner:
-    """Has renamed, upgraded and execution fields."""
+    """A config with a renamed field, an upgraded field and a field marked EXECUTION."""
 
     RENAMED: ClassVar[dict[str, str]] = {"phi": "base"}
 
@@ -30,7 +30,7 @@ class OldInner:
 
 @dataclass(frozen=True)
 class OldConfig:
-    """Holds others of them in every way that a config can."""
+    """A config that contains other configs in every possible way."""
 
     out: str = field(metadata=EXECUTION)
     """Where the result goes."""
@@ -86,7 +86,7 @@ def test_from_saved_leaves_execution_to_the_defaults():
     ],
 )
 def test_from_saved_refuses_what_only_a_newer_release_can_have_written(tree, key):
-    """Otherwise a model would be built without what the setting asks for."""
+    """Otherwise the model would be built without the newer setting."""
     with pytest.raises(ValueError, match=f"the key {key}, which this release does not know; update rdpm"):
         from_saved(OldConfig, {"out": "o", **tree})
 
@@ -98,7 +98,7 @@ def test_an_old_key_in_a_config_is_refused_with_its_new_name(tmp_path, key):
     assert str(refused.value) == f"unknown config key {key}; it is now called {key.removesuffix('phi')}base"
 
 
-def test_an_unknown_key_in_a_list_is_refused_by_its_place():
+def test_an_unknown_key_in_a_list_is_refused_by_its_position():
     with pytest.raises(ValueError, match=r"unknown config key listed\.1\.bose; did you mean listed\.1\.base\?"):
         load_config(OldConfig, "made", None, ["out=a", "listed=[{}, {bose: 1}]"])
 

@@ -18,7 +18,7 @@ from rdpm.pipeline.images.decode import (
 
 
 def random_pixels(*arguments, **options) -> np.ndarray:
-    """The window alone."""
+    """Only the window."""
     return random_view(*arguments, **options).pixels[0]
 
 
@@ -29,13 +29,13 @@ def encode(picture: Image.Image, fmt: str = "PNG", **options) -> bytes:
 
 
 def coordinates(width: int, height: int) -> Image.Image:
-    """A picture whose every pixel says where it is: red is x, green is y."""
+    """A picture whose pixels encode their position: red is x, green is y."""
     x, y = np.meshgrid(np.arange(width), np.arange(height))
     return Image.fromarray(np.stack([x, y, x * 0], -1).astype(np.uint8))
 
 
 def smooth(width: int, height: int) -> Image.Image:
-    """A colourful picture without edges, which JPEG keeps to a few levels."""
+    """A colourful picture without edges, which JPEG changes by a few levels only."""
     x, y = np.meshgrid(np.linspace(0, 1, width), np.linspace(0, 1, height))
     return Image.fromarray((255 * np.stack([x, y, (x + y) / 2], -1)).round().astype(np.uint8))
 
@@ -62,7 +62,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
-def test_what_is_no_whole_image_is_rejected_with_a_reason(data):
+def test_what_is_no_complete_image_is_rejected_with_a_reason(data):
     with pytest.raises(Reject) as rejected:
         center_view(data, 8, 3)
     assert 3 < len(str(rejected.value)) <= 200
@@ -70,11 +70,11 @@ def test_what_is_no_whole_image_is_rejected_with_a_reason(data):
 
 
 @pytest.mark.parametrize("data", BAD.values(), ids=BAD.keys())
-def test_the_reason_depends_on_the_bytes_alone(data):
+def test_the_reason_depends_only_on_the_bytes(data):
     """Reasons are stored, and a retry must store the same bytes."""
     reasons, held = set(), []
     for size in range(3):
-        held.append(bytearray(10_000 * (size + 1)))  # so that nothing lands at the same address again
+        held.append(bytearray(10_000 * (size + 1)))  # so that no address is used twice
         with pytest.raises(Reject) as rejected:
             open_picture(bytes(data), 3)
         reasons.add(str(rejected.value))
@@ -118,8 +118,8 @@ def test_cmyk_keeps_its_colours():
     assert np.abs(found - np.asarray(smooth(32, 32))).max() < 20
 
 
-def test_a_cmyk_jpeg_counts_its_inks_as_its_marker_says():
-    """With Adobe's marker 255 is no ink, without it 255 is all ink (as libjpeg and browsers have it)."""
+def test_the_marker_of_a_cmyk_jpeg_decides_whether_its_inks_are_inverted():
+    """With Adobe's marker 255 means no ink, without it 255 means full ink (as in libjpeg and browsers)."""
     adobe = encode(smooth(32, 32).convert("CMYK"), "JPEG", quality=95)
     start = adobe.index(b"\xff\xee\x00\x0eAdobe")
     plain = adobe[:start] + adobe[start + 16 :]
@@ -128,14 +128,14 @@ def test_a_cmyk_jpeg_counts_its_inks_as_its_marker_says():
     assert np.abs(pixels_of(plain) - pixels_of(adobe)).max() > 100
 
 
-def test_grey_with_alpha_and_one_bit_pictures_are_what_they_show():
+def test_grey_pictures_with_alpha_and_one_bit_pictures_are_decoded_as_they_look():
     grey = Image.fromarray(np.array([[[90, 255], [90, 0]]], np.uint8), "LA")
     assert pixels_of(encode(grey))[0].tolist() == [[90] * 3, [255] * 3]
     bits = Image.fromarray(np.array([[True, False]]))
     assert pixels_of(encode(bits))[0].tolist() == [[255] * 3, [0] * 3]
 
 
-def test_transparency_is_laid_on_white():
+def test_transparency_becomes_white():
     colours = np.array([[[200, 0, 40, 0], [200, 0, 40, 255], [200, 0, 40, 128]]], np.uint8)
     found = pixels_of(encode(Image.fromarray(colours)))[0]
     assert found[0].tolist() == [255, 255, 255]
@@ -271,7 +271,7 @@ LAST = np.nextafter(np.float32(1), np.float32(0))
 
 
 @pytest.mark.parametrize(("width", "height"), [(8, 20), (20, 8), (8, 8), (250, 8), (8, 256)])
-def test_random_windows_stay_inside_reach_every_place_and_are_what_they_show(width, height):
+def test_random_windows_stay_inside_reach_every_position_and_are_cut_where_they_say(width, height):
     data = encode(coordinates(width, height))
     places = set()
     for u in np.append(np.linspace(0, 1, 300, endpoint=False, dtype=np.float32), LAST):
@@ -279,10 +279,10 @@ def test_random_windows_stay_inside_reach_every_place_and_are_what_they_show(wid
         left, top = int(view[0, 0, 0]), int(view[0, 0, 1])
         places.add((left, top))
         assert np.array_equal(view, np.asarray(coordinates(width, height))[top : top + 8, left : left + 8])
-    assert len(places) == max(width, height) - 7  # from edge to edge, one side being fixed
+    assert len(places) == max(width, height) - 7  # from edge to edge; the other side has one position
 
 
-def test_the_two_sides_are_drawn_apart():
+def test_the_two_sides_are_drawn_independently():
     data = encode(smooth(64, 16))
     tall = encode(smooth(16, 64))
     for u in (0.1, 0.7):
@@ -290,7 +290,7 @@ def test_the_two_sides_are_drawn_apart():
         assert np.array_equal(*(random_pixels(tall, 16, 3, np.array([v, u, 0.9]), True) for v in (0.0, 0.8)))
 
 
-def test_a_random_view_flips_below_one_half_and_only_where_asked_for():
+def test_a_random_view_flips_below_one_half_and_only_on_request():
     data = encode(noisy(24, 16))
     straight = random_pixels(data, 16, 3, np.array([0.3, 0.0, 0.5]), flips=True)
     mirrored = random_pixels(data, 16, 3, np.array([0.3, 0.0, 0.49]), flips=True)
@@ -314,7 +314,7 @@ def encode_header_of(width: int, height: int) -> bytes:
     return f"P5 {width} {height} 255\n".encode() + bytes(width * height)
 
 
-def test_a_thin_picture_that_resizing_would_blow_up_is_rejected(monkeypatch):
+def test_a_thin_picture_that_would_become_huge_is_rejected(monkeypatch):
     """1 x 300 has few pixels; with its short side at 256 it has 20 million."""
     monkeypatch.setattr(decode, "MAX_PIXELS", 1_000_000)
     with pytest.raises(Reject, match="1 x 300"):

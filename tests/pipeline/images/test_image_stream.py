@@ -8,7 +8,7 @@ from PIL import Image
 from rdpm.pipeline.images.listing import list_images
 from rdpm.pipeline.images.stream import ImageStream
 
-BATCHES = 7  # of 8 images out of 24: two epochs and a piece of the third
+BATCHES = 7  # of 8 images out of 24: two epochs and a part of the third
 
 
 def stream_of(folder: str, *, rank: int = 0, ranks: int = 1, seed: int = 5, flips: bool = True, size: int = 6):
@@ -61,7 +61,7 @@ def test_resuming_anywhere_gives_the_rest_of_the_stream(digit_folder, uninterrup
     assert same(read(stream_of(digit_folder), 3, workers=2), uninterrupted[3:])
 
 
-def test_without_crops_and_flips_every_image_comes_exactly_once_an_epoch(digit_folder):
+def test_without_crops_and_flips_every_image_occurs_exactly_once_per_epoch(digit_folder):
     source = list_images(digit_folder)
     stored = sorted(np.asarray(Image.open(io.BytesIO(source.read(i)))).tobytes() for i in range(len(source)))
     batches = read(stream_of(digit_folder, flips=False, size=8), stop=6)
@@ -77,7 +77,7 @@ def test_no_two_positions_share_a_noise_seed(digit_folder):
     assert len(seeds.unique()) == len(seeds) == 96
 
 
-def test_with_flips_each_epoch_mirrors_images_anew(digit_folder):
+def test_with_flips_each_epoch_mirrors_different_images(digit_folder):
     epochs = torch.cat([images for images, _ in read(stream_of(digit_folder), stop=12)]).view(4, 24, -1)
     seen = [{image.numpy().tobytes() for image in epoch} for epoch in epochs]
     assert all(len(epoch) == 24 for epoch in seen)
@@ -104,7 +104,7 @@ def test_a_source_without_a_usable_image_stops_with_one_sentence(tmp_path, worke
 
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("ranks", [1, 2])
-def test_a_truncated_image_is_named_and_its_neighbour_takes_its_place(tmp_path, digits, workers, ranks):
+def test_a_truncated_image_is_reported_and_the_next_image_replaces_it(tmp_path, digits, workers, ranks):
     for number, pixels in enumerate(digits[0][:12]):
         path = tmp_path / "a" / f"{number:02d}.png"
         path.parent.mkdir(exist_ok=True)
@@ -116,10 +116,10 @@ def test_a_truncated_image_is_named_and_its_neighbour_takes_its_place(tmp_path, 
     assert set.union(*named) == {"a/07.png"}
     images = torch.cat([torch.cat([part[k].images for part in batches]) for k in range(3)])
     counts = [int((images.flatten(1) == image.flatten()).all(1).sum()) for image in images]
-    assert sorted(counts) == [2] * 20 + [4] * 4  # the twelve places twice each, the neighbour's picture in two of them
+    assert sorted(counts) == [2] * 20 + [4] * 4  # twelve places, twice each; the next picture replaces one
 
 
-def test_batches_know_their_place_in_the_stream(digit_folder):
+def test_batches_know_their_position_in_the_stream(digit_folder):
     batches = list(stream_of(digit_folder, rank=1, ranks=2).batches(2, 5, 0))
     assert [batch.position for batch in batches] == [20, 28, 36]
 

@@ -30,7 +30,7 @@ def lay(root: str, *names: str) -> None:
 
 @pytest.fixture(params=["local", "memory"])
 def root(request, tmp_path):
-    """An empty place for class folders, on this machine and elsewhere."""
+    """An empty folder for class folders, on this machine and on another file system."""
     if request.param == "local":
         yield str(tmp_path)
         return
@@ -48,7 +48,7 @@ def test_listing_is_sorted_whatever_the_order_of_writing(tmp_path):
     assert one.digest == other.digest
 
 
-def test_labels_are_places_among_the_sorted_class_names(root):
+def test_labels_are_positions_among_the_sorted_class_names(root):
     lay(root, "zebra/1.png", "ant/2.png", "ant/deep/er/3.png", "bee/1.png")
     source = list_images(root)
     assert source.classes == ("ant", "bee", "zebra")
@@ -68,7 +68,7 @@ def test_every_listed_image_can_be_read_at_its_url_and_has_its_size(root):
         assert len(source.read(index)) == size > 0
 
 
-def test_hidden_files_other_suffixes_and_files_outside_classes_are_passed_over(root):
+def test_hidden_files_other_suffixes_and_files_outside_classes_are_skipped(root):
     lay(root, "a/1.png", "a/2.JPG", "a/3.JpEg")
     lay(root, "a/.hidden.png", ".cache/1.png", "a/.thumbs/1.png", "a/notes.txt", "a/png", "loose.png", "c/readme.md")
     source = list_images(root)
@@ -76,7 +76,7 @@ def test_hidden_files_other_suffixes_and_files_outside_classes_are_passed_over(r
     assert source.classes == ("a",)
 
 
-def test_a_hidden_folder_on_the_way_to_the_root_hides_nothing(tmp_path):
+def test_a_hidden_folder_above_the_root_hides_nothing(tmp_path):
     lay(str(tmp_path / ".data"), "a/1.png")
     assert keys_of(list_images(str(tmp_path / ".data"))) == ["a/1.png"]
 
@@ -98,7 +98,7 @@ def test_a_folder_without_images_in_class_folders_is_refused_by_name(tmp_path, n
         list_images(str(tmp_path))
 
 
-def test_the_digest_depends_on_keys_labels_and_sizes_and_not_on_the_place(tmp_path):
+def test_the_digest_depends_on_keys_labels_and_sizes_and_not_on_the_location(tmp_path):
     def digest(folder: str, *names: str, **contents: bytes) -> str:
         lay(str(tmp_path / folder), *names)
         for name, data in contents.items():
@@ -142,7 +142,9 @@ def test_every_kind_of_source_gives_the_same_listing_and_the_same_bytes(tmp_path
     assert listing.digest == list_images(str(class_folders)).digest
 
 
-def test_a_restart_knows_containers_by_names_and_sizes_and_folders_not_at_all(tmp_path, write_source, some_images):
+def test_a_restart_recognizes_containers_by_names_and_sizes_but_never_class_folders(
+    tmp_path, write_source, some_images
+):
     url = write_source(tmp_path / "source", some_images)
     source = open_source(url)
     assert source.fingerprint == open_source(url).fingerprint
@@ -192,7 +194,7 @@ def write_tar(path, **members: bytes) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def test_long_names_links_and_folders_in_a_tar_are_read_as_tar_means_them(tmp_path):
+def test_long_names_links_and_folders_in_a_tar_are_read_as_tarfile_reads_them(tmp_path):
     long = "n" * 150 + ".png"
     for number, kind in enumerate((tarfile.GNU_FORMAT, tarfile.PAX_FORMAT, tarfile.USTAR_FORMAT)):
         path = tmp_path / f"{number}.tar"
@@ -211,8 +213,8 @@ def test_long_names_links_and_folders_in_a_tar_are_read_as_tar_means_them(tmp_pa
 
 
 @pytest.mark.parametrize("cut", [0, 1, 511, 512, 700, 1024])
-def test_a_cut_tar_is_refused_by_name(tmp_path, cut):
-    """Also where the cut lies between two members, so that what is left would read well."""
+def test_a_truncated_tar_is_refused_by_name(tmp_path, cut):
+    """Also where the tar ends between two members, so that the rest looks like a complete one."""
     path = tmp_path / "x.tar"
     write_tar(path, **{"a__1.png": bytes(512), "a__2.png": bytes(512)})
     path.write_bytes(path.read_bytes()[: 2048 - cut])
@@ -246,7 +248,7 @@ def test_what_is_no_source_or_several_is_refused_by_name(tmp_path):
     refused("hold 'a/1.png' twice", str(tmp_path / "{x,z}.tar"))
 
 
-def test_an_image_that_changed_or_went_since_it_was_listed_is_rejected(tmp_path):
+def test_an_image_that_changed_or_vanished_since_it_was_listed_is_rejected(tmp_path):
     lay(str(tmp_path), "a/1.png", "a/2.png", "a/3.png")
     listing = list_images(str(tmp_path))
     files.write_bytes(str(tmp_path / "a" / "1.png"), picture() + b"x")

@@ -14,7 +14,7 @@ from rdpm.pipeline.images.worklist import ListingGone, Worklist, read_worklist, 
 
 @pytest.fixture
 def shards() -> dict[int, range]:
-    """Shards of five images, of which neighbours share one, and one is left out."""
+    """Shards of five or six images; successive ones share an image, and shard 2 is missing."""
     return {0: range(0, 5), 1: range(4, 10), 3: range(14, 20), 4: range(19, 24)}
 
 
@@ -36,7 +36,7 @@ def tar_of(folder: str, path: Path) -> str:
     return shutil.make_archive(str(path), "tar", folder)
 
 
-def test_a_restart_takes_up_a_whole_listing_of_the_same_containers(digit_folder, tmp_path, shards, monkeypatch):
+def test_a_restart_reuses_a_complete_listing_of_the_same_containers(digit_folder, tmp_path, shards, monkeypatch):
     source, store = tar_of(digit_folder, tmp_path / "images"), str(tmp_path / "store")
     with closing(Worklist(source, store)) as first:
         first.write(shards)
@@ -50,7 +50,7 @@ def test_a_restart_takes_up_a_whole_listing_of_the_same_containers(digit_folder,
         Worklist(tar_of(digit_folder, tmp_path / "other"), store)
 
 
-def test_a_listing_that_was_cut_off_is_not_taken_up(digit_folder, tmp_path, shards):
+def test_an_incomplete_listing_is_not_reused(digit_folder, tmp_path, shards):
     source, store = tar_of(digit_folder, tmp_path / "images"), str(tmp_path / "store")
     with closing(Worklist(source, store)) as first:
         first.write(shards)
@@ -70,7 +70,7 @@ def test_class_folders_are_listed_again(digit_folder, tmp_path, shards):
         assert again.folder != first.folder
 
 
-def test_containers_that_changed_under_their_names_are_refused_where_it_shows(digit_folder, tmp_path, shards):
+def test_containers_that_changed_under_the_same_names_are_refused_when_listed_again(digit_folder, tmp_path, shards):
     source, store = tar_of(digit_folder, tmp_path / "images"), str(tmp_path / "store")
     with closing(Worklist(source, store)) as first:
         first.write(shards)
@@ -105,11 +105,11 @@ print(json.dumps(peaks))
 
 @pytest.mark.slow
 def test_the_memory_of_planning_does_not_grow_with_the_number_of_images(python, repository):
-    """A million images are measured by hand: `docs/benchmarks.md`."""
+    """A measurement with a million images is in `docs/benchmarks.md`."""
     done = subprocess.run(
         [*python, "-c", PLANNING, "[10000, 100000]"], cwd=repository, capture_output=True, text=True, check=True
     )
     small, large = json.loads(done.stdout)
     assert large < 1.1 * small
     table = pa.table({"key": [f"n00000000/n00000000_{i}.JPEG" for i in range(100_000)]})
-    assert table.nbytes > 2_000_000  # what would have been held, of the keys alone
+    assert table.nbytes > 2_000_000  # the keys alone would take this much

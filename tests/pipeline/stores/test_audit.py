@@ -42,7 +42,7 @@ CONTRADICTIONS = (
 
 
 @pytest.mark.parametrize(("named", "change"), CONTRADICTIONS)
-def test_whole_bytes_that_contradict_each_other_are_found_by_name(tmp_path, stores, named, change):
+def test_undamaged_parts_that_contradict_each_other_are_found_by_name(tmp_path, stores, named, change):
     plan, url = stores.plan(), str(tmp_path / "store")
     start_store(url, plan)
     for shard in range(plan.num_shards):
@@ -57,7 +57,7 @@ def test_whole_bytes_that_contradict_each_other_are_found_by_name(tmp_path, stor
     assert named in found[0]
 
 
-def test_a_stranger_among_the_index_or_the_commits_is_named(tmp_path, stores):
+def test_a_file_of_no_shard_among_the_index_or_the_commits_is_named(tmp_path, stores):
     store = stores.build(str(tmp_path / "store"))
     for name in ("index/00003.parquet", "commits/00003.json"):
         files.write_bytes(files.join(store.url, name), b"stranger")
@@ -67,7 +67,7 @@ def test_a_stranger_among_the_index_or_the_commits_is_named(tmp_path, stores):
     assert sentences(store) == []
 
 
-def test_notes_on_environments_are_no_strangers(tmp_path, stores):
+def test_records_of_environments_are_no_findings(tmp_path, stores):
     store = stores.build(str(tmp_path / "store"))
     leave_environment(store.url)
     files.write_bytes(files.join(store.url, "environments", "0123456789ab.json"), b"damaged or not")
@@ -75,7 +75,7 @@ def test_notes_on_environments_are_no_strangers(tmp_path, stores):
     assert sentences(store) == []
 
 
-def test_an_audit_gives_the_whole_arrays_of_a_damaged_shard_and_not_the_others(tmp_path, stores):
+def test_an_audit_returns_the_undamaged_arrays_of_a_damaged_shard_and_no_others(tmp_path, stores):
     store = stores.build(str(tmp_path / "store"))
     files.write_bytes(files.join(store.url, store.manifest.plan.objects(1)["codes"]), b"damage")
     audit = audit_shard(store, 1)
@@ -95,7 +95,7 @@ def damaged(data: bytes, draw: random.Random) -> bytes | None:
 
 
 def read_everything(store: Store) -> list[bytes]:
-    """Everything that a reader can get, each part as bytes; none of a part that is refused."""
+    """Everything that a reader can get, each part as bytes; a part that is refused is empty."""
     reads = [lambda name=name: store.read_all(name).tobytes() for name in store.specs]
     reads += [lambda: str(store.index().to_pylist()).encode(), lambda: stream_bytes(store)]
     found = []
@@ -108,7 +108,7 @@ def read_everything(store: Store) -> list[bytes]:
 
 
 def stream_bytes(store: Store) -> bytes:
-    with tempfile.TemporaryDirectory() as cache:  # that of another damage would still hold what was whole then
+    with tempfile.TemporaryDirectory() as cache:  # another cache could still hold rows from before the damage
         stream = TokenStream([store], seed=0, latents=False, config=StreamConfig(cache=cache, workers=0))
         batch = stream.batch(np.arange(len(stream)))
         return b"".join(part.tobytes() for part in (batch.codes, batch.seeds, batch.labels))

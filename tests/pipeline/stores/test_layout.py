@@ -36,7 +36,7 @@ def values_of(spec: ArraySpec, rows: int) -> np.ndarray:
 
 
 @names
-def test_chunks_are_bit_shuffled_and_every_chunk_and_the_shards_table_end_in_a_crc(plan_of, spec):
+def test_chunks_are_bit_shuffled_and_every_chunk_and_the_table_end_in_a_crc(plan_of, spec):
     metadata = json.loads(metadata_objects(plan_of(spec))[f"{spec.name}/zarr.json"])
     (sharding,) = metadata["codecs"]
     assert sharding["name"] == "sharding_indexed"
@@ -52,7 +52,7 @@ def test_chunks_are_bit_shuffled_and_every_chunk_and_the_shards_table_end_in_a_c
 
 
 @names
-def test_a_shard_decodes_to_what_zarr_reads_to_the_bit(tmp_path, plan_of, spec):
+def test_a_shard_decodes_bit_for_bit_to_what_zarr_reads(tmp_path, plan_of, spec):
     plan = plan_of(spec)
     create_arrays(str(tmp_path), plan)
     written = values_of(spec, plan.rows)
@@ -67,7 +67,7 @@ def test_a_shard_decodes_to_what_zarr_reads_to_the_bit(tmp_path, plan_of, spec):
 
 
 @names
-def test_a_reader_that_checks_nothing_sees_a_lost_object_as_no_data_of_ours(tmp_path, plan_of, spec):
+def test_a_reader_without_checks_sees_values_that_no_row_has_in_place_of_a_missing_object(tmp_path, plan_of, spec):
     plan = plan_of(spec)
     create_arrays(str(tmp_path), plan)
     data = encode_shard(plan, spec, 0, values_of(spec, 8))

@@ -1,4 +1,4 @@
-"""Plans and manifests: other plans, older ones, and what is none."""
+"""Plans and manifests: different ones, older ones, and data that are neither."""
 
 import dataclasses
 import json
@@ -43,13 +43,13 @@ def test_another_plan_is_refused_by_the_field_that_differs_and_changes_nothing(t
 
 
 def changed(plan: Plan, **facts) -> Plan:
-    """The plan with other facts, of its own or of its identity."""
+    """The plan with other values, in its own fields or in those of its identity."""
     own = {name: facts.pop(name) for name in list(facts) if hasattr(plan, name)}
     return dataclasses.replace(plan, **own, identity=dataclasses.replace(plan.identity, **facts))
 
 
 def test_what_a_plan_of_version_1_does_not_record_is_no_difference(tmp_path, stores, tree):
-    """The store keeps the plan that it has, and with it the digest that it would have had."""
+    """The store keeps its old plan, and therefore the digest that the old release would have computed."""
     url, plan = str(tmp_path / "store"), stores.plan()
     old = {**plan_to_json(plan), "schema_version": 1}
     del old["identity"]["device"]
@@ -83,7 +83,7 @@ SAMPLES = SampleIdentity(
 
 
 def test_a_sample_store_of_version_1_is_continued_with_its_sampler_in_the_current_form(tmp_path):
-    """Its temperature multiplied the logits, and it recorded neither attention nor device."""
+    """In version 1 the temperature multiplied the logits, and plans recorded neither attention nor device."""
     url, plan = str(tmp_path / "store"), Plan("samples", 4, 4, 4, sample_arrays(2, 2, 4), SAMPLES)
     old = {**plan_to_json(plan), "schema_version": 1}
     identity = old["identity"]
@@ -98,7 +98,7 @@ def test_a_sample_store_of_version_1_is_continued_with_its_sampler_in_the_curren
             start_store(url, changed(plan, **change))
 
 
-def test_a_setting_of_the_sampler_that_came_later_is_no_difference_at_its_default(tmp_path):
+def test_a_sampler_setting_added_later_is_no_difference_at_its_default(tmp_path):
     """As if this release had added top_p since the store was started."""
     url, plan = str(tmp_path / "store"), Plan("samples", 4, 4, 4, sample_arrays(2, 2, 4), SAMPLES)
     old = plan_to_json(plan)
@@ -116,7 +116,7 @@ def store(tmp_path, stores) -> Path:
 
 
 def republished(store: Path, change) -> None:
-    """Change the manifest's data and sign it with their own digest, as another program could."""
+    """Change the data of the manifest and give it the matching digest, as another program could."""
     data = json.loads((store / "manifest.json").read_text())
     del data[STORE_ID]
     change(data)
@@ -167,7 +167,7 @@ def test_a_plan_that_is_no_plan_is_refused_in_one_sentence_where_a_store_is_star
     assert tree(url) == before
 
 
-def test_a_plan_of_a_newer_version_or_no_json_is_refused_where_a_store_is_started(tmp_path, stores):
+def test_a_plan_of_a_newer_version_or_without_json_is_refused_where_a_store_is_started(tmp_path, stores):
     url, plan = tmp_path / "store", stores.plan()
     files.write_json(f"{url}/plan.json", {**plan_to_json(plan), "schema_version": 3})
     with pytest.raises(ValueError, match=r"plan\.json: the plan has schema version 3, .*; update rdpm"):

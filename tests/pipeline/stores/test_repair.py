@@ -1,4 +1,4 @@
-"""Repair puts back the bytes that were published, or nothing."""
+"""A repair restores the published bytes, or changes nothing."""
 
 import dataclasses
 import random
@@ -26,7 +26,7 @@ def store(tmp_path, stores) -> Store:
 
 
 class Remake:
-    """Takes the place of the encoder, which has its test below: writes the same rows, and lists the shards it made.
+    """Replaces the encoder, which has a test of its own below: writes the same rows, and lists the shards it made.
 
     The shard `other` comes out without its rejects.
     """
@@ -65,7 +65,7 @@ def repaired(store: Store, remake: Remake) -> list[int]:
 
 
 @pytest.mark.parametrize("count", [1, 3, 12])
-def test_any_damage_but_the_manifests_is_repaired_to_the_bytes_that_were_published(store, remake, tree, count):
+def test_any_damage_except_of_the_manifest_is_repaired_to_the_published_bytes(store, remake, tree, count):
     clean = tree(store.url)
     draw = random.Random(count)
     for _ in range(8):
@@ -79,7 +79,7 @@ def test_any_damage_but_the_manifests_is_repaired_to_the_bytes_that_were_publish
         assert verify_store(store).findings == ()
 
 
-def test_lost_records_are_restored_without_encoding_anything(store, remake, tree):
+def test_missing_records_are_restored_without_encoding_anything(store, remake, tree):
     clean = tree(store.url)
     for name in clean:
         if name.endswith(".json") and name != "manifest.json":
@@ -88,7 +88,7 @@ def test_lost_records_are_restored_without_encoding_anything(store, remake, tree
     assert tree(store.url) == clean
 
 
-def test_lost_records_of_a_store_of_version_1_get_their_old_bytes(repository, tmp_path, tree):
+def test_missing_records_of_a_store_of_version_1_get_their_old_bytes(repository, tmp_path, tree):
     url = str(shutil.copytree(repository / "tests" / "fixtures" / "v1" / "store", tmp_path / "store"))
     store, before = open_store(url), tree(url)
     for name in ("plan.json", "zarr.json", "codes/zarr.json", "commits/00001.json"):
@@ -107,7 +107,7 @@ def test_a_shard_that_comes_out_differently_changes_no_object(store, stores, tre
     assert tree(store.url) == before
 
 
-def test_a_repair_cut_short_at_any_object_loses_nothing_and_can_be_run_again(store, remake, tree, monkeypatch):
+def test_a_repair_interrupted_at_any_object_loses_nothing_and_can_be_run_again(store, remake, tree, monkeypatch):
     clean = tree(store.url)
     write, plan = files.write_bytes, store.manifest.plan
     moved = [*plan.objects(1).values(), "commits/00001.json"]
@@ -152,7 +152,7 @@ def test_the_job_encodes_damaged_shards_again_and_refuses_what_would_make_anothe
     tokenize(config)
 
     def make_again(config: TokenizeConfig):
-        """As the job `verify` does it."""
+        """What the job `verify` uses."""
         plan = store.manifest.plan
         return lambda folder, shards: tokenize_again(dataclasses.replace(config, out=folder), plan, shards)
 

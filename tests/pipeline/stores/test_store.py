@@ -29,7 +29,7 @@ REJECTED = (3, 8, 19)
 
 
 def problems(store: Store) -> list[str]:
-    """What verify says of it."""
+    """The sentences of what verify finds."""
     return [finding.sentence for finding in verify_store(store).findings]
 
 
@@ -43,7 +43,7 @@ def bits(array: np.ndarray) -> bytes:
     return np.ascontiguousarray(array).tobytes()
 
 
-def test_every_array_comes_back_to_the_bit_with_its_type_and_a_short_last_shard(clean, stores):
+def test_every_array_is_read_back_bit_for_bit_with_its_type_and_a_short_last_shard(clean, stores):
     plan = clean.manifest.plan
     assert len(plan.shard_range(plan.num_shards - 1)) < plan.shard_rows
     opened = open_store(clean.url, "tokens")
@@ -68,7 +68,7 @@ def test_every_array_comes_back_to_the_bit_with_its_type_and_a_short_last_shard(
     ids=["tokens", "samples", "uncompressed"],
 )
 @pytest.mark.parametrize("rows", [1, 4, 7, 8])
-def test_stores_of_any_arrays_and_length_come_back(tmp_path, stores, arrays, rows):
+def test_stores_with_any_arrays_and_length_are_read_back(tmp_path, stores, arrays, rows):
     plan = Plan("tokens", rows, 4, 2, arrays, stores.IDENTITY)
     url = str(tmp_path / "store")
     start_store(url, plan)
@@ -97,7 +97,7 @@ def test_a_store_on_another_file_system_is_the_same_store(clean, stores, remote,
         files.remove(url)
 
 
-def test_each_array_has_exactly_one_object_a_shard_even_of_zeros(tmp_path, stores):
+def test_each_array_has_exactly_one_object_per_shard_even_if_all_values_are_zero(tmp_path, stores):
     plan = stores.plan()
     url = str(tmp_path / "store")
     start_store(url, plan)
@@ -145,7 +145,7 @@ def test_shards_written_in_any_order_and_twice_leave_the_same_bytes(clean, tmp_p
         assert tree(url) == expected
 
 
-def test_a_start_that_was_cut_short_anywhere_is_finished(tmp_path, stores, tree):
+def test_a_start_that_was_interrupted_anywhere_is_completed(tmp_path, stores, tree):
     plan = stores.plan()
     whole = str(tmp_path / "whole")
     start_store(whole, plan)
@@ -170,7 +170,7 @@ def test_starting_again_touches_no_shard_that_is_there(tmp_path, stores, tree):
     assert missing_shards(url, plan) == [0, 2]
 
 
-def test_a_store_that_lacks_a_shard_is_not_published(tmp_path, stores):
+def test_a_store_without_all_shards_is_not_published(tmp_path, stores):
     url, plan = str(tmp_path / "store"), stores.plan()
     start_store(url, plan)
     for shard in (0, 2):
@@ -185,7 +185,7 @@ def test_a_store_that_lacks_a_shard_is_not_published(tmp_path, stores):
     open_store(url, "tokens")
 
 
-def test_the_first_commit_of_a_shard_stands(tmp_path, stores):
+def test_the_first_commit_of_a_shard_is_kept(tmp_path, stores):
     url, plan = str(tmp_path / "store"), stores.plan()
     start_store(url, plan)
     columns, index = stores.columns(plan, 0), stores.index(plan, 0)
@@ -195,7 +195,7 @@ def test_the_first_commit_of_a_shard_stands(tmp_path, stores):
     assert first.rejected == (3,)
 
 
-def test_columns_of_the_wrong_shape_or_type_are_our_own_mistake(tmp_path, stores):
+def test_columns_of_the_wrong_shape_or_type_are_a_programming_error(tmp_path, stores):
     url, plan = str(tmp_path / "store"), stores.plan()
     start_store(url, plan)
     columns, index = stores.columns(plan, 0), stores.index(plan, 0)
@@ -205,7 +205,7 @@ def test_columns_of_the_wrong_shape_or_type_are_our_own_mistake(tmp_path, stores
     assert missing_shards(url, plan) == [0, 1, 2]
 
 
-def test_rejects_keep_their_place_and_their_reason(clean, stores):
+def test_rejected_rows_keep_their_position_and_their_reason(clean, stores):
     assert clean.manifest.rejected == REJECTED
     assert [clean.commit(shard).rejected for shard in range(3)] == [(3,), (8,), (19,)]
     assert committed_rejects(clean.url, clean.manifest.plan) == [(f"k{row}", "bad") for row in REJECTED]
@@ -214,7 +214,7 @@ def test_rejects_keep_their_place_and_their_reason(clean, stores):
     assert [row for row, reason in enumerate(index["reason"]) if reason] == list(REJECTED)
 
 
-@pytest.mark.filterwarnings("ignore:Object at")  # zarr wonders at the index and the commits
+@pytest.mark.filterwarnings("ignore:Object at")  # zarr warns about the index and the commits
 def test_plain_zarr_reads_the_store(clean):
     group = zarr.open_group(clean.url, mode="r")
     assert group.attrs["kind"] == "tokens"
@@ -247,7 +247,7 @@ def test_metadata_of_the_arrays_does_not_depend_on_where_they_come_from(tmp_path
     assert tree(tmp_path / "0") == tree(tmp_path / "1")
 
 
-def test_environments_are_noted_once_and_belong_to_no_digest(clean, tmp_path, stores):
+def test_environments_are_recorded_once_and_belong_to_no_digest(clean, tmp_path, stores):
     url, plan = str(tmp_path / "store"), stores.plan()
     start_store(url, plan)
     for shard in range(plan.num_shards):

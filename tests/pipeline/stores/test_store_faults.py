@@ -23,7 +23,7 @@ SHARD = 1  # the shard whose objects are damaged
 
 
 def problems(store: Store) -> list[str]:
-    """What verify says of it."""
+    """The sentences of what verify finds."""
     return [finding.sentence for finding in verify_store(store).findings]
 
 
@@ -101,8 +101,8 @@ def test_nothing_is_returned_by_a_damaged_commit(store, damage):
 
 @damaged
 @pytest.mark.parametrize("name", ["", *(f"{name}/" for name in ARRAYS)])
-def test_damaged_metadata_is_found_and_misleads_no_reader_of_ours(clean, store, name, damage):
-    """zarr.json is for others: what our reader decodes by is the plan in the manifest."""
+def test_damaged_metadata_is_found_and_does_not_mislead_our_reader(clean, store, name, damage):
+    """zarr.json is for other programs; our reader uses the plan in the manifest."""
     damage(store / f"{name}zarr.json")
     opened = open_store(str(store), "tokens")
     (problem,) = problems(opened)
@@ -113,7 +113,7 @@ def test_damaged_metadata_is_found_and_misleads_no_reader_of_ours(clean, store, 
 
 @pytest.mark.parametrize("damage", [name for name in DAMAGES if name != "deleted"])
 def test_a_damaged_manifest_is_no_store(store, damage):
-    """Without any there is no store, which has its own test."""
+    """A missing manifest has a test of its own."""
     DAMAGES[damage](store / "manifest.json")
     with pytest.raises(ValueError, match=r"manifest\.json"):
         open_store(str(store), "tokens")
@@ -131,7 +131,7 @@ def test_a_bit_flipped_anywhere_in_the_manifest_is_refused_by_name(store):
     open_store(str(store), "tokens")
 
 
-def test_objects_of_another_store_are_not_taken_for_this_ones(clean, store, stores, tmp_path):
+def test_objects_of_another_store_are_detected(clean, store, stores, tmp_path):
     other = stores.build(str(tmp_path / "other"), stores.plan(rows=17))
     key = clean.manifest.plan.objects(2)["codes"]
     shutil.copy(Path(other.url) / key, store / key)
@@ -174,7 +174,7 @@ def test_a_commit_that_is_not_a_commit_is_not_published(clean, store, damage):
 @pytest.mark.parametrize("damage", ["byte in the middle", "cut in half", "empty", "deleted"])
 @pytest.mark.parametrize("shard", [0, 2], ids=["full shard", "short shard"])
 @pytest.mark.parametrize("name", ["codes", "label", "index"])
-def test_whatever_a_dead_writer_left_of_an_uncommitted_shard_is_written_over(
+def test_whatever_a_dead_writer_left_of_an_uncommitted_shard_is_overwritten(
     clean, store, stores, tree, name, shard, damage
 ):
     (store / "manifest.json").unlink()
@@ -206,7 +206,7 @@ publish(url, plan)
 """
 
 
-def test_a_writer_killed_again_and_again_leaves_the_bytes_of_a_clean_run(tmp_path, stores, tree, python, repository):
+def test_a_writer_killed_repeatedly_leaves_the_bytes_of_a_clean_run(tmp_path, stores, tree, python, repository):
     plan = stores.plan(rows=200)
     facts, killed = tmp_path / "facts", str(tmp_path / "killed")
     facts.mkdir()
@@ -254,8 +254,8 @@ def test_a_writer_killed_again_and_again_leaves_the_bytes_of_a_clean_run(tmp_pat
     assert zarr.open_group(killed, mode="r")["codes"][:].tobytes() == expected.read_all("codes").tobytes()
 
 
-def test_a_start_killed_at_any_file_goes_on(tmp_path, stores, tree):
-    """A half-written zarr.json cannot be seen, but a folder without one can."""
+def test_a_start_killed_at_any_file_continues(tmp_path, stores, tree):
+    """A kill can leave a folder without zarr.json, but never a half-written zarr.json."""
     plan = stores.plan()
     start_store(str(tmp_path / "clean"), plan)
     for name in [spec.name for spec in plan.arrays]:
@@ -270,7 +270,7 @@ def test_a_start_killed_at_any_file_goes_on(tmp_path, stores, tree):
         )
 
 
-def test_a_plan_that_is_not_the_manifests_is_found(store):
+def test_a_plan_that_differs_from_the_manifest_is_found(store):
     plan = json.loads((store / "plan.json").read_text())
     (store / "plan.json").write_text(json.dumps({**plan, "rows": plan["rows"] + 1}))
     assert any("plan.json" in problem for problem in problems(open_store(str(store), "tokens")))

@@ -44,7 +44,7 @@ def put_facts(folder: Path, plan: Plan, stores) -> None:
 
 
 def run_together(facts: Path, urls: list[str], python: list[str], repository: Path) -> list[str]:
-    """Two writers of every shard of every store, in two orders, each store begun at one moment. Returns complaints."""
+    """Two processes write every shard of every store, in two orders; both start at once. Returns their errors."""
     writers = [
         subprocess.Popen(
             [*python, "-c", WRITER, str(facts), name, *urls], cwd=repository, stderr=subprocess.PIPE, text=True

@@ -14,7 +14,7 @@ from rdpm.pipeline.tokenizing.plan import tokenizer_of
 
 @pytest.fixture
 def written(tmp_path, exports, stores, digits):
-    """A function that writes a store of real digits by a tokenizer, its accumulated latents passed through `change`."""
+    """A function that encodes real digits into a store, and passes their accumulated latents through `change`."""
     folder = str(tmp_path / "tokenizer")
     card = exports.tokenizer(folder)
     codec = Codec(load_tokenizer(folder)[0], 4, torch.device("cpu"))
@@ -51,7 +51,7 @@ def test_codes_of_the_encoder_give_the_stored_latents_in_every_row(written):
     assert np.abs(made - stored).max() < TOLERANCE / 2 * np.abs(made).max()
 
 
-def test_one_value_that_codes_do_not_give_is_found_and_so_is_a_nan(written):
+def test_one_value_that_the_codes_do_not_give_is_found_and_so_is_a_nan(written):
     folder, write = written
 
     def off(accumulated):

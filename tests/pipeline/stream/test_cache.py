@@ -16,13 +16,13 @@ fork = multiprocessing.get_context("fork")
 
 
 def content(block: str, name: str, part: int) -> np.ndarray:
-    """What part `part` of a column holds: another content for every block."""
+    """The content of part `part` of a column, different for every block."""
     size = PARTS[name][part]
     return np.frombuffer(np.random.default_rng([*block.encode(), len(name), part]).bytes(size), np.uint8)
 
 
 def reader(block: str, log: Path | None = None, seconds: float = 0.0):
-    """A source of a block's parts that notes in `log` each part it was asked for."""
+    """A source of the parts of a block, which logs every requested part."""
 
     def read(part: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         time.sleep(seconds)
@@ -51,7 +51,7 @@ def test_a_block_is_filled_once_and_read_often(tmp_path):
     assert sorted(os.listdir(tmp_path / "cache")) == ["a.codes.rows", "a.label.rows"]
 
 
-def test_a_column_that_is_asked_for_later_is_filled_alone(tmp_path):
+def test_a_column_requested_later_is_filled_without_the_others(tmp_path):
     cache, asked = Cache(str(tmp_path), 10**6), []
     cache.open("a", {"label": PARTS["label"]}, reader("a"))
     maps = cache.open("a", PARTS, lambda part, names: asked.append(names) or reader("a")(part, names))
@@ -83,7 +83,7 @@ def test_a_damaged_file_never_reaches_a_reader(tmp_path, damage):
     assert len(log.read_text().split()) == 3
 
 
-def test_the_block_opened_longest_ago_goes_first_and_its_readers_keep_it(tmp_path):
+def test_the_block_opened_least_recently_is_removed_first_and_its_readers_keep_it(tmp_path):
     size = sum(sum(parts) + 4 * len(parts) for parts in PARTS.values())
     cache = Cache(str(tmp_path), 2 * size)
     kept = cache.open("a", PARTS, reader("a"))
@@ -104,7 +104,7 @@ def _open_and_report(folder: str, log: Path, answer) -> None:
     answer.put(opened(Cache(folder, 10**6), "a", log=log, seconds=0.05))
 
 
-def test_processes_that_fill_at_once_fill_once(tmp_path):
+def test_of_processes_that_want_a_block_at_once_one_fills_it(tmp_path):
     answer, log = fork.Queue(), tmp_path / "log"
     processes = [fork.Process(target=_open_and_report, args=(str(tmp_path / "c"), log, answer)) for _ in range(4)]
     for process in processes:
@@ -118,7 +118,7 @@ def test_processes_that_fill_at_once_fill_once(tmp_path):
 
 
 @pytest.mark.parametrize("moment", ["reading", "waiting"])
-def test_a_process_killed_while_it_fills_leaves_nothing_and_holds_up_nobody(tmp_path, moment):
+def test_a_process_killed_while_it_fills_leaves_nothing_and_blocks_nobody(tmp_path, moment):
     folder, log = tmp_path / "c", tmp_path / "log"
 
     def fill_slowly() -> None:
@@ -147,7 +147,7 @@ def test_a_process_killed_while_it_fills_leaves_nothing_and_holds_up_nobody(tmp_
     assert sorted(os.listdir(folder)) == ["a.codes.rows", "a.label.rows"]
 
 
-def test_what_a_reader_raises_comes_out_and_leaves_nothing(tmp_path):
+def test_what_a_reader_raises_is_passed_on_and_leaves_nothing(tmp_path):
     def read(part: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         if part == 1:
             raise ValueError("part 1 is gone")
@@ -160,7 +160,7 @@ def test_what_a_reader_raises_comes_out_and_leaves_nothing(tmp_path):
 
 
 def _fill_a_full_disk(folder: str, answer) -> None:
-    """A limit on the size of files stands for a full disk: the kernel refuses the same call."""
+    """A limit on file sizes imitates a full disk: the kernel refuses the same call."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
     asked: list[int] = []
     try:
@@ -169,7 +169,7 @@ def _fill_a_full_disk(folder: str, answer) -> None:
         answer.put((str(refusal), asked, os.listdir(folder)))
 
 
-def test_a_disk_without_room_is_named_before_anything_is_read(tmp_path):
+def test_a_full_disk_is_reported_before_anything_is_read(tmp_path):
     answer = fork.Queue()
     process = fork.Process(target=_fill_a_full_disk, args=(str(tmp_path), answer))
     process.start()
@@ -181,7 +181,7 @@ def test_a_disk_without_room_is_named_before_anything_is_read(tmp_path):
     assert (asked, left) == ([], [])
 
 
-def test_a_folder_that_cannot_be_made_is_named(tmp_path):
+def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/cache cannot be created .*set stream\.cache to another folder"):
         opened(Cache(str(tmp_path / "file" / "cache"), 10**6), "a")

@@ -31,7 +31,7 @@ def test_orders_of_other_seeds_and_epochs_are_unrelated(size):
 
 
 def test_the_order_is_frozen():
-    """ORDER_VERSION 1. Checkpoints count on these numbers; another order needs another version."""
+    """ORDER_VERSION 1. Checkpoints rely on these numbers; another order needs another version."""
     assert ORDER_VERSION == 1
     assert whole(7, 0, 0).tolist() == [1, 2, 0, 3, 5, 4, 6]
     assert whole(10, 123, 2).tolist() == [4, 3, 9, 0, 5, 1, 7, 6, 2, 8]
@@ -42,7 +42,7 @@ def test_the_order_is_frozen():
 
 
 @pytest.mark.parametrize("size", [10**9, 2**40, 2**40 + 1])
-def test_huge_sizes_cost_nothing(size):
+def test_huge_sizes_cost_no_time_or_memory(size):
     places = np.append(np.arange(1000), size - 1 - np.arange(1000))
     tracemalloc.start()
     began = time.perf_counter()
@@ -58,7 +58,7 @@ def test_huge_sizes_cost_nothing(size):
 
 @pytest.mark.parametrize("size", [1, 5, 1000, 4097, 2**31 + 1])
 def test_the_order_is_the_same_by_table_and_by_formula(size):
-    """One or two epochs go by tables, more by the formula; beyond 2^32 rows all do."""
+    """One or two epochs use tables; more epochs, and more than 2^32 rows, use the formula."""
     places = np.arange(2000) % size
     epochs = np.arange(2000) // 400
     mixed = permute(places, size, 9, epochs)
@@ -68,7 +68,7 @@ def test_the_order_is_the_same_by_table_and_by_formula(size):
             assert np.array_equal(permute(places[some], size, 9, epochs[some]), mixed[some])
 
 
-def test_a_place_does_not_depend_on_which_others_are_asked_for():
+def test_a_row_does_not_depend_on_which_others_are_requested():
     order = whole(1000, 5, 3)
     some = np.array([999, 0, 500, 500, 7])
     assert np.array_equal(permute(some, 1000, 5, np.full(5, 3)), order[some])
@@ -76,18 +76,18 @@ def test_a_place_does_not_depend_on_which_others_are_asked_for():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_the_stream_holds_every_row_exactly_once_an_epoch(size):
+def test_the_stream_holds_every_row_exactly_once_per_epoch(size):
     rows = rows_at(np.arange(3 * size), size, 11).reshape(3, size)
     assert np.array_equal(np.sort(rows, axis=1), np.tile(np.arange(size), (3, 1)))
     assert size < 100 or not np.array_equal(rows[0], rows[1])
 
 
-def test_rows_of_a_batch_across_an_epochs_edge_are_those_of_its_positions():
+def test_rows_of_a_batch_across_the_end_of_an_epoch_are_those_of_its_positions():
     one_by_one = [rows_at(np.array([p]), 7, 2)[0] for p in range(40)]
     assert rows_at(np.arange(40), 7, 2).tolist() == one_by_one
 
 
-def test_every_row_is_as_likely_in_every_place():
+def test_every_row_is_equally_likely_in_every_place():
     """Chi-square over 4,000 seeds; 50 at 15 degrees of freedom has a chance of 1 in 10^5, and the seeds are fixed."""
     orders = np.stack([whole(16, seed, seed % 3) for seed in range(4000)])
     for place in range(16):
@@ -110,7 +110,7 @@ def test_ranks_cut_the_global_batch_without_gap_or_overlap(ranks):
     assert stream.tolist() == list(range(60))
 
 
-def test_a_global_batch_that_ranks_do_not_divide_is_our_own_mistake():
+def test_a_global_batch_that_ranks_do_not_divide_is_a_programming_error():
     with pytest.raises(AssertionError):
         batch_positions(0, 12, 0, 5)
 
@@ -130,17 +130,17 @@ def test_every_block_of_a_mixture_has_its_exact_quotas(weights):
         assert np.array_equal(np.sort(places[which == store]), np.arange(5 * weight))
 
 
-def test_a_mixture_is_shuffled_in_every_block_and_depends_on_the_position_alone():
+def test_a_mixture_is_shuffled_in_every_block_and_depends_only_on_the_position():
     positions = np.arange(40_000)
     which, places = mix_at(positions, (7, 3), 5)
-    assert len(np.unique(which.reshape(-1, 10), axis=0)) == 120  # every one of 10 over 3 arrangements
+    assert len(np.unique(which.reshape(-1, 10), axis=0)) == 120  # all of the 10 over 3 arrangements
     some = np.array([39_999, 3, 3, 12_345])
     assert np.array_equal(mix_at(some, (7, 3), 5)[0], which[some])
     assert np.array_equal(mix_at(some, (7, 3), 5)[1], places[some])
     assert not np.array_equal(mix_at(positions, (7, 3), 6)[0], which)
 
 
-def test_child_seeds_give_unrelated_orders():
+def test_order_seeds_give_unrelated_orders():
     seeds = {order_seed(seed, number) for seed in (0, 1, -1, 2**64 - 2) for number in range(50)}
     assert len(seeds) == 200
     orders = [whole(1000, order_seed(0, number), 0) for number in range(3)] + [whole(1000, 0, 0)]
@@ -151,7 +151,7 @@ SHARDS = np.array([8, 8, 0, 7, 8, 1, 8, 3])  # a shard without a usable row, sho
 
 
 def through(order, epoch: int) -> list[tuple[int, int]]:
-    """(shard, row of the shard) along one epoch."""
+    """(shard, row of the shard) at every position of one epoch."""
     blocks, rows = order.at(np.arange(epoch * len(order), (epoch + 1) * len(order)))
     found = []
     for block, row in zip(blocks.tolist(), rows.tolist(), strict=True):
@@ -166,14 +166,14 @@ EVERY_ROW = [(shard, row) for shard, size in enumerate(SHARDS.tolist()) for row 
 
 
 @pytest.mark.parametrize("window", [1, 2, 3, 8, 100])
-def test_windows_hold_every_row_exactly_once_an_epoch(window):
+def test_windows_hold_every_row_exactly_once_per_epoch(window):
     order = WindowOrder(SHARDS, window, 4)
     epochs = [through(order, epoch) for epoch in (0, 1, 10**9)]
     assert all(sorted(epoch) == EVERY_ROW for epoch in epochs)
     assert epochs[0] != epochs[1]
 
 
-def test_a_window_reads_few_shards_at_a_time_and_each_once_an_epoch():
+def test_a_window_reads_few_shards_at_a_time_and_each_once_per_epoch():
     order = WindowOrder(SHARDS, 3, 4)
     blocks = order.at(np.arange(2 * len(order)))[0]
     assert (np.diff(blocks) >= 0).all()
@@ -194,7 +194,7 @@ def test_rows_of_a_windows_shards_are_mixed():
 
 
 @pytest.mark.parametrize("order", [WindowOrder(SHARDS, 3, 4), WholeOrder([SHARDS[:3], SHARDS[3:]], 4)])
-def test_an_order_of_shards_depends_on_the_position_alone(order):
+def test_an_order_of_shards_depends_only_on_the_position(order):
     blocks, rows = order.at(np.arange(200))
     some = np.array([199, 0, 42, 43, 42, 100])
     assert np.array_equal(order.at(some), (blocks[some], rows[some]))
