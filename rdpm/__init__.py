@@ -11,6 +11,7 @@ __version__ = "0.2.0"
 
 __all__ = [
     "RDPM",
+    "DamagedStore",
     "EvaluateConfig",
     "SamplerConfig",
     "Store",
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from rdpm.pipeline.evaluation.evaluate import evaluate as evaluate
     from rdpm.pipeline.evaluation.inputs import EvaluateConfig as EvaluateConfig
     from rdpm.pipeline.inference.rdpm import RDPM as RDPM
+    from rdpm.pipeline.stores.reader import DamagedStore as DamagedStore
     from rdpm.pipeline.stores.reader import Store as Store
     from rdpm.pipeline.stores.reader import open_store as open_store
     from rdpm.pipeline.stream.token_stream import StreamConfig as StreamConfig
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "RDPM": "rdpm.pipeline.inference.rdpm",
+    "DamagedStore": "rdpm.pipeline.stores.reader",
     "EvaluateConfig": "rdpm.pipeline.evaluation.inputs",
     "SamplerConfig": "rdpm.models.sampler",
     "Store": "rdpm.pipeline.stores.reader",

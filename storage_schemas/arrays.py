@@ -7,6 +7,8 @@ from dataclasses import dataclass
 class ArraySpec:
     """One Zarr array of a store."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012, pydantic reads a plain dict
+
     name: str
     """Name under the store."""
     dtype: str

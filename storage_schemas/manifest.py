@@ -103,6 +103,8 @@ class Plan:
 class ObjectDigest:
     """What one stored object is."""
 
+    __pydantic_config__ = {"extra": "forbid"}  # noqa: RUF012, pydantic reads a plain dict
+
     size: int
     """Bytes."""
     sha256: str

@@ -1,13 +1,15 @@
-"""JSON data to frozen records, with every key and every type checked."""
+"""JSON data to frozen records, with every key and every type checked by pydantic."""
 
 import dataclasses
-import types
+import functools
+import json
 import typing
 from typing import Any, TypeVar
 
-T = TypeVar("T")
+import pydantic
 
-_PLAIN = {int: "a whole number", str: "a text", bool: "true or false"}
+T = TypeVar("T")
+_adapter = functools.cache(pydantic.TypeAdapter)
 
 
 def check_version(data: Any, newest: int, name: str) -> int:
@@ -27,7 +29,7 @@ def parse(kind: type[T], data: Any, name: str, **parsed: Any) -> T:
     `data`. Raises ValueError for a key that is missing or unknown, and for a value of the wrong type.
     """
     if not isinstance(data, dict):
-        raise _refusal(name, data, "keys and values")
+        raise ValueError(f"{name} is {_short(data)}, not keys and values; restore it or make it again")
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     for key in data.keys() - fields.keys():
@@ -42,48 +44,14 @@ def parse(kind: type[T], data: Any, name: str, **parsed: Any) -> T:
 
 def _value(hint: Any, value: Any, name: str) -> Any:
     """A value of this type, from JSON data. Raises ValueError."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if hint is Any:
-        return value
-    if dataclasses.is_dataclass(hint):
-        return parse(typing.cast(type, hint), value, name)
-    if origin in (types.UnionType, typing.Union):  # X | None
-        (inner,) = (argument for argument in arguments if argument is not types.NoneType)
-        return None if value is None else _value(inner, value, name)
-    if origin is typing.Literal:
-        if value not in arguments:
-            raise _refusal(name, value, f"one of {', '.join(map(str, arguments))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, list | tuple):
-            raise _refusal(name, value, "a list")
-        return tuple(_values(arguments[0], value, name))
-    if origin is dict:
-        if not isinstance(value, dict):
-            raise _refusal(name, value, "keys and values")
-        return dict(zip(value, _values(arguments[1], list(value.values()), name), strict=True))
-    if hint is float:
-        if type(value) not in (int, float):
-            raise _refusal(name, value, "a number")
-        return float(value)
-    if type(value) is not hint:
-        raise _refusal(name, value, _PLAIN[hint])
-    return value
+    try:
+        return _adapter(hint).validate_json(json.dumps(value), strict=True)
+    except pydantic.ValidationError as error:
+        first = error.errors()[0]
+    place = ".".join([name, *map(str, first["loc"])])
+    raise ValueError(f"{place} is {_short(first['input'])}: {first['msg'].lower()}; restore it or make it again")
 
 
-def _values(hint: Any, values: list | tuple, name: str) -> list | tuple:
-    """Many values of one type. A manifest may hold a million, so plain ones are only looked at."""
-    if hint is Any:
-        return values
-    if hint not in _PLAIN:
-        return [_value(hint, value, name) for value in values]
-    for value in values:
-        if type(value) is not hint:
-            raise _refusal(name, value, _PLAIN[hint])
-    return values
-
-
-def _refusal(name: str, value: Any, wanted: str) -> ValueError:
+def _short(value: Any) -> str:
     shown = repr(value)
-    shown = shown if len(shown) <= 60 else f"{shown[:57]}..."
-    return ValueError(f"{name} is {shown}, not {wanted}; restore it or make it again")
+    return shown if len(shown) <= 60 else f"{shown[:57]}..."
