@@ -1,4 +1,4 @@
-"""The door to DeepSpeed: joining the ranks, and engines whose state is plain tensors, whatever ZeRO shards."""
+"""The only import of DeepSpeed: the process group, and engines whose state is full tensors under every ZeRO stage."""
 
 import contextlib
 import logging
@@ -24,13 +24,13 @@ class EngineConfig:
     """Precision, clipping and sharding of one model under DeepSpeed."""
 
     zero_stage: int = field(default=0, metadata=EXECUTION)
-    """ZeRO stage: 0 shards nothing, 1 the optimizer, 2 the gradients too, 3 the weights too."""
+    """ZeRO stage: 0 shards nothing, 1 the optimizer's state, 2 the gradients too, 3 the weights too."""
     precision: Literal["fp32", "bf16"] = "bf16"
-    """bf16 runs the model under autocast over float32 weights."""
+    """fp32, or bf16: the model runs under autocast, over float32 weights."""
     clip: float = 1.0
-    """Bound of the gradient norm; 0 for none."""
+    """Largest norm of the gradient, beyond which it is scaled down; 0 for no limit."""
     offload: bool = field(default=False, metadata=EXECUTION)
-    """Keep the optimizer's state, and its update, on the CPU (stages 1 to 3)."""
+    """Keep the optimizer's state on the CPU and update the weights there (stages 1 to 3)."""
 
     def __post_init__(self) -> None:
         if self.zero_stage not in (0, 1, 2, 3):
@@ -41,9 +41,9 @@ class EngineConfig:
 
 @contextlib.contextmanager
 def joined_ranks(threads: int) -> Iterator[Ranks]:
-    """The process group that torchrun or deepspeed set up, or one of a single rank, for as long as the block runs.
+    """For the length of the block, join the process group that torchrun or deepspeed set up, or one of a single rank.
 
-    Afterwards this process can join another group. After an error, the other ranks are not waited for.
+    Afterwards this process can join another group. After an error in the block, it does not wait for the other ranks.
     """
     end_with_launcher()
     torch.set_num_threads(threads)
@@ -61,7 +61,7 @@ def joined_ranks(threads: int) -> Iterator[Ranks]:
         try:
             yield ranks
         except BaseException as error:
-            together = ranks.count == 1 or isinstance(error, SystemExit)  # SIGTERM ends all ranks after the same step
+            together = ranks.count == 1 or isinstance(error, SystemExit)  # SIGTERM ends every rank after the same step
             raise
         finally:
             if together:
@@ -72,9 +72,9 @@ def joined_ranks(threads: int) -> Iterator[Ranks]:
 
 @contextlib.contextmanager
 def _launcher_variables() -> Iterator[None]:
-    """Where no launcher set them, the variables that DeepSpeed reads of a launcher, for a single rank.
+    """Where no launcher set the variables that DeepSpeed reads, set them for a single rank.
 
-    They must not outlast the group: every training that this process starts later would take itself for a rank.
+    They must not outlast the group: a training that this process starts later would take itself for a rank.
     """
     single: dict[str, str] = {}
     if "RANK" not in os.environ:
@@ -101,7 +101,7 @@ def _launcher_variables() -> Iterator[None]:
 
 
 def _deepspeed():
-    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # says there is no CUDA on a CPU machine
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no CUDA
     import deepspeed
     from deepspeed.utils import logger
 
@@ -110,11 +110,7 @@ def _deepspeed():
 
 
 class Engine:
-    """One model with its optimizer under DeepSpeed: calls, updates, and the whole state as plain tensors.
-
-    whole: classes of modules whose weights ZeRO-3 must bring together as one, for their forward uses those of children.
-    state: what another engine's `state` gave, under any ZeRO stage and on any number of ranks, to continue from.
-    """
+    """One model with its optimizer under DeepSpeed: calls, updates, and the complete state as full tensors."""
 
     def __init__(
         self,
@@ -126,12 +122,16 @@ class Engine:
         whole: tuple[type[nn.Module], ...] = (),
         state: Mapping[str, Tensor] | None = None,
     ) -> None:
+        """whole: classes of modules that ZeRO-3 must gather with their children, whose weights their forward uses.
+
+        state: the `state` of an engine to continue, under any ZeRO stage and on any number of ranks.
+        """
         if config.zero_stage == 3 and whole:
             _deepspeed().utils.set_z3_leaf_modules(model, list(whole))
         if state:
             model.load_state_dict(_named(state, "weight", "buffer"))
         self.config, self._optimizer = config, optimizer
-        self._norm = torch.zeros(())  # at stage 0, where DeepSpeed would clip without telling the norm
+        self._norm = torch.zeros(())  # at stage 0, where DeepSpeed clips but does not tell the norm
         zero: dict[str, Any] = {"stage": config.zero_stage}
         if config.offload:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
@@ -140,7 +140,7 @@ class Engine:
             "gradient_accumulation_steps": accumulation,
             "gradient_clipping": config.clip if config.zero_stage else 0.0,
             "zero_allow_untested_optimizer": True,
-            "zero_force_ds_cpu_optimizer": False,  # the average of weights lives in our own
+            "zero_force_ds_cpu_optimizer": False,  # ours holds the average of the weights
             "zero_optimization": zero,
             "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
             "steps_per_print": 10**12,
@@ -161,22 +161,23 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, *inputs: Any) -> Any:
-        """A forward without gradients, in eval mode; every rank calls it."""
+        """A forward pass without gradients, in eval mode; every rank calls it."""
         self._engine.eval()
-        found = self._engine(*inputs)
+        outputs = self._engine(*inputs)
         self._engine.train()
-        return found
+        return outputs
 
     def step(self, loss: Tensor, lr: float, where: str) -> None:
-        """One micro-batch: its gradients, and after the last of a step the clipped update with this learning rate.
+        """Backward pass of one micro-batch and, after the last one of a step, the clipped update.
 
-        Raises ValueError, before anything is updated, when the loss is not finite; `where` names the batch.
+        where: names the batch, for the error message. Raises ValueError, before the update, when the loss is not
+        finite.
         """
         self._engine.backward(loss)
         if not torch.isfinite(loss).item():
             raise ValueError(
-                f"the loss is {loss.item()} at {where}; the last checkpoint is whole: "
-                "look at these images, or train into another out with a lower learning rate"
+                f"the loss is {loss.item()} at {where}; look at these images, or train into another out with a lower "
+                "learning rate (the last checkpoint is undamaged)"
             )
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
@@ -190,21 +191,21 @@ class Engine:
         return float(self._norm if self.config.zero_stage == 0 else self._engine.get_global_grad_norm())
 
     def state(self, *kinds: str) -> Iterator[tuple[str, Tensor]]:
-        """Everything that training changes, or these kinds of it, as full tensors, one at a time.
+        """Everything that training changes, or the given kinds of it, as full tensors, one at a time.
 
-        Named KIND/PARAMETER, where KIND is "buffer", "weight", "step", or a key of the optimizer's state ("exp_avg",
-        "ema"). Each is brought together from all ranks, so every rank must go through it to the end. Some share memory
-        with the model: copy what is to be kept.
+        Names are KIND/PARAMETER, where KIND is "buffer", "weight", "step", or a key of the optimizer's state ("exp_avg"
+        or "ema"). Each tensor is gathered from all ranks, so every rank must iterate to the end. Some tensors share
+        memory with the model: copy what you keep.
         """
         parameters = dict(self.module.named_parameters())
         for name, value in self.module.state_dict().items():
             if name not in parameters and _wanted("buffer", kinds):
                 yield f"buffer/{name}", value.detach()
-        held = self._states()
-        for state in held[:1]:
+        states = self._states()
+        for state in states[:1]:
             if _wanted("step", kinds):
                 yield "step/", state["step"]
-        keys = sorted({key for state in held for key, value in state.items() if value.ndim})
+        keys = sorted({key for state in states for key, value in state.items() if value.ndim})
         self._link_states()
         for name, parameter in parameters.items():
             for kind in ("weight", *keys):
@@ -214,17 +215,17 @@ class Engine:
                         yield f"{kind}/{name}", value
 
     def weights(self, kind: str = "weight") -> dict[str, Tensor]:
-        """Full float32 weights, or with "ema" their averages, and buffers; every rank calls it, the first has them."""
+        """Full float32 weights (with "ema": their averages) and buffers. Every rank calls it; the first gets them."""
         first = dist.get_rank() == 0
-        found = {name: value.to("cpu", copy=True) for name, value in self.state("buffer", kind) if first}
-        return _named(found, "buffer", kind)
+        tensors = {name: value.to("cpu", copy=True) for name, value in self.state("buffer", kind) if first}
+        return _named(tensors, "buffer", kind)
 
     def _states(self) -> list[dict[str, Tensor]]:
-        """The optimizer's state of each tensor that it updates; under ZeRO these are flat shards of many parameters."""
+        """The optimizer's state of each tensor that it updates; under ZeRO, of flat shards of many parameters."""
         return [state for state in self._optimizer.state.values() if state]
 
     def _updated(self) -> list[Tensor]:
-        """The tensors that the optimizer updates, on this rank."""
+        """The tensors that the optimizer updates on this rank."""
         if self.config.zero_stage == 0:
             return [p for group in self._optimizer.param_groups for p in group["params"]]
         if self.config.zero_stage == 3:
@@ -232,13 +233,13 @@ class Engine:
         return list(self._engine.optimizer.single_partition_of_fp32_groups)
 
     def _link_states(self) -> None:
-        """ZeRO-1 and 2 find a parameter's state through links made once, after the first step of the first group."""
+        """Renew the links by which ZeRO-1 and 2 find a parameter's state; they make them once, after the first step."""
         if self.config.zero_stage in (1, 2) and self._states():
             self._engine.optimizer._hp_optimizer_states_linked = False
             self._engine.optimizer._lazy_init_hp_params_optimizer_state()
 
     def _full(self, parameter: nn.Parameter, kind: str) -> Tensor | None:
-        """A parameter, or its state of this kind, whole; None where there is none."""
+        """The full tensor of a parameter, or of its state of this kind; None where there is none."""
         from deepspeed import zero
         from deepspeed.utils import safe_get_full_optimizer_state
 
@@ -252,7 +253,7 @@ class Engine:
         return safe_get_full_optimizer_state(parameter, kind).view(getattr(parameter, "ds_shape", parameter.shape))
 
     def _restore_optimizer(self, state: Mapping[str, Tensor]) -> None:
-        """Lay down the optimizer's state, where it has had a step; the weights are in the model already."""
+        """Restore the optimizer's state, if it had made a step; the model already has the weights."""
         kinds = sorted({name.split("/", 1)[0] for name in state} - {"weight", "buffer", "step"})
         if "step/" not in state:
             return
@@ -266,7 +267,7 @@ class Engine:
                     self._set(parameter, kind, state[f"{kind}/{name}"])
 
     def _set(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Put this rank's share of a full tensor where the optimizer keeps it."""
+        """Write this rank's share of a full tensor to where the optimizer keeps it."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if self.config.zero_stage == 0:
@@ -274,7 +275,7 @@ class Engine:
         elif self.config.zero_stage < 3:
             safe_set_full_optimizer_state(parameter, value.to(parameter.device), kind)
         else:
-            share = getattr(parameter, "ds_tensor").numel()  # noqa: B009, ZeRO-3's; the last rank's is padded
+            share = getattr(parameter, "ds_tensor").numel()  # noqa: B009, set by ZeRO-3; the last rank's is padded
             part = value.flatten()[dist.get_rank() * share :][:share]
             safe_set_local_optimizer_state(parameter, F.pad(part, (0, share - len(part))), kind)
 
@@ -284,6 +285,6 @@ def _wanted(kind: str, kinds: tuple[str, ...]) -> bool:
 
 
 def _named(state: Mapping[str, Tensor], *kinds: str) -> dict[str, Tensor]:
-    """The tensors of these kinds by the parameter's or buffer's own name."""
+    """The tensors of these kinds by the name of their parameter or buffer."""
     parts = ((name.split("/", 1), name) for name in state)
     return {own: state[name] for (kind, own), name in parts if kind in kinds}

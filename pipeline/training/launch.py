@@ -1,4 +1,4 @@
-"""Starting the ranks of a training on this machine, and ending them with it."""
+"""Start the ranks of a training on this machine, and end them with it."""
 
 import ctypes
 import os
@@ -14,20 +14,19 @@ _PR_SET_PDEATHSIG = 1
 
 
 def under_launcher() -> bool:
-    """Whether torchrun, deepspeed or a scheduler already started this process as a rank."""
+    """Whether torchrun, deepspeed or a scheduler started this process as a rank."""
     return "RANK" in os.environ
 
 
 def first_rank() -> bool:
-    """Whether this process, a rank or alone, is the one that speaks."""
+    """Whether this process is the first rank, or not one of several."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def launch(ranks: int, job: str, config: Any) -> None:
-    """Run a job once per rank, as torchrun does, and wait; SIGTERM is passed on to the ranks.
+    """Run a job in one process per rank, as torchrun does, and wait. The processes get the config as a file.
 
-    The ranks are processes of their own, which get the config as a file. Raises ValueError naming the first rank that
-    failed; the others are ended within half a minute.
+    SIGTERM is passed on to them. Raises ValueError naming the first rank that failed; the others are ended within 30 s.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -53,12 +52,15 @@ def launch(ranks: int, job: str, config: Any) -> None:
 
 
 def end_with_launcher() -> None:
-    """On a rank that `launch` started: end when the launcher is killed, instead of training on unseen."""
+    """On a rank that `launch` started: end when the launcher is killed."""
     if _STARTED_HERE in os.environ:
         _die_with_parent()
 
 
 def _die_with_parent() -> None:
-    """torchrun starts its ranks in sessions of their own, which a kill of the job's process group does not reach."""
+    """Let the kernel kill this process with its parent.
+
+    torchrun starts ranks in sessions of their own, which a kill of the job's process group does not reach.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

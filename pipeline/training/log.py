@@ -1,4 +1,4 @@
-"""The training log: one JSON object a line, by step, and the same for TensorBoard; resuming leaves no seam."""
+"""The log of a training: one JSON object of metrics per line, and the same metrics for TensorBoard."""
 
 import json
 import os
@@ -12,12 +12,13 @@ LOG = "log.jsonl"
 
 
 class TrainingLog:
-    """OUT/log.jsonl and OUT/tensorboard, and a Weights & Biases project where one is named; by the first rank only.
-
-    Raises ValueError when a project is named and wandb is not installed.
-    """
+    """OUT/log.jsonl and OUT/tensorboard, and a Weights & Biases project where one is named."""
 
     def __init__(self, out: str, active: bool, resume_step: int, wandb_project: str = "") -> None:
+        """active: whether to write at all; only the first rank does. resume_step: later lines are dropped.
+
+        Raises ValueError when a project is named but wandb is not installed.
+        """
         self._file, self._run = None, None
         if not active:
             return
@@ -32,12 +33,12 @@ class TrainingLog:
         files.write_bytes(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
         self._file = open(path, "a", buffering=1)  # noqa: SIM115, closed by close()
 
-    def write(self, step: int, **figures: Any) -> None:
-        """Add one line; a list holds a figure for each step t, with None where there is none."""
+    def write(self, step: int, **metrics: Any) -> None:
+        """Add one line. The value of a metric is a number, or a list by step t, with None where there is none."""
         if not self._file:
             return
-        self._file.write(json.dumps({"step": step, **figures}) + "\n")
-        for name, value in figures.items():
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        for name, value in metrics.items():
             parts = (
                 {f"{name}/{t + 1}": part for t, part in enumerate(value)} if isinstance(value, list) else {name: value}
             )
@@ -45,15 +46,15 @@ class TrainingLog:
                 if number is not None:
                     self._board.add_scalar(part, number, step)
         if self._run:
-            self._run.log(figures, step=step)
+            self._run.log(metrics, step=step)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
-        """Show a picture, (H, W, C) uint8, in TensorBoard."""
+        """Add a picture, (H, W, C) uint8, to TensorBoard."""
         if self._file:
             self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
-        """Flush and close the file."""
+        """Write everything to disk and close the log."""
         if self._file:
             os.fsync(self._file.fileno())
             self._file.close()
@@ -63,7 +64,7 @@ class TrainingLog:
 
 
 def _start_run(project: str, out: str) -> Any:
-    """The run named after `out`, new or gone on with."""
+    """The run named after `out`: a new one, or the old one continued."""
     try:
         import wandb
     except ImportError:
@@ -75,7 +76,10 @@ def _start_run(project: str, out: str) -> Any:
 
 
 def read_log(path: str) -> list[dict[str, Any]]:
-    """Every whole line of a log; a last line cut short by a kill is left out."""
+    """Every complete line of a log; a last line that a kill cut short is left out.
+
+    Logs of version 1 say "learning_rate" for "lr".
+    """
     if not files.exists(path):
         return []
     lines = files.read_bytes(path).decode().split("\n")[:-1]

@@ -1,4 +1,4 @@
-"""The loop that both trainings share: steps, their log lines, checkpoints, and an orderly end when asked to stop."""
+"""The loop that both trainings share: steps, lines of the log, checkpoints, and an orderly end at SIGTERM."""
 
 import resource
 import signal
@@ -20,17 +20,17 @@ _STOPPED = 128 + signal.SIGTERM
 
 
 class StopRequest:
-    """Set by SIGTERM, which schedulers send before they take a machine away."""
+    """Whether SIGTERM came, which schedulers send before they take a machine away."""
 
     def __init__(self) -> None:
-        self.here = False
+        self.received = False
         self._former = signal.signal(signal.SIGTERM, self._set)
 
     def _set(self, *_: object) -> None:
-        self.here = True
+        self.received = True
 
     def close(self) -> None:
-        """Give the signal back."""
+        """Restore the former handler of the signal."""
         signal.signal(signal.SIGTERM, self._former)
 
 
@@ -45,12 +45,12 @@ def run_steps(
     metrics: Callable[[int], dict[str, Any]],
     use_per_image: float | None = None,
 ) -> None:
-    """Run `step` from where the checkpoints stand to the last one.
+    """Run the steps that follow the newest checkpoint.
 
-    step: does one 0-based step and returns the seconds that it waited for data. metrics: what to log after so many
-    steps, the first of which is shown; "score", where there is one, ranks checkpoints (lower is better). use_per_image:
-    share of the devices' peak that one image per second takes, for "mfu". When any rank was sent SIGTERM, saves a
-    checkpoint and ends the process with code 143.
+    step: runs one step, given its 0-based number; returns the seconds that it waited for data. metrics: what to log,
+    given the number of steps done; the progress line shows the first metric, and "score" ranks checkpoints (lower is
+    better). use_per_image: share of the devices' peak FLOP/s that one image per second takes; with it, "mfu" is logged.
+    When any rank gets SIGTERM, all save a checkpoint and end with exit code 143.
     """
     start = checkpoints.step
     if ranks.first and start:
@@ -62,7 +62,7 @@ def run_steps(
             window.waited += step(number)
             done = number + 1
             last = done == config.steps
-            stopping = any_rank(stop.here) and not last
+            stopping = any_rank(stop.received) and not last
             score = None
             if done % config.log_every == 0 or last:
                 line = metrics(done)
@@ -71,8 +71,8 @@ def run_steps(
                 if use_per_image is not None:
                     line["mfu"] = use_per_image * line["images_per_second"]
                 log.write(done, **line)
-                shown = next(iter(line))
-                progress.update(done, {shown: line[shown], "images/s": line["images_per_second"]})
+                first = next(iter(line))
+                progress.update(done, {first: line[first], "images/s": line["images_per_second"]})
             if done % config.checkpoint_every == 0 or last or stopping:
                 checkpoints.save(done, engines, score)
             if stopping:
@@ -82,19 +82,22 @@ def run_steps(
     stop.close()
     if stopping:
         if ranks.first:
-            say(f"{job}: stopped by SIGTERM after step {done}, which is saved; run it again to continue")
+            say(f"{job}: stopped by SIGTERM after step {done} and saved a checkpoint; run it again to continue")
         sys.exit(_STOPPED)
 
 
 class Window:
-    """Rates since the last line of the log."""
+    """Metrics of speed since the last line of the log."""
 
     def __init__(self, batch: int, start: int) -> None:
         self.batch, self.waited = batch, 0.0
         self._start, self._clock = start, time.monotonic()
 
     def close(self, done: int) -> dict[str, float]:
-        """images_per_second over all ranks, data_wait (share of the time), peak_memory_bytes of this rank."""
+        """Start the next window. Returns the metrics of this one.
+
+        images_per_second: over all ranks. data_wait: share of the time. peak_memory_bytes: of this rank, so far.
+        """
         now = time.monotonic()
         seconds = now - self._clock
         rate, share = self.batch * (done - self._start) / seconds, self.waited / seconds
@@ -103,7 +106,7 @@ class Window:
 
 
 def peak_memory() -> int:
-    """Bytes at the peak so far: of the device where there is CUDA, else of this process."""
+    """Most bytes in use so far: on the CUDA device where there is one, else by this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,4 +1,4 @@
-"""What the logs say of losses, codes and speed."""
+"""Metrics of losses and codes for the log, over all ranks, and the peak speed of devices."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from rdpm.models.tokenizer import TokenizerConfig
 from rdpm.pipeline.training.ranks import mean_over_ranks, sum_over_ranks
 
-# Dense bfloat16 FLOP/s by what CUDA calls the device, from the vendor's data sheets.
+# Dense bfloat16 FLOP/s by part of the device's name, from the vendor's data sheets; the first match counts.
 _PEAK_FLOPS = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "B200": 2250e12}
 
 
 class TermMeter:
-    """Means of the loss terms, and how often each code was used at each step, since the last look."""
+    """Metrics of the tokenizer's micro-batches since the last `take`: mean loss terms, and the use of codes by step."""
 
     def __init__(self, config: TokenizerConfig, device: torch.device) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -31,7 +31,7 @@ class TermMeter:
             self._sums[name] = self._sums.get(name, 0) + value.detach().double()
 
     def take(self) -> dict[str, Any]:
-        """Means over calls and ranks, `usage_by_step`, `perplexity_by_step`; then start anew. Every rank calls it."""
+        """Means over micro-batches and ranks, `usage_by_step` and `perplexity_by_step`. Every rank calls it."""
         means = {name: mean_over_ranks(value / self._calls).item() for name, value in sorted(self._sums.items())}
         counts = sum_over_ranks(self._counts)
         share = counts / counts.sum(1, keepdim=True)
@@ -43,18 +43,18 @@ class TermMeter:
 
 
 class StepLossMeter:
-    """Cross-entropy by step t since the last look, over all ranks."""
+    """Metrics of the generator's micro-batches since the last `take`: cross-entropy, also by step t."""
 
     def __init__(self, num_steps: int, device: torch.device) -> None:
         self._sums = torch.zeros(2, num_steps, dtype=torch.float64, device=device)
 
     def add(self, steps: Tensor, losses: Tensor) -> None:
-        """Count the losses (b,) of steps (b,)."""
+        """Count the losses (b,) at steps t (b,)."""
         values = torch.stack([losses.detach().double(), torch.ones_like(losses, dtype=torch.float64)])
         self._sums.index_add_(1, steps - 1, values)
 
     def take(self) -> dict[str, Any]:
-        """loss, and loss_by_step with None where no image had that step; then start anew. Every rank calls it."""
+        """`loss`, and `loss_by_step` with None where no image had that step. Every rank calls it."""
         sums, counts = sum_over_ranks(self._sums).tolist()
         self._sums.zero_()
         by_step = [s / n if n else None for s, n in zip(sums, counts, strict=True)]
@@ -62,7 +62,7 @@ class StepLossMeter:
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """FLOP/s that the device could do in bfloat16; None where that is not known, as for a CPU."""
+    """Peak bfloat16 FLOP/s of a device; None where it is not known, as for a CPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

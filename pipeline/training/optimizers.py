@@ -1,6 +1,6 @@
 """The optimizers of both trainings, their learning rate, and the average of the weights.
 
-The average lives in the optimizer's state: there it is float32, follows the master weights, and is sharded and saved
+The average is part of the optimizer's state: there it is float32, follows the master weights, and is sharded and saved
 with the rest.
 """
 
@@ -14,7 +14,7 @@ from torch import nn
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Adam's settings and the learning rate, which rises linearly in the warmup."""
+    """Settings of Adam and its learning rate, which rises linearly during the warmup."""
 
     lr: float = 4e-4
     """Learning rate after the warmup."""
@@ -23,9 +23,9 @@ class OptimizerConfig:
     weight_decay: float = 0.03
     """Decoupled weight decay."""
     warmup_steps: int = 1000
-    """Steps in which the learning rate rises from zero."""
+    """Steps during which the learning rate rises from zero."""
     decay: Literal["constant", "cosine"] = "constant"
-    """After the warmup: constant, or a half cosine down to final_share of lr."""
+    """After the warmup: constant, or half a cosine down to final_share of lr."""
     final_share: float = 0.0
     """Share of lr at which the cosine ends."""
 
@@ -41,7 +41,7 @@ class OptimizerConfig:
 
 
 class AdamWithEMA(torch.optim.AdamW):
-    """AdamW plus state["ema"] <- decay ema + (1 - decay) weight, started as a copy of the first weights."""
+    """AdamW plus state["ema"] <- decay ema + (1 - decay) weight, which starts as a copy of the initial weight."""
 
     def __init__(self, params, *, ema_decay: float, **options) -> None:
         super().__init__(params, **options)

@@ -11,20 +11,23 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process among the others."""
+    """This process and how many there are."""
 
     rank: int
+    """Number of this rank, from 0."""
     count: int
+    """How many ranks there are."""
     device: torch.device
+    """Device of this rank."""
 
     @property
     def first(self) -> bool:
-        """Whether this rank speaks and writes for all."""
+        """Whether this is the rank that prints and writes for all."""
         return self.rank == 0
 
 
 def barrier() -> None:
-    """Wait for the others."""
+    """Wait for the other ranks."""
     dist.barrier()
 
 
@@ -49,11 +52,11 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def any_rank(here: bool) -> bool:
-    """Whether it is so on any rank; asked over the CPU, so that no device has to be waited for."""
+def any_rank(value: bool) -> bool:
+    """Whether the value is true on any rank. Ranks exchange it over the CPU, to not wait for devices."""
     if dist.get_world_size() == 1:
-        return here
-    flag = torch.tensor(int(here))
+        return value
+    flag = torch.tensor(int(value))
     dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_cpu_group())
     return bool(flag.item())
 
@@ -64,7 +67,7 @@ def _cpu_group() -> Any:
 
 
 def forget_groups() -> None:
-    """Drop the groups made here; they end with the process group."""
+    """Forget the groups that were made here; they end with the process group."""
     _cpu_group.cache_clear()
 
 
@@ -76,9 +79,9 @@ def from_first_rank(values: Tensor) -> Tensor:
 
 
 def accumulation_steps(batch: int, micro_batch: int, ranks: int) -> int:
-    """Micro-batches a rank runs before an update. Raises ValueError when the batch does not divide."""
+    """Micro-batches per rank and update. Raises ValueError when the batch is not a multiple of micro_batch x ranks."""
     if min(batch, micro_batch, ranks) < 1:
-        raise ValueError(f"batch is {batch}, micro_batch {micro_batch}, ranks {ranks}; each needs 1 or more")
+        raise ValueError(f"batch is {batch}, micro_batch {micro_batch}, ranks {ranks}; use 1 or more for each")
     if batch % (micro_batch * ranks):
         raise ValueError(
             f"batch {batch} is not a multiple of micro_batch {micro_batch} x {ranks} ranks; change one of them"

@@ -1,4 +1,4 @@
-"""What the configs of both trainings share."""
+"""The settings that both trainings share."""
 
 from dataclasses import dataclass, field
 
@@ -10,14 +10,14 @@ from rdpm.pipeline.training.ranks import accumulation_steps
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """How long and how fast a training runs, and what it leaves behind on the way."""
+    """How long, how fast and on what a training runs, and what it writes."""
 
     out: str = field(metadata=EXECUTION)
     """Folder that gets the export, the log and the checkpoints."""
     batch: int
     """Images per optimizer step, over all ranks."""
     micro_batch: int
-    """Images that a rank sees at once; batch must be a multiple of micro_batch times ranks."""
+    """Images per forward pass of a rank; batch must be a multiple of micro_batch times ranks."""
     steps: int
     """Optimizer steps."""
     seed: int = 0
@@ -27,7 +27,7 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     """Precision, clipping and sharding."""
     ranks: int = field(default=1, metadata=EXECUTION)
-    """Processes started on this machine; under a launcher of yours, the processes that it starts."""
+    """Processes to start on this machine; under your own launcher, the number of processes that it starts."""
     threads: int = field(default=1, metadata=EXECUTION)
     """CPU threads of each rank."""
     validate_every: int = field(default=1000, metadata=EXECUTION)
@@ -35,9 +35,9 @@ class RunConfig:
     log_every: int = field(default=50, metadata=EXECUTION)
     """Steps between lines of the log."""
     checkpoint_every: int = field(default=1000, metadata=EXECUTION)
-    """Steps between checkpoints; a multiple of log_every, so that a resumed run leaves no seam in the log."""
+    """Steps between checkpoints; a multiple of log_every, so that a continued run logs the same lines."""
     keep_checkpoints: int = field(default=1, metadata=EXECUTION)
-    """Newest checkpoints to keep; the one of the best validation is kept too."""
+    """How many of the newest checkpoints to keep. The one with the best validation score is kept too."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "threads", "log_every", "keep_checkpoints"):

@@ -1,4 +1,4 @@
-"""Settings of the generator's training."""
+"""The settings of the generator's training."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -11,38 +11,38 @@ from rdpm.pipeline.training.run_config import RunConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TrainGeneratorConfig(RunConfig):
-    """A generator from one or more token stores of one tokenizer."""
+    """Train a generator on one or more token stores of one tokenizer."""
 
     stores: tuple[str, ...] = field(metadata=EXECUTION)
     """Token stores to train on: folders or URLs."""
     tokenizer: str = field(metadata=EXECUTION)
-    """Folder or URL of the export of their tokenizer."""
+    """Export of the stores' tokenizer: folder or URL."""
     batch: int = 1024
     """Images per optimizer step, over all ranks."""
     micro_batch: int = field(default=64, metadata=EXECUTION)
-    """Images that a rank sees at once; batch must be a multiple of micro_batch times ranks."""
+    """Images per forward pass of a rank; batch must be a multiple of micro_batch times ranks."""
     steps: int = 312_500
     """Optimizer steps; the default is 250 epochs of ImageNet."""
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
-    """The generator. Its token space must be that of the stores."""
+    """The generator. Its token space must be the stores'."""
     stream: StreamConfig = field(default_factory=StreamConfig, metadata=EXECUTION)
     """How rows come from the stores to the training step."""
     weights: tuple[int, ...] = ()
-    """One whole number per store: of every sum(weights) rows of the stream, store i has exactly weights[i]. Without
-    them, the stores are one set."""
+    """One integer per store: of every sum(weights) rows of the stream, exactly weights[i] are of store i. If empty, the
+    rows of all stores are shuffled as one set."""
     noise: Literal["stored", "fresh"] = "stored"
-    """stored: train on the stores' codes and noise seeds. fresh: draw new noise for every visit and quantize the stored
-    latents anew."""
+    """stored: train on the stores' codes and noise seeds. fresh: whenever a row comes, draw new noise and quantize its
+    stored latents with that."""
     steps_per_image: int = 1
-    """Different steps t at which each image is trained per optimizer step."""
+    """How many different steps t to train each image at, per optimizer step."""
     label_dropout: float = 0.1
-    """Probability of the empty label, for guidance."""
+    """Probability that an image gets the empty label, which guidance needs."""
     ema_decay: float = 0.9999
-    """Decay of the moving average of the weights, which is exported."""
+    """Decay of the moving average of the weights; the average is exported."""
     compile: bool = field(default=False, metadata=EXECUTION)
-    """Compile the model."""
+    """Compile the model with torch.compile."""
     validation: tuple[str, ...] = field(default=(), metadata=EXECUTION)
-    """Token stores of held-out images."""
+    """Token stores of held-out images: folders or URLs; empty for none."""
     validation_images: int = field(default=4096, metadata=EXECUTION)
     """Held-out images per validation; a multiple of micro_batch."""
     preview_every: int = field(default=0, metadata=EXECUTION)

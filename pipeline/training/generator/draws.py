@@ -1,4 +1,4 @@
-"""From a batch of the stream to what the generator is trained on, on the device."""
+"""Batches of the stream to batches that the generator trains on, on the device."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -14,41 +14,46 @@ from rdpm.pipeline.stream.token_stream import TokenBatch
 
 @dataclass(frozen=True)
 class Draws:
-    """What is drawn for each image."""
+    """How steps, labels and noise are drawn for each image."""
 
     noise: Literal["stored", "fresh"]
-    """The store's codes and seeds, or codes of fresh noise over its latents."""
+    """stored: the store's codes and noise seeds. fresh: new noise, and the codes of the store's latents under it."""
     steps_per_image: int
     """Different steps t per image."""
     label_dropout: float
     """Probability of the empty label."""
     empty_label: int
-    """The number of the empty label."""
+    """Number of the empty label."""
     seed: int
     """Seed of the draws."""
 
 
 @dataclass(frozen=True)
 class TrainingBatch:
-    """eps_t, y, t, z'_{t-1} and C_t of b images at s steps each; the steps of an image are neighbouring rows."""
+    """What the generator sees of b images at s steps each, and what to predict. Rows of an image are adjacent."""
 
     noise: Float[Tensor, "bs d h w"]
+    """eps_t."""
     labels: Int[Tensor, " bs"]
+    """y; some are the empty label."""
     steps: Int[Tensor, " bs"]
+    """t, from 1."""
     accumulated: Float[Tensor, "bs d h w"]
+    """z'_{t-1}."""
     codes: Int[Tensor, "bs h w"]
+    """C_t, the codes to predict."""
 
     @property
     def arguments(self) -> tuple[Tensor, ...]:
-        """In the order in which the generator's loss takes them."""
+        """The arguments of the generator's loss, in their order."""
         return self.noise, self.labels, self.steps, self.accumulated, self.codes
 
 
 @torch.no_grad()
 def training_batch(quantizer: Quantizer, batch: TokenBatch, draws: Draws, device: torch.device) -> TrainingBatch:
-    """Draw steps, labels and noise of a batch.
+    """Draw steps, labels and noise for a batch.
 
-    Every draw is a function of (seed, position), so it does not depend on ranks, batches or restarts.
+    Every draw is a function of the seed and the position, so it does not depend on ranks, batches or restarts.
     """
     seeds = child_seeds(draws.seed, torch.from_numpy(batch.positions).to(device))
     steps = drawn_steps(seeds, quantizer.schedule.num_steps, draws.steps_per_image)
@@ -60,18 +65,19 @@ def training_batch(quantizer: Quantizer, batch: TokenBatch, draws: Draws, device
         latents = torch.from_numpy(batch.latents).to(device, non_blocking=True).float()
         shape = tuple(latents.shape[1:])
         fresh = quantizer.quantize(latents, lambda t: normal(seeds, t, shape, Stream.TOKENIZER))
-        at = images, steps - 1
-        return TrainingBatch(fresh.noise[at], labels, steps, fresh.before[at], fresh.codes[at])
+        rows = images, steps - 1
+        return TrainingBatch(fresh.noise[rows], labels, steps, fresh.before[rows], fresh.codes[rows])
     assert batch.codes is not None
     assert batch.seeds is not None
     codes = torch.from_numpy(batch.codes).to(device, non_blocking=True).long()
-    own = torch.from_numpy(batch.seeds.view("int64")).to(device, non_blocking=True)
-    book = quantizer.codebook
-    noise = normal(own[images], steps, (book.config.code_dim, *codes.shape[2:]), Stream.TOKENIZER)
-    return TrainingBatch(noise, labels, steps, book.accumulated(codes[images], steps - 1), codes[images, steps - 1])
+    stored = torch.from_numpy(batch.seeds.view("int64")).to(device, non_blocking=True)
+    codebook = quantizer.codebook
+    noise = normal(stored[images], steps, (codebook.config.code_dim, *codes.shape[2:]), Stream.TOKENIZER)
+    accumulated = codebook.accumulated(codes[images], steps - 1)
+    return TrainingBatch(noise, labels, steps, accumulated, codes[images, steps - 1])
 
 
 def drawn_steps(seeds: Int[Tensor, " b"], num_steps: int, count: int) -> Int[Tensor, "b count"]:
-    """`count` different steps t out of 1 ... T for each seed, all choices equally likely."""
+    """`count` different steps t of 1 ... T for each seed; all choices are equally likely."""
     order = random_words(seeds, 0, Stream.STEP, num_steps).argsort(dim=1, stable=True)
     return 1 + order[:, :count]

@@ -1,4 +1,4 @@
-"""What the generator's training is given, opened and found to belong together."""
+"""Open the token stores that a generator is trained on, and check that they fit the model and each other."""
 
 from dataclasses import dataclass
 
@@ -12,14 +12,14 @@ from rdpm.storage_schemas.tokens import KIND
 
 @dataclass(frozen=True)
 class TrainingStores:
-    """Token stores of one tokenizer."""
+    """Token stores of one tokenizer and of the same classes."""
 
     train: list[Store]
-    """To train on."""
+    """Stores to train on."""
     held_out: list[Store]
-    """To validate on."""
+    """Stores to validate on."""
     tokenizer: ModelCard
-    """Card of the tokenizer that made them."""
+    """Card of the tokenizer that made the stores."""
 
     @property
     def ids(self) -> list[str]:
@@ -28,12 +28,12 @@ class TrainingStores:
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names of all stores."""
+        """Class names, the same in all stores."""
         return self.train[0].manifest.plan.tokens.classes
 
 
 def open_stores(config: TrainGeneratorConfig) -> TrainingStores:
-    """Open the config's stores. Raises ValueError unless they and the model's token space fit together."""
+    """Open the config's stores. Raises ValueError unless they fit the tokenizer, the model and each other."""
     card = read_card(config.tokenizer, "tokenizer")
     stores = [open_store(url, KIND) for url in (*config.stores, *config.validation)]
     for store in stores:
@@ -41,20 +41,20 @@ def open_stores(config: TrainGeneratorConfig) -> TrainingStores:
         if identity.tokenizer_digest != card.digest:
             raise ValueError(
                 f"store {store.url} was made by tokenizer {identity.tokenizer_digest[:12]}, but {config.tokenizer} is "
-                f"{card.digest[:12]}; tokenize again or give the store's own tokenizer"
+                f"{card.digest[:12]}; tokenize again or name the store's own tokenizer"
             )
         if config.noise == "fresh" and "latents" not in store.specs:
             raise ValueError(f"store {store.url} holds no latents; tokenize with latents=true or use noise=stored")
         _check_space(config.model, store)
         if identity.classes != stores[0].manifest.plan.tokens.classes:
             raise ValueError(
-                f"store {store.url} has other classes than {stores[0].url}; use stores of the same classes"
+                f"store {store.url} has other classes than {stores[0].url}; use stores with the same classes"
             )
     return TrainingStores(stores[: len(config.stores)], stores[len(config.stores) :], card)
 
 
 def _check_space(model: GeneratorConfig, store: Store) -> None:
-    """Raise ValueError where the generator's token space is not the store's."""
+    """Raise ValueError unless the generator's token space is the store's."""
     identity = store.manifest.plan.tokens
     T, h, _ = store.specs["codes"].row_shape
     space = {

@@ -15,14 +15,14 @@ _CLASSES, _ROWS = 10, 4
 
 
 def show_samples(config: TrainGeneratorConfig, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> None:
-    """Log samples of the first classes by the averaged weights, one column per class, always from the same noise."""
+    """Log samples of the averaged weights: one column per class, of the first classes, always from the same noise."""
     weights = engine.weights("ema")
     if not ranks.first:
         return
     generator = Generator(config.model)
     generator.load_state_dict({name.removeprefix(PREFIX): value for name, value in weights.items()})
-    drawing = RDPM(generator.eval(), load_tokenizer(config.tokenizer)[0], device=ranks.device)
+    models = RDPM(generator.eval(), load_tokenizer(config.tokenizer)[0], device=ranks.device)
     classes = range(min(_CLASSES, config.model.num_classes))
-    images = drawing.sample([label for _ in range(_ROWS) for label in classes])
+    images = models.sample([label for _ in range(_ROWS) for label in classes])
     rows = images.reshape(_ROWS, len(classes), *images.shape[1:])
     log.picture(step, "samples", np.concatenate([np.concatenate(list(row), axis=1) for row in rows]))

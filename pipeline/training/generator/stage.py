@@ -1,4 +1,4 @@
-"""The stage: token stores to a trained generator, under ZeRO."""
+"""The stage that trains a generator on token stores."""
 
 from dataclasses import asdict
 from typing import Any
@@ -29,9 +29,9 @@ JOB = "train-generator"
 
 
 def run(config: TrainGeneratorConfig) -> None:
-    """Train into config.out, unless its finished record says that it is there. Runs on every rank.
+    """Train a generator and export it to config.out, unless its record says that this is done.
 
-    Raises ValueError for bad input, and when the training fails.
+    Starts the ranks, or runs as one of them. Raises ValueError for bad input, and when the training fails.
     """
     stores = open_stores(config)
     record = begin(JOB, config, {"store_ids": stores.ids}, (WEIGHTS, CARD))
@@ -49,7 +49,10 @@ def run(config: TrainGeneratorConfig) -> None:
 
 
 def train_generator(config: TrainGeneratorConfig, stores: TrainingStores, ranks: Ranks) -> ModelCard | None:
-    """Train to the end, or on from the last checkpoint; export the averaged weights. The card, on the first rank."""
+    """Train from the newest checkpoint to the end, and export the averaged weights.
+
+    Returns the card on the first rank, None on others.
+    """
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
     fresh = config.noise == "fresh"

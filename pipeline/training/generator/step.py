@@ -1,4 +1,4 @@
-"""One step of the generator's training, and its loss on held-out rows."""
+"""One step of the generator's training, and the loss of held-out rows."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ PREFIX = "generator."  # of the generator's weights in GeneratorLoss
 
 
 class GeneratorLoss(nn.Module):
-    """Eq. 7 for each image, in one call of an engine."""
+    """The loss of each image (Eq. 7), as one module for an engine."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class GeneratorLoss(nn.Module):
 
 
 class GeneratorStep:
-    """Batches of the stream through the engine: training on one stream, measuring on another."""
+    """Runs batches of streams through the engine, to train or to validate."""
 
     def __init__(self, config: TrainGeneratorConfig, ranks: Ranks, engine: Engine, quantizer: Quantizer) -> None:
         self.config, self.ranks, self.engine, self.quantizer = config, ranks, engine, quantizer
@@ -38,7 +38,7 @@ class GeneratorStep:
         )
 
     def train(self, batch: TokenBatch, step: int) -> None:
-        """Forward and backward of one micro-batch; after the last of a step, the update."""
+        """Forward and backward pass of one micro-batch and, after the last one of a step, the update."""
         inputs = training_batch(self.quantizer, batch, self.draws, self.ranks.device)
         losses = self.engine(*inputs.arguments)
         where = f"step {step + 1}, positions {batch.positions[0]} to {batch.positions[-1]} of the stream"
@@ -46,7 +46,7 @@ class GeneratorStep:
         self.meter.add(inputs.steps, losses)
 
     def held_out_loss(self, stream: TokenStream) -> float:
-        """Mean loss of the first `validation_images` of a stream, labels never dropped, draws the same each time."""
+        """Mean loss of the first `validation_images` of a stream. Labels are not dropped; draws are always the same."""
         config, draws = self.config, replace(self.draws, label_dropout=0.0)
         meter = StepLossMeter(config.model.num_steps, self.ranks.device)
         groups = config.validation_images // (config.micro_batch * self.ranks.count) or 1

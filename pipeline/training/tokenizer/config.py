@@ -1,4 +1,4 @@
-"""Settings of the tokenizer's training."""
+"""The settings of the tokenizer's training."""
 
 from dataclasses import dataclass, field
 
@@ -11,35 +11,35 @@ from rdpm.pipeline.training.run_config import RunConfig
 
 @dataclass(frozen=True)
 class LossConfig:
-    """Weights of Eq. 5."""
+    """The losses of the tokenizer's training and their weights (Eq. 5)."""
 
     reconstruction: float = 1.0
     """Weight of the squared error (Eq. 3)."""
     quantization: float = 0.25
     """delta, weight of the quantization loss (Eq. 4)."""
     codebook: float = 4.0
-    """Weight of the term of Eq. 4 that moves the codes; the commitment term has 1."""
+    """Weight of the term of Eq. 4 that moves the codes; the commitment term has weight 1."""
     perceptual: str = "torchvision"
-    """VGG16 for LPIPS: torchvision (downloaded by torch), the path of vgg16-397923af.pth, or none."""
+    """VGG16 for LPIPS: torchvision (which downloads it), the path of vgg16-397923af.pth, or none."""
     adversarial: float = 0.75
     """eta, weight of the adversarial loss; 0 trains without a discriminator."""
     adaptive: bool = True
-    """Multiply eta by VQGAN's adaptive weight at the decoder's last layer."""
+    """Multiply eta by VQGAN's adaptive weight, computed at the decoder's last layer."""
     discriminator_start: int = 0
-    """Step at which the adversarial loss sets in."""
+    """Step at which the adversarial loss starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig(RunConfig):
-    """A tokenizer from labelled images."""
+    """Train a tokenizer on labelled images."""
 
     images: str = field(metadata=EXECUTION)
-    """Class folders, tar files or Parquet files: a path, URL or pattern."""
+    """Images to train on: path, URL or pattern of class folders, tar files or Parquet files."""
     batch: int = 128
     """Images per optimizer step, over all ranks."""
     micro_batch: int = 16
-    """Images that a rank sees at once; batch must be a multiple of micro_batch times ranks. The discriminator's
-    BatchNorm makes it part of the result."""
+    """Images per forward pass of a rank; batch must be a multiple of micro_batch times ranks. It changes the result:
+    the discriminator's BatchNorm sees one micro-batch at a time."""
     steps: int = 100_090
     """Optimizer steps; the default is 10 epochs of ImageNet."""
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
@@ -53,17 +53,17 @@ class TrainTokenizerConfig(RunConfig):
     )
     """Adam and its learning rate, for tokenizer and discriminator."""
     flips: bool = True
-    """Mirror half of the images."""
+    """Mirror each image with probability 1/2."""
     workers: int = field(default=4, metadata=EXECUTION)
-    """Processes per rank that decode images ahead; 0 decodes in the rank itself."""
+    """Processes per rank that decode images in advance; 0 decodes in the rank itself."""
     validation: str = field(default="", metadata=EXECUTION)
-    """Held-out images that are reconstructed on the way; empty for none."""
+    """Held-out images to reconstruct during the training, as for images; empty for none."""
     validation_images: int = field(default=1000, metadata=EXECUTION)
-    """How many of them, spread evenly."""
+    """How many held-out images to use, evenly spread over all."""
     validation_extractor: str = field(default="none", metadata=EXECUTION)
-    """Feature space of their rFID: inception, the path of a TorchScript or torch.export file, or none."""
+    """Features for the rFID of held-out images: inception, the path of a TorchScript or torch.export file, or none."""
     inception_weights: str = field(default="", metadata=EXECUTION)
-    """Path of Inception's weights; empty for torch-fidelity's own download."""
+    """Path of Inception's weights; if empty, torch-fidelity downloads them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,4 +1,4 @@
-"""What a person should know of the training images."""
+"""Messages about training images that cannot be used or are small."""
 
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.images.stream import ImageBatch
@@ -6,34 +6,35 @@ from rdpm.pipeline.training.ranks import Ranks, gather
 
 
 class ImageNotes:
-    """What a person should know of the images, said once: those that cannot be used, and that some are small."""
+    """Collects what batches report of their images, on every rank, and says it once, on the first."""
 
     def __init__(self, ranks: Ranks) -> None:
-        self._ranks, self._named = ranks, set[str]()
+        self._ranks = ranks
         self._rejects: dict[str, str] = {}
         self._enlarged: dict[str, str] = {}
-        self._told_of_small = False
+        self._reported = set[str]()
+        self._reported_small = False
 
     def add(self, batch: ImageBatch) -> None:
-        """Note what one batch says."""
+        """Collect what one batch reports."""
         self._rejects.update(batch.rejects)
-        if not self._told_of_small:
+        if not self._reported_small:
             self._enlarged.update(batch.enlarged)
 
     def say(self) -> None:
-        """Tell what is new on any rank. Every rank calls it."""
+        """Say what is new on any rank: each unusable image, and once that some are small. Every rank calls it."""
         for rejects, enlarged in gather((self._rejects, self._enlarged)):
             for key, reason in sorted(rejects.items()):
-                if key not in self._named and self._ranks.first:
-                    say(f"train-tokenizer: image {key} cannot be used ({reason}); another takes its place")
-                self._named.add(key)
-            if enlarged and not self._told_of_small:
-                self._told_of_small = True
+                if key not in self._reported and self._ranks.first:
+                    say(f"train-tokenizer: image {key} cannot be used ({reason}); another one replaces it")
+                self._reported.add(key)
+            if enlarged and not self._reported_small:
+                self._reported_small = True
                 key = min(enlarged)
                 if self._ranks.first:
                     say(
-                        f"train-tokenizer: image {key} ({enlarged[key]}) is smaller than the crop and is enlarged, "
-                        "as are others like it; leave them out, or lower model.image_size"
+                        f"train-tokenizer: image {key} ({enlarged[key]}) is smaller than model.image_size; such images "
+                        "are enlarged, so remove them or lower model.image_size"
                     )
         self._rejects.clear()
         self._enlarged.clear()

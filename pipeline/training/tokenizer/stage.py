@@ -1,4 +1,4 @@
-"""The stage: labelled images to a trained tokenizer."""
+"""The stage that trains a tokenizer on labelled images."""
 
 import time
 from dataclasses import asdict
@@ -29,9 +29,9 @@ JOB = "train-tokenizer"
 
 
 def run(config: TrainTokenizerConfig) -> None:
-    """Train into config.out, unless its finished record says that it is there. Runs on every rank.
+    """Train a tokenizer and export it to config.out, unless its record says that this is done.
 
-    Raises ValueError for bad input, and when the training fails.
+    Starts the ranks, or runs as one of them. Raises ValueError for bad input, and when the training fails.
     """
     source = list_images(config.images)
     record = begin(JOB, config, {"source": source.digest}, (WEIGHTS, CARD))
@@ -43,8 +43,8 @@ def run(config: TrainTokenizerConfig) -> None:
         return
     if len(source.classes) == 1 and first_rank():
         say(
-            f"train-tokenizer: all images are of one class, {source.classes[0]!r}; for a generator of several classes "
-            "give the folder that holds the class folders"
+            f"train-tokenizer: all images are of one class, {source.classes[0]!r}; to train on several classes, name "
+            "the folder that holds the class folders"
         )
     with joined_ranks(config.threads) as ranks:
         card = train_tokenizer(config, source, ranks)
@@ -54,9 +54,9 @@ def run(config: TrainTokenizerConfig) -> None:
 
 
 def train_tokenizer(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> ModelCard | None:
-    """Train to the end, or on from the last checkpoint, and export. Returns the card, on the first rank.
+    """Train from the newest checkpoint to the end, and export. Returns the card on the first rank, None on others.
 
-    source: config.images, listed.
+    source: the listing of config.images.
     """
     validator = Validator(config) if config.validation else None
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
@@ -67,8 +67,8 @@ def train_tokenizer(config: TrainTokenizerConfig, source: Listing, ranks: Ranks)
     log = TrainingLog(config.out, ranks.first, checkpoints.step)
     meter = TermMeter(config.model, ranks.device)
     notes = ImageNotes(ranks)
-    first, last = checkpoints.step * accumulation, config.steps * accumulation
-    batches = _stream(config, source, ranks).batches(first, last, config.workers)
+    first, stop = checkpoints.step * accumulation, config.steps * accumulation
+    batches = _stream(config, source, ranks).batches(first, stop, config.workers)
 
     def step(number: int) -> float:
         waited = 0.0
@@ -96,7 +96,7 @@ def train_tokenizer(config: TrainTokenizerConfig, source: Listing, ranks: Ranks)
 
 
 def _validate(validator: Validator, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> dict[str, float]:
-    """Metrics of the held-out images, on the first rank; the others bring their share of the weights."""
+    """Metrics of the held-out images, on the first rank; the others only contribute their share of the weights."""
     weights = engine.weights()
     if not ranks.first:
         return {}
@@ -106,7 +106,7 @@ def _validate(validator: Validator, engine: Engine, ranks: Ranks, log: TrainingL
 
 
 def _stream(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> ImageStream:
-    """Micro-batches: item k of a rank is its slice of the k-th group of micro_batch x ranks images."""
+    """Item k of the stream is this rank's slice of the k-th group of micro_batch x ranks images."""
     return ImageStream(
         source,
         image_size=config.model.image_size,

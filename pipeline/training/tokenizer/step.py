@@ -1,9 +1,9 @@
-"""One step of the tokenizer's training: an engine for the tokenizer and, where the adversarial loss is on, one for the
+"""One step of the tokenizer's training: an engine for the tokenizer and, with an adversarial loss, one for the
 discriminator.
 
-ZeRO-1 and 2 keep only the last of two backward passes, and no stage lets `autograd.grad` run through an output. So each
-engine runs one backward pass per micro-batch. The losses meet at the reconstruction, which is cut from the graph; their
-weighted gradients there are what the tokenizer's backward pass starts from.
+ZeRO-1 and 2 keep only the last of two backward passes, and no stage allows `autograd.grad` through an engine's output.
+So each engine runs one backward pass per micro-batch. The gradients of all losses are computed at the reconstruction,
+which is detached from the graph. Their weighted sum is where the tokenizer's backward pass starts.
 """
 
 import torch
@@ -27,7 +27,7 @@ from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 
 
 class TokenizerStep:
-    """One micro-batch through both engines."""
+    """Both engines, and what one micro-batch does to them."""
 
     def __init__(
         self, config: TrainTokenizerConfig, ranks: Ranks, accumulation: int, saved: Checkpoints | None = None
@@ -38,8 +38,8 @@ class TokenizerStep:
         tokenizer = Tokenizer(config.model).to(ranks.device)
         self.engines = {"tokenizer": self._engine("tokenizer", tokenizer, whole=(Quantizer,))}
         if config.loss.adversarial:
-            critic = DiscriminatorPair(config.discriminator, channels).to(ranks.device)
-            self.engines["discriminator"] = self._engine("discriminator", critic)
+            pair = DiscriminatorPair(config.discriminator, channels).to(ranks.device)
+            self.engines["discriminator"] = self._engine("discriminator", pair)
         self.perceptual = None
         if config.loss.perceptual != "none":
             self.perceptual = PerceptualLoss(config.loss.perceptual).to(ranks.device)
@@ -51,7 +51,10 @@ class TokenizerStep:
         return Engine(model, optimizer, config.engine, config.micro_batch, self._accumulation, whole, state)
 
     def __call__(self, images: Tensor, seeds: Tensor, step: int, where: str) -> dict[str, Tensor]:
-        """One micro-batch of both engines; returns the loss terms and the codes, detached. `where` names the batch."""
+        """Train on one micro-batch. Returns the loss terms and the codes, detached.
+
+        step: 0-based. where: names the batch, for an error message.
+        """
         loss = self.config.loss
         lr = self.config.optimizer.lr_at(step, self.config.steps)
         adversarial = "discriminator" in self.engines and step >= loss.discriminator_start
@@ -70,7 +73,7 @@ class TokenizerStep:
         return terms
 
     def end_iteration(self) -> None:
-        """After the last micro-batch of a step: a codebook of moving averages follows what all ranks saw."""
+        """After the last micro-batch of a step, update a codebook of moving averages with what all ranks saw."""
         quantizer = self.engines["tokenizer"].module.get_submodule("quantizer")
         assert isinstance(quantizer, Quantizer)
         codebook = quantizer.codebook
@@ -78,7 +81,7 @@ class TokenizerStep:
             codebook.follow(sum_over_ranks(codebook.seen), from_first_rank(codebook.recent))
 
     def _nll_gradient(self, images: Tensor, picture: Tensor, terms: dict[str, Tensor]) -> Tensor:
-        """Gradient of reconstruction and perceptual loss at the reconstruction."""
+        """Gradient of the reconstruction loss and the perceptual loss at the reconstruction."""
         terms["reconstruction"] = reconstruction_loss(images, picture)
         total = self.config.loss.reconstruction * terms["reconstruction"]
         if self.perceptual is not None:
@@ -90,11 +93,11 @@ class TokenizerStep:
 
     def _adversarial_gradient(self, picture: Tensor, features: Tensor, nll: Tensor, terms: dict[str, Tensor]) -> Tensor:
         """Weighted gradient of the adversarial loss at the reconstruction."""
-        critic = self.engines["discriminator"].module.get_submodule("discriminator")
-        critic.requires_grad_(False)
-        terms["adversarial"] = generator_hinge(critic(picture))
+        discriminator = self.engines["discriminator"].module.get_submodule("discriminator")
+        discriminator.requires_grad_(False)
+        terms["adversarial"] = generator_hinge(discriminator(picture))
         (grad,) = torch.autograd.grad(terms["adversarial"], picture)
-        critic.requires_grad_(True)
+        discriminator.requires_grad_(True)
         weight = self.config.loss.adversarial
         if self.config.loss.adaptive:
             terms["adaptive_weight"] = adaptive_weight(features, nll, grad)

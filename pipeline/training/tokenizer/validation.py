@@ -1,4 +1,4 @@
-"""Held-out images through a tokenizer while it trains."""
+"""Metrics of held-out images while a tokenizer trains."""
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ _SHOWN, _BATCH = 8, 16
 
 
 class Validator:
-    """The same held-out images and noise at every call, so that only the weights change the metrics."""
+    """Reconstructs the same held-out images with the same noise each time, so only the weights change the metrics."""
 
     def __init__(self, config: TrainTokenizerConfig) -> None:
         self.config = config.model
@@ -29,9 +29,10 @@ class Validator:
         self._real = self._features(self.pixels) if self.extractor else None
 
     def __call__(self, weights: dict[str, Tensor]) -> tuple[dict[str, float], np.ndarray]:
-        """Full weights to validation_psnr (dB) and _ssim, _lpips and _rfid where they can be had, and a picture.
+        """The metrics of full weights, and a picture (2 H, n W, C) uint8 of originals above their reconstructions.
 
-        The picture, (2 H, n W, C) uint8, has originals above reconstructions.
+        validation_psnr (dB) and validation_ssim; validation_lpips with a perceptual loss; validation_rfid with an
+        extractor.
         """
         tokenizer = Tokenizer(self.config)
         tokenizer.load_state_dict({name: value.cpu() for name, value in weights.items()})

@@ -1,4 +1,4 @@
-"""On every rank: generator steps under each ZeRO stage, with a save and a load half way, beside plain torch."""
+"""On every rank: generator steps under each ZeRO stage, saved and loaded halfway, and the same in plain torch."""
 
 import torch
 
@@ -25,7 +25,7 @@ def batch(step: int, rank: int) -> tuple[torch.Tensor, ...]:
 
 
 def model() -> GeneratorLoss:
-    """The same weights every time; the zero-initialized ones are moved so that every gradient flows."""
+    """The same weights every time; no parameter is zero, so every gradient flows."""
     torch.manual_seed(0)
     built = GeneratorLoss(SPACE)
     for parameter in built.parameters():
@@ -34,7 +34,7 @@ def model() -> GeneratorLoss:
 
 
 def reference(ranks: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
-    """Weights and their average after the steps, by torch.optim.AdamW and a loop of our own on all ranks' batches."""
+    """Weights and their average after the steps, by torch.optim.AdamW in a loop over all ranks' batches."""
     trained = model()
     ours = adamw(trained, OPTIMIZER, DECAY).param_groups
     groups = [{k: v for k, v in group.items() if k in ("params", "weight_decay")} for group in ours]

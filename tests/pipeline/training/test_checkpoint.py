@@ -1,4 +1,4 @@
-"""Checkpoints: of another training, damaged, deleted, half written."""
+"""Checkpoints of another training are refused, damaged ones too, and half-written ones are removed."""
 
 import json
 import shutil
@@ -41,7 +41,7 @@ def refusal(inputs, out, *options: str) -> str:
 )
 def test_a_checkpoint_of_another_training_is_refused_by_the_difference(inputs, out, change, named) -> None:
     message = refusal(inputs, out, change)
-    assert "step-00000003 is of another training" in message
+    assert "step-00000003 belongs to another training" in message
     assert named in message
 
 
@@ -63,7 +63,7 @@ def test_a_damaged_checkpoint_is_refused_by_name_and_an_older_one_continued(inpu
 def test_a_checkpoint_without_its_record_is_removed_and_one_with_a_broken_record_refused(inputs, out) -> None:
     record = out / "checkpoints" / "step-00000003" / "checkpoint.json"
     record.write_text(json.dumps({"step": 3}))
-    assert f"{record} is no checkpoint record" in refusal(inputs, out)
+    assert f"{record} is not a checkpoint record" in refusal(inputs, out)
     record.unlink()
     train(None, "generator", inputs, out, "steps=2", *OPTIONS)
     assert checkpoint_steps(out) == [2]

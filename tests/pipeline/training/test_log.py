@@ -1,4 +1,4 @@
-"""The training log continues where a resumed run does."""
+"""The log of a training continues where the training does."""
 
 import sys
 from pathlib import Path
@@ -13,7 +13,7 @@ def lines(folder: Path) -> list[tuple[int, float]]:
     return [(line["step"], line["loss"]) for line in read_log(str(folder / LOG))]
 
 
-def test_a_resumed_log_drops_what_came_after_the_checkpoint_and_goes_on(tmp_path: Path) -> None:
+def test_a_continued_log_drops_lines_after_the_checkpoint(tmp_path: Path) -> None:
     log = TrainingLog(str(tmp_path), True, 0)
     for step in (10, 20, 30):
         log.write(step, loss=step / 10, loss_by_step=[1.0, None])

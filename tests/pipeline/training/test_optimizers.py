@@ -1,4 +1,4 @@
-"""AdamW with the moving average of the weights in its state."""
+"""AdamW with the moving average of the weights in its state, and the learning rate."""
 
 import copy
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from rdpm.pipeline.training.optimizers import AdamWithEMA
+from rdpm.models.generator import Generator
+from rdpm.pipeline.training.optimizers import AdamWithEMA, OptimizerConfig, adamw
 
 DECAY = 0.9
 
@@ -20,7 +21,7 @@ def make_model():
 
 
 def groups(model):
-    """Two groups, as the trainer makes them."""
+    """Two groups, as trainings make them."""
     matrices = [weight for weight in model.parameters() if weight.ndim > 1]
     vectors = [weight for weight in model.parameters() if weight.ndim == 1]
     return [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
@@ -31,7 +32,7 @@ def make_optimizer(model, decay=DECAY):
 
 
 def train(model, optimizer, steps):
-    """Steps `steps` on data that depends on the step alone, at a changing rate."""
+    """The given steps, on data that depends only on the step, with a changing learning rate."""
     for step in steps:
         data = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))
         for group in optimizer.param_groups:
@@ -46,17 +47,17 @@ def averages(model, optimizer):
     return [optimizer.state[weight]["ema"] for weight in model.parameters()]
 
 
-def assert_equal_to_the_bit(ones, others):
+def assert_same_bits(ones, others):
     for one, other in zip(ones, others, strict=True):
         assert torch.equal(one, other)
 
 
-def test_weights_are_those_of_adamw_to_the_bit():
+def test_weights_have_the_bits_of_adamw():
     model = make_model()
     twin = copy.deepcopy(model)
     plain = torch.optim.AdamW(groups(twin), lr=1e-2, betas=(0.9, 0.95))
     for _ in zip(train(model, make_optimizer(model), range(20)), train(twin, plain, range(20)), strict=True):
-        assert_equal_to_the_bit(model.parameters(), twin.parameters())
+        assert_same_bits(model.parameters(), twin.parameters())
 
 
 @pytest.mark.parametrize("decay", [0.5, 0.9, 0.9999])
@@ -81,7 +82,7 @@ def test_decay_0_keeps_the_weights_and_decay_1_the_start():
         start = [weight.detach().clone() for weight in model.parameters()]
         optimizer = make_optimizer(model, decay)
         list(train(model, optimizer, range(3)))
-        assert_equal_to_the_bit(averages(model, optimizer), start if decay else model.parameters())
+        assert_same_bits(averages(model, optimizer), start if decay else model.parameters())
 
 
 def test_the_average_of_bf16_weights_is_float32():
@@ -95,7 +96,7 @@ def test_the_average_of_bf16_weights_is_float32():
     assert not torch.equal(average, average.bfloat16().float())
 
 
-def test_a_restored_optimizer_goes_on_to_the_bit(tmp_path):
+def test_a_restored_optimizer_continues_with_the_same_bits(tmp_path):
     model = make_model()
     optimizer = make_optimizer(model)
     list(train(model, optimizer, range(7)))
@@ -108,8 +109,8 @@ def test_a_restored_optimizer_goes_on_to_the_bit(tmp_path):
     restored.load_state_dict(saved["model"])
     other.load_state_dict(saved["optimizer"])
     list(train(restored, other, range(7, 15)))
-    assert_equal_to_the_bit(restored.parameters(), model.parameters())
-    assert_equal_to_the_bit(averages(restored, other), averages(model, optimizer))
+    assert_same_bits(restored.parameters(), model.parameters())
+    assert_same_bits(averages(restored, other), averages(model, optimizer))
 
 
 def test_a_weight_starts_its_average_with_its_first_gradient():
@@ -122,3 +123,23 @@ def test_a_weight_starts_its_average_with_its_first_gradient():
     optimizer.step()
     torch.testing.assert_close(optimizer.state[weights[1]]["ema"], torch.full((3,), -0.05))
     torch.testing.assert_close(optimizer.state[weights[0]]["ema"], torch.full((3,), -0.125))
+
+
+def test_the_learning_rate_rises_in_the_warmup_and_then_stays_or_falls_along_a_cosine():
+    constant = OptimizerConfig(lr=0.8, warmup_steps=4)
+    assert [constant.lr_at(step, 12) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 0.8, 0.8])
+    cosine = OptimizerConfig(lr=0.8, warmup_steps=4, decay="cosine", final_share=0.25)
+    assert [cosine.lr_at(step, 12) for step in (3, 4, 8, 12)] == pytest.approx([0.8, 0.8, 0.5, 0.2])
+    assert OptimizerConfig(lr=0.8, warmup_steps=0).lr_at(0, 1) == 0.8
+
+
+def test_norms_biases_and_embeddings_do_not_decay(exports):
+    model = Generator(exports.generator_config)
+    decayed, plain = adamw(model, OptimizerConfig(weight_decay=0.1), 0.9).param_groups
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.1, 0.0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    without = {names[id(parameter)] for parameter in plain["params"]}
+    assert "label_embedding.weight" in without
+    assert without > {name for name in names.values() if name.endswith(".bias")}
+    assert "project.weight" in {names[id(parameter)] for parameter in decayed["params"]}
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)

@@ -3,8 +3,13 @@
 import json
 import shutil
 from contextlib import nullcontext
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
+
+from torch import nn
+from torch._dynamo.utils import counters
 
 from rdpm.jobs.arguments import parse
 from rdpm.pipeline.foundation import files
@@ -57,6 +62,14 @@ def train(ranks: Ranks | None, kind: str, folder: Path, out: Path, *options: str
         else:
             assert isinstance(settings, TrainGeneratorConfig)
             train_generator(settings, open_stores(settings), ranks)
+
+
+def train_traced(ranks: Ranks, kind: str, folder: Path, out: Path, *options: str) -> None:
+    """The same with compile=true, up to the generated kernels, which take a minute to build."""
+    counters.clear()
+    with patch.object(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager")):
+        train(ranks, kind, folder, out, "compile=true", *options)
+    assert counters["frames"]["ok"]
 
 
 def resume_everywhere(ranks: Ranks, kind: str, folder: Path, out: Path, steps: int, *options: str) -> list[int]:

@@ -1,6 +1,5 @@
 """What the generator is trained on is what the tokenizer saw: tokenizer, store, stream, training and sampler agree."""
 
-
 import numpy as np
 import pytest
 import torch

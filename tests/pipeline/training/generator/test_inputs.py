@@ -49,7 +49,7 @@ def test_stores_of_other_classes_are_refused(tmp_path, exports, stores, card, co
     for classes in (("zero", "one"), ("seven", "nine")):
         stores.build(str(tmp_path / classes[0]), stores.plan(classes=classes, **exports.identity(card)))
     for settings in (config("zero", "seven"), config("zero", validation=("seven",))):
-        with pytest.raises(ValueError, match="seven has other classes than .*zero"):
+        with pytest.raises(ValueError, match=r"seven has other classes than .*zero"):
             open_stores(settings)
 
 
@@ -57,7 +57,7 @@ def test_fresh_noise_over_a_store_without_latents_is_refused(tmp_path, exports, 
     plan = stores.plan(**exports.identity(card))
     arrays = token_arrays(3, (4, 4, 4), with_accumulated=True, with_latents=False)
     stores.build(str(tmp_path / "store"), replace(plan, arrays=arrays))
-    with pytest.raises(ValueError, match="store holds no latents; tokenize with latents=true or use noise=stored"):
+    with pytest.raises(ValueError, match=r"store holds no latents; tokenize with latents=true or use noise=stored"):
         open_stores(config("store", noise="fresh"))
 
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from rdpm.pipeline.training.log import read_log
-from tests.pipeline.training.trainings import arguments, checkpoint_steps, log_lines, train, worst
+from tests.pipeline.training.trainings import arguments, checkpoint_steps, log_lines, train, train_traced, worst
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +47,38 @@ def test_samples_are_shown_in_tensorboard(trained: Path) -> None:
     assert pictures[0].encoded_image_string != pictures[1].encoded_image_string
 
 
-@pytest.mark.slow
-def test_a_compiled_model_trains_and_validates_like_the_plain_one(inputs, tmp_path, repository) -> None:
-    options = [
-        f"validation=[{inputs}/held-out]", "validation_images=8", "validate_every=2", "steps=3", "checkpoint_every=3",
-    ]  # fmt: skip
-    train(None, "generator", inputs, tmp_path / "plain", *options)
-    command = ["train-generator", *arguments("generator", inputs, tmp_path / "compiled", *options, "compile=true")]
-    subprocess.run([sys.executable, "-m", "rdpm", *command], cwd=repository, check=True, timeout=300)
-    plain, compiled = log_lines(tmp_path / "plain"), log_lines(tmp_path / "compiled")
-    assert worst(compiled, plain, "loss") < 1e-4
-    assert compiled[1]["validation_loss"] == pytest.approx(plain[1]["validation_loss"], rel=1e-4)
-    found, expected = (load_file(tmp_path / name / "model.safetensors") for name in ("compiled", "plain"))
+def assert_alike(compiled: Path, plain: Path) -> None:
+    """The same losses and weights, up to rounding."""
+    lines = log_lines(compiled), log_lines(plain)
+    assert worst(*lines, "loss") < 1e-4
+    assert lines[0][1]["validation_loss"] == pytest.approx(lines[1][1]["validation_loss"], rel=1e-4)
+    found, expected = (load_file(out / "model.safetensors") for out in (compiled, plain))
     for name, value in expected.items():
         assert torch.allclose(found[name], value, atol=1e-4), name
+
+
+@pytest.fixture
+def short(inputs) -> list[str]:
+    """Three steps with a validation."""
+    return [
+        f"validation=[{inputs}/held-out]",
+        "validation_images=8",
+        "validate_every=2",
+        "steps=3",
+        "checkpoint_every=3",
+    ]
+
+
+@pytest.mark.slow
+def test_a_traced_model_trains_and_validates_like_the_plain_one(two_ranks, inputs, tmp_path, short) -> None:
+    two_ranks.run(train_traced, "generator", inputs, tmp_path / "traced", *short)
+    two_ranks.run(train, "generator", inputs, tmp_path / "plain", *short)
+    assert_alike(tmp_path / "traced", tmp_path / "plain")
+
+
+@pytest.mark.long
+def test_a_compiled_model_trains_and_validates_like_the_plain_one(inputs, tmp_path, repository, short) -> None:
+    train(None, "generator", inputs, tmp_path / "plain", *short)
+    command = ["train-generator", *arguments("generator", inputs, tmp_path / "compiled", *short, "compile=true")]
+    subprocess.run([sys.executable, "-m", "rdpm", *command], cwd=repository, check=True, timeout=300)
+    assert_alike(tmp_path / "compiled", tmp_path / "plain")

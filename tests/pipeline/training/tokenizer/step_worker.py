@@ -1,4 +1,4 @@
-"""On every rank: tokenizer steps through DeepSpeed engines beside the same steps in plain torch, for each ZeRO stage."""
+"""On every rank: tokenizer steps through DeepSpeed engines under each ZeRO stage, beside plain torch."""
 
 import copy
 
