@@ -5,10 +5,13 @@ import dataclasses
 import pytest
 
 from rdpm.pipeline.foundation.config import field_docs, identity_of
+from rdpm.pipeline.training.checkpoint import Saved
 from rdpm.pipeline.training.engine import EngineConfig
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
-from rdpm.pipeline.training.generator.draws import Draws
+from rdpm.pipeline.training.generator.draws import Draws, TrainingBatch
+from rdpm.pipeline.training.generator.inputs import TrainingStores
 from rdpm.pipeline.training.optimizers import OptimizerConfig
+from rdpm.pipeline.training.ranks import Ranks
 from rdpm.pipeline.training.run_config import RunConfig
 from rdpm.pipeline.training.tokenizer.config import LossConfig, TrainTokenizerConfig
 
@@ -37,7 +40,11 @@ def test_both_trainings_have_the_fields_of_a_run_with_the_same_role(kind) -> Non
 
 
 @pytest.mark.parametrize(
-    "kind", [TrainTokenizerConfig, TrainGeneratorConfig, LossConfig, EngineConfig, OptimizerConfig, Draws]
+    "kind",
+    [
+        *(TrainTokenizerConfig, TrainGeneratorConfig, LossConfig, EngineConfig, OptimizerConfig),
+        *(Draws, Ranks, Saved, TrainingBatch, TrainingStores),
+    ],
 )
 def test_every_field_is_documented(kind) -> None:
     assert set(field_docs(kind)) == {field.name for field in dataclasses.fields(kind)}
