@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -55,9 +56,9 @@ def run_steps(
     start = checkpoints.step
     if ranks.first and start:
         say(f"{job}: continuing from step {start}")
-    stop, window = StopRequest(), Window(config.batch, start)
-    stopping = False
-    with ProgressLine(job, config.steps, "steps", start, quiet=not ranks.first) as progress:
+    progress = ProgressLine(job, config.steps, "steps", start, quiet=not ranks.first)
+    window, stopping = Window(config.batch, start), False
+    with closing(log), closing(StopRequest()) as stop, progress:
         for number in range(start, config.steps):
             window.waited += step(number)
             done = number + 1
@@ -77,9 +78,7 @@ def run_steps(
                 checkpoints.save(done, engines, score)
             if stopping:
                 break
-    checkpoints.finish()
-    log.close()
-    stop.close()
+        checkpoints.finish()
     if stopping:
         if ranks.first:
             say(f"{job}: stopped by SIGTERM after step {done} and saved a checkpoint; run it again to continue")

@@ -86,7 +86,7 @@ def test_a_dead_rank_ends_the_job_and_is_named(start, tmp_path) -> None:
 @pytest.mark.slow
 def test_one_process_runs_one_training_after_the_other(inputs, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("MASTER_PORT", "29999")  # of somebody else
-    before = dict(os.environ)
+    before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     for stage in range(4):
         job = config(
             "generator", inputs, tmp_path / f"{stage}", "steps=1", "checkpoint_every=1", f"engine.zero_stage={stage}"
@@ -96,6 +96,7 @@ def test_one_process_runs_one_training_after_the_other(inputs, tmp_path, monkeyp
         assert not under_launcher()
     with pytest.raises(ValueError, match="the loss is nan at step "):
         run(config("generator", inputs, tmp_path / "diverging", "steps=9", "checkpoint_every=9", "optimizer.lr=1e30"))
+    assert signal.getsignal(signal.SIGTERM) == handler
     assert not torch.distributed.is_initialized()
     changed = {name for name in before | dict(os.environ) if before.get(name) != os.environ.get(name)}
     assert not {"RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"} & changed
