@@ -19,6 +19,7 @@ def page(repository) -> str:
     return (repository / "docs" / "token-store.md").read_text()
 
 
+@pytest.mark.slow
 def test_the_code_runs_without_rdpm(page, tmp_path, stores, python):
     stores.build(str(tmp_path / "store"), rejected=(3, 8, 19))
     blocks = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)

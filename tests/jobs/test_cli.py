@@ -152,6 +152,7 @@ def test_an_unknown_command_is_refused_by_name(rdpm):
     assert "tokenize" in ended.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
@@ -179,6 +180,7 @@ def images(tmp_path, digit_folder) -> str:
     return str(tmp_path / "images")
 
 
+@pytest.mark.slow
 def test_a_missing_source_is_refused_by_name_and_leaves_nothing(loaded_rdpm, tmp_path, untouched, exports):
     exports.tokenizer(str(tmp_path / "tokenizer"))
     with untouched():
@@ -224,6 +226,7 @@ def test_a_store_that_cannot_be_is_refused_and_leaves_nothing(
         assert_refused(loaded_rdpm("tokenize", *given, *settings), "tokenize", *named)
 
 
+@pytest.mark.slow
 def test_a_codebook_that_uint16_cannot_hold_is_refused_and_leaves_nothing(rdpm, tmp_path, untouched, images):
     with untouched():
         given = [f"images={images}", f"out={tmp_path}/out", "model.quantizer.codebook_size=70000"]
@@ -249,6 +252,7 @@ def test_a_store_of_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves_no
         assert_refused(ended, "train-generator", mine.digest[:12], foreign.digest[:12], f"{tmp_path}/store")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("setting", "named"),
     [
@@ -286,6 +290,7 @@ def test_sampling_with_a_foreign_tokenizer_is_refused_by_both_digests_and_leaves
         assert_refused(ended, "sample", mine.digest[:12], foreign.digest[:12])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "setting",
     [
@@ -333,6 +338,7 @@ def test_verify_restores_a_lost_plan_and_commit(loaded_rdpm, tmp_path, stores, t
     assert tree(tmp_path / "store") == clean
 
 
+@pytest.mark.slow
 def test_verify_refuses_a_store_without_a_manifest_and_a_damaged_one_by_name(loaded_rdpm, tmp_path, untouched, stores):
     stores.build(str(tmp_path / "unfinished"))
     (tmp_path / "unfinished" / "manifest.json").unlink()
@@ -349,6 +355,7 @@ def test_verify_refuses_a_store_without_a_manifest_and_a_damaged_one_by_name(loa
         assert_refused(verify(*given), "verify", "gone.yaml")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "millions"), [("d12", 133), ("d16", 310), ("d20", 602)])
 def test_the_generators_have_the_parameters_of_the_papers_table_1(loaded_rdpm, name, millions):
     ended = loaded_rdpm("describe", f"configs/imagenet256/{name}.yaml", "--json")
@@ -375,6 +382,7 @@ def test_the_deepspeed_launchers_own_argument_is_passed_over(capsys) -> None:
     assert "train-generator" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_path_that_cannot_be_used_is_one_sentence(tmp_path, capsys) -> None:
     (tmp_path / "file").write_text("")
     assert main(["prepare", "digits", f"out={tmp_path}/file/x"]) == 2

@@ -175,6 +175,7 @@ def perceptual(vgg16_file):
         return PerceptualLoss(str(vgg16_file))
 
 
+@pytest.mark.slow
 def test_lpips_runs_on_the_weights_of_the_file(perceptual, vgg16_file):
     loaded = perceptual.metric.net.state_dict()
     state = torch.load(vgg16_file)
@@ -234,6 +235,7 @@ def test_the_perceptual_loss_is_lpips_formula(perceptual):
     torch.testing.assert_close(perceptual(x, y), total, atol=1e-6, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_failed_download_of_vgg16_is_refused_with_the_fix(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(
@@ -243,6 +245,7 @@ def test_a_failed_download_of_vgg16_is_refused_with_the_fix(tmp_path, monkeypatc
         PerceptualLoss("torchvision")
 
 
+@pytest.mark.slow
 def test_torchs_own_copy_of_vgg16_is_checked_too(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     copy = tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth"

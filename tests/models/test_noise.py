@@ -213,6 +213,7 @@ def test_the_two_quantile_construction_is_nearly_normal():
     assert (table.diff() > 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", range(1, 7))
 def test_moments_of_ten_million_normals_are_within_five_sigma(draws, order):
     gaussian = {2: 1, 4: 3, 6: 15, 8: 105, 10: 945, 12: 10395}
@@ -221,6 +222,7 @@ def test_moments_of_ten_million_normals_are_within_five_sigma(draws, order):
     assert abs(error) < 5 * math.sqrt(variance / draws.numel())
 
 
+@pytest.mark.slow
 def test_ten_million_normals_pass_kolmogorov_smirnov(draws):
     n = draws.numel()
     assert n >= 10**7
@@ -238,6 +240,7 @@ def correlation(x: torch.Tensor, y: torch.Tensor) -> float:
     return torch.corrcoef(torch.stack([x.flatten(), y.flatten()]).double())[0, 1].item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lag", [1, 2, 3, 4, 16, 256])
 def test_neighbouring_elements_are_uncorrelated(draws, lag):
     x, y = draws[:64, lag:], draws[:64, :-lag]

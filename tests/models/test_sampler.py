@@ -131,6 +131,7 @@ MIXED = [
 ]
 
 
+@pytest.mark.slow
 def test_attention_kernels_draw_the_same_codes_up_to_rounding(tokenizer, generator):
     """A code changes only where the rounding of its logits decides between two codes."""
     plain = Generator(replace(generator.config, attention="math"))

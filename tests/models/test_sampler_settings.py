@@ -58,6 +58,7 @@ def test_temperature_divides_the_logits(temperature, tau):
 LOGITS = torch.tensor([0.0, 1.0, -1.0, 0.5, -2.0, 0.3, 1.2, -0.4])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "kept"),
     [

@@ -137,6 +137,7 @@ def test_other_settings_are_refused_by_name(old, capsys, tree, command, config, 
     assert tree(old) == before
 
 
+@pytest.mark.slow
 def test_an_unfinished_old_store_is_finished_with_its_old_bytes(old, tree):
     before = tree(old / "store")
     for name in ("manifest.json", "commits/00001.json"):

@@ -37,6 +37,7 @@ def test_importing_it_loads_nothing_heavy(repository):
     assert not {"torch", "ray", "deepspeed", "zarr", "pyarrow", "numpy"} & set(done.stdout.split())
 
 
+@pytest.mark.slow
 def test_it_is_found_from_a_folder_with_packages_of_the_same_names(tmp_path):
     """A user's own models.py and pipeline/ beside their script do not get in the way."""
     (tmp_path / "models.py").write_text("raise SystemExit('the wrong models')")

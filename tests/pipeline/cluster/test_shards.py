@@ -120,7 +120,7 @@ def test_a_refusal_is_raised_in_its_own_words(running, tmp_path, part) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["preparation", "worker"])
+@pytest.mark.parametrize("part", ["preparation", pytest.param("worker", marks=pytest.mark.long)])
 def test_a_shard_that_kills_its_process_is_given_up_after_three_deaths(running, tmp_path, part) -> None:
     deaths = tmp_path / "deaths"
 
@@ -157,6 +157,7 @@ def test_a_shard_that_kills_its_process_is_given_up_after_three_deaths(running, 
     assert not attempts.exists()
 
 
+@pytest.mark.slow
 def test_tasks_and_replicas_must_differ_in_cpus() -> None:
     with pytest.raises(ValueError, match=r"actor_cpus and task_cpus are both 1.0; make them differ"):
         Resources(actor_cpus=1.0)

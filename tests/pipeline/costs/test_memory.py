@@ -54,6 +54,7 @@ def tokenizer_config(exports, **settings) -> TrainTokenizerConfig:
     )
 
 
+@pytest.mark.slow
 def test_recomputing_and_leaving_out_the_discriminator_save_memory(exports) -> None:
     with_discriminator = tokenizer_config(exports, loss=LossConfig(perceptual="none"))
     without = tokenizer_config(exports, loss=LossConfig(perceptual="none", adversarial=0.0))
@@ -63,6 +64,7 @@ def test_recomputing_and_leaving_out_the_discriminator_save_memory(exports) -> N
     assert 0 < sizes[0] < sizes[1] < sizes[2]
 
 
+@pytest.mark.slow
 def test_a_deeper_generator_needs_more_memory_per_image(exports) -> None:
     config = TrainGeneratorConfig(stores=("s",), tokenizer="t", out="o", model=exports.generator_config)
     deeper = dataclasses.replace(config, model=dataclasses.replace(config.model, depth=2))

@@ -76,6 +76,7 @@ def test_the_batch_size_does_not_change_statistics(archive):
         assert _equal(take_statistics(images, judge(batch), 100, "digits"), in_one_batch)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [3, 250])
 @pytest.mark.parametrize("keep", [1, 7, 99, 100, 1000])
 def test_kept_features_are_spread_over_the_set(archive, keep, chunk, monkeypatch):
@@ -153,6 +154,7 @@ def test_a_folder_an_archive_and_our_own_file_are_the_same_reference(archive, tm
     assert _equal(open_reference(kept, judge(), like, 100, 1, folder), of_archive)
 
 
+@pytest.mark.slow
 def test_adms_file_gives_the_moments_and_its_images_give_the_manifold(archive, tmp_path):
     _, pixels, _ = archive
     pixels = np.repeat(np.repeat(pixels, 4, axis=1), 4, axis=2)  # 32 x 32 x 3 is more than 2,048 values

@@ -150,6 +150,7 @@ def perceptual(tmp_path_factory):
         return losses.PerceptualLoss(str(path))
 
 
+@pytest.mark.slow
 def test_lpips_is_the_mean_over_images_for_any_batch(perceptual):
     real, fake = (np.concatenate([x, x[:1]]) for x in _photos(16))
     each = [lpips(perceptual, real[i : i + 1], fake[i : i + 1], 1) for i in range(3)]
@@ -202,6 +203,7 @@ def _noisy_images(n):
     return np.random.default_rng(0).integers(0, 256, size=(n, 8, 8, 1)).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 4, 16])
 def test_at_one_batch_size_codes_do_not_depend_on_the_cuts_between_calls(tokenizer, batch):
     """Images alone, in parts that batches do not fill, and all at once: identical codes and pixels."""

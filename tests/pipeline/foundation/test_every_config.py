@@ -174,6 +174,7 @@ def test_a_field_marked_execution_never_counts(config):
     assert saved_identity(later, saved) == identity_of(config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", [1, 2])
 @each_config
 def test_a_job_finished_before_a_field_existed_is_found_finished(config, version, tmp_path):
@@ -199,6 +200,7 @@ def test_a_job_finished_before_a_field_existed_is_found_finished(config, version
         begin("job", started, {"source": "s1"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "config", [config for config in CONFIGS if hasattr(config, "out")], ids=lambda c: type(c).__name__
 )

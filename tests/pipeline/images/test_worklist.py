@@ -103,7 +103,7 @@ print(json.dumps(peaks))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_memory_of_planning_does_not_grow_with_the_number_of_images(python, repository):
     """A measurement with a million images is in `docs/benchmarks.md`."""
     done = subprocess.run(

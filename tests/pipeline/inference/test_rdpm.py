@@ -80,6 +80,7 @@ def test_seeds_and_settings_may_be_numpys(model):
     assert np.array_equal(model.sample(LABELS, seed=np.int64(4)), model.sample(LABELS, seed=4))
 
 
+@pytest.mark.slow
 def test_99_of_100_images_are_equal_for_different_batches(exports):
     labels = [i % 2 for i in range(200)]
     first, *others = (build(exports, batch=size).sample(labels, seed=1, guidance=1.0) for size in (16, 5, 64))

@@ -44,6 +44,7 @@ def test_contents_are_counted_without_rejects_for_any_shards(store, tmp_path, st
     assert np.array_equal(read_contents(rejected).counts, contents.counts)
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_shows_pictures_if_there_is_a_tokenizer(store, tmp_path):
     contents = read_contents(store)
     codec = Codec(tokenizer_of(store, str(tmp_path / "tokenizer")), 8)
@@ -58,6 +59,7 @@ def test_the_page_is_self_contained_and_shows_pictures_if_there_is_a_tokenizer(s
     assert full.count("<img") == bare.count("<img") + 17
 
 
+@pytest.mark.slow
 def test_the_job_says_what_the_store_was_made_from_and_writes_the_page_beside_it(store, tmp_path, capsys):
     assert main(["inspect", store.url, f"tokenizer={tmp_path}/tokenizer"]) == 0
     printed = capsys.readouterr().out

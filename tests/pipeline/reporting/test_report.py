@@ -45,6 +45,7 @@ def _assert_self_contained(page: str) -> None:
     assert not re.search(r'(src|href)="(?!data:)', page)
 
 
+@pytest.mark.slow
 def test_one_self_contained_page_shows_the_whole_run(run, tmp_path, capsys):
     config = _config(run, tmp_path / "report.html", also_png=f"{tmp_path}/sheet.png")
     write_report(config)
@@ -74,6 +75,7 @@ def test_one_self_contained_page_shows_the_whole_run(run, tmp_path, capsys):
     assert "already there" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_page_is_the_same_every_time(run, tmp_path):
     for name in ("a", "b"):
         write_report(_config(run, tmp_path / f"{name}.html"))
@@ -91,6 +93,7 @@ def _sweep(folder: Path, digest: str) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_sweep_of_this_generator_has_a_section(run, tmp_path):
     digest = read_card(f"{run.root}/generator", "generator").digest
     sweep = _sweep(tmp_path / "sweep", digest)
@@ -114,6 +117,7 @@ def test_inputs_that_are_not_of_one_run_are_refused(run, tmp_path):
     assert not list(tmp_path.glob("*.html"))
 
 
+@pytest.mark.slow
 def test_a_change_of_settings_is_refused(run, tmp_path):
     config = _config(run, tmp_path / "report.html")
     write_report(config)
@@ -121,6 +125,7 @@ def test_a_change_of_settings_is_refused(run, tmp_path):
         write_report(dataclasses.replace(config, also_png=f"{tmp_path}/sheet.png"))
 
 
+@pytest.mark.slow
 def test_a_run_of_the_first_release_can_be_reported(repository, tmp_path):
     """Cards, plans, records, logs and metrics of version 1."""
     root = repository / "tests" / "fixtures" / "v1"

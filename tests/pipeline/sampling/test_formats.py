@@ -68,6 +68,7 @@ def test_a_folder_appears_complete_or_not_at_all_and_a_killed_writers_files_are_
     assert [path.name for path in tmp_path.iterdir()] == ["png"]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_from_1_000_to_50_000_images(tmp_path, store):
     """The peak while samples.npz is written is that of one shard."""
     peaks = {}

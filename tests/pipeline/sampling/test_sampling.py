@@ -26,6 +26,7 @@ from rdpm.storage_schemas.manifest import Plan, plan_from_json, plan_to_json
 from rdpm.storage_schemas.samples import current_sampler
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shard_rows", "order"), [(4, -1), (12, 1), (100, -1)])
 def test_samples_are_the_same_in_any_shard_size_and_order(
     run, store, config_of, draw_here, tmp_path, shard_rows, order
@@ -111,7 +112,7 @@ def test_work_items_number_the_shards_of_all_sets_in_order(store):
     assert [locate(n, plans) for n in range(8)] == [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_samples_are_the_same_from_one_and_three_replicas_and_any_shard_size(run, tmp_path):
     sets: list[Store] = []
     for actors, shard_rows in ((1, 20), (3, 8)):

@@ -41,6 +41,7 @@ CONTRADICTIONS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("named", "change"), CONTRADICTIONS)
 def test_undamaged_parts_that_contradict_each_other_are_found_by_name(tmp_path, stores, named, change):
     plan, url = stores.plan(), str(tmp_path / "store")
@@ -122,7 +123,8 @@ def opened(url: str) -> Store | None:
 
 
 @pytest.mark.slow
-def test_a_thousand_flips_cuts_and_deletions_are_all_found_and_none_is_ever_read(tmp_path, stores, tree):
+@pytest.mark.parametrize("turns", [200, pytest.param(1000, marks=pytest.mark.long)])
+def test_many_flips_cuts_and_deletions_are_all_found_and_none_is_ever_read(tmp_path, stores, tree, turns):
     plan = stores.plan(rows=10)
     url = str(tmp_path / "store")
     clean = read_everything(stores.build(url, plan, rejected=(3, 8)))
@@ -130,7 +132,7 @@ def test_a_thousand_flips_cuts_and_deletions_are_all_found_and_none_is_ever_read
     names, draw = list(tree(url)), random.Random(0)
     assert len(names) == 1 + 1 + 1 + 5 + 2 * (1 + 1 + 5)  # manifest, plan, metadata, commits, index, arrays
     refused = 0
-    for turn in range(1000):
+    for turn in range(turns):
         name = names[turn % len(names)]
         path = Path(url) / name
         good = path.read_bytes()
@@ -144,5 +146,5 @@ def test_a_thousand_flips_cuts_and_deletions_are_all_found_and_none_is_ever_read
             refused += found != clean
             assert all(part in (b"", whole) for part, whole in zip(found, clean, strict=True)), (name, bad)
         path.write_bytes(good)
-    assert refused > 500
+    assert refused > turns // 2
     assert sentences(open_store(url, "tokens")) == []

@@ -140,6 +140,7 @@ CHANGES = {
 changes = pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 
 
+@pytest.mark.slow
 @changes
 def test_a_manifest_that_is_no_manifest_is_refused_in_one_sentence(store, change):
     republished(store, change)

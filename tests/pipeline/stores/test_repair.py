@@ -64,6 +64,7 @@ def repaired(store: Store, remake: Remake) -> list[int]:
     return repair(store, verify_store(store).findings, remake)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 3, 12])
 def test_any_damage_except_of_the_manifest_is_repaired_to_the_published_bytes(store, remake, tree, count):
     clean = tree(store.url)
@@ -107,6 +108,7 @@ def test_a_shard_that_comes_out_differently_changes_no_object(store, stores, tre
     assert tree(store.url) == before
 
 
+@pytest.mark.slow
 def test_a_repair_interrupted_at_any_object_loses_nothing_and_can_be_run_again(store, remake, tree, monkeypatch):
     clean = tree(store.url)
     write, plan = files.write_bytes, store.manifest.plan

@@ -81,6 +81,7 @@ def test_stores_with_any_arrays_and_length_are_read_back(tmp_path, stores, array
         assert bits(store.read_all(name)) == bits(np.concatenate(written))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remote", ["memory", "s3"])
 def test_a_store_on_another_file_system_is_the_same_store(clean, stores, remote, request, tree):
     url = "memory://test-store/a" if remote == "memory" else f"{request.getfixturevalue('s3')}/deep/store"

@@ -99,6 +99,7 @@ def test_nothing_is_returned_by_a_damaged_commit(store, damage):
     assert [key in problem for problem in problems(opened)] == [True]
 
 
+@pytest.mark.slow
 @damaged
 @pytest.mark.parametrize("name", ["", *(f"{name}/" for name in ARRAYS)])
 def test_damaged_metadata_is_found_and_does_not_mislead_our_reader(clean, store, name, damage):
@@ -171,6 +172,7 @@ def test_a_commit_that_is_not_a_commit_is_not_published(clean, store, damage):
         publish(str(store), clean.manifest.plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["byte in the middle", "cut in half", "empty", "deleted"])
 @pytest.mark.parametrize("shard", [0, 2], ids=["full shard", "short shard"])
 @pytest.mark.parametrize("name", ["codes", "label", "index"])
@@ -206,6 +208,7 @@ publish(url, plan)
 """
 
 
+@pytest.mark.slow
 def test_a_writer_killed_repeatedly_leaves_the_bytes_of_a_clean_run(tmp_path, stores, tree, python, repository):
     plan = stores.plan(rows=200)
     facts, killed = tmp_path / "facts", str(tmp_path / "killed")

@@ -54,6 +54,7 @@ def run_together(facts: Path, urls: list[str], python: list[str], repository: Pa
     return [line for writer in writers for line in writer.communicate(timeout=60)[1].splitlines()[-1:]]
 
 
+@pytest.mark.slow
 def test_two_processes_that_write_one_started_store_leave_the_same_bytes(tmp_path, stores, tree, python, repository):
     plan = stores.plan(rows=50)
     put_facts(tmp_path / "facts", plan, stores)
@@ -67,6 +68,7 @@ def test_two_processes_that_write_one_started_store_leave_the_same_bytes(tmp_pat
         assert tree(url) == tree(expected.url)
 
 
+@pytest.mark.slow
 def test_two_processes_that_start_one_store_leave_the_same_bytes(tmp_path, anywhere, stores, tree, python, repository):
     plan = stores.plan(rows=4)
     put_facts(tmp_path / "facts", plan, stores)

@@ -113,6 +113,7 @@ def run(stream: TokenStream, ranks: int, start: int = 0, stop: int = 8) -> list[
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("workers", [0, 3])
 def test_any_number_of_ranks_and_workers_sees_the_same_global_batches(make, kind, workers):
@@ -124,6 +125,7 @@ def test_any_number_of_ranks_and_workers_sees_the_same_global_batches(make, kind
     assert len(set(uninterrupted)) == 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_resuming_anywhere_on_other_ranks_gives_the_rest_of_the_run(make, kind):
     """8 batches of 12 are more than three epochs of 29 rows, so the ends of epochs are covered."""

@@ -122,7 +122,7 @@ def test_a_row_that_is_trained_is_not_trained_again(small, monkeypatch, capsys) 
     assert "| 1 | pow | 2 |" in capsys.readouterr().out
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_training_that_fails_ends_the_ablation_with_its_message(small) -> None:
     base = yaml.safe_load(Path(small.base).read_text())
     base["loss"]["perceptual"] = "nowhere.pth"

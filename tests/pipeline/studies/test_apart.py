@@ -42,6 +42,7 @@ def test_each_stage_has_a_fresh_process_and_configs_come_in_their_order(stages, 
     assert "printed by" not in capfd.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parallel", [1, 2])
 def test_at_most_so_many_run_at_once(stages, configs_of, parallel):
     configs = [dataclasses.replace(config, wait_for=parallel) for config in configs_of(4)]

@@ -78,6 +78,7 @@ def small(images: str, tokenizer: str, out: str, **settings) -> TokenizeConfig:
     return TokenizeConfig(images, tokenizer, out, **{"shard_rows": 8, "chunk_rows": 4, "batch": 4, **settings})
 
 
+@pytest.mark.slow
 def test_the_bytes_of_a_store_are_the_same_from_every_kind_of_source(
     tmp_path, write_source, some_images, folder, tokenizer, tree
 ):
@@ -88,6 +89,7 @@ def test_the_bytes_of_a_store_are_the_same_from_every_kind_of_source(
     assert tree(tmp_path / "store") == tree(tmp_path / "folders")
 
 
+@pytest.mark.slow
 def test_every_row_is_its_image_in_its_view_wherever_shards_begin(tmp_path, folder, some_images, tokenizer):
     """Ten views and shards of 8 rows: most images have rows in two shards."""
     words = ("ten-crop-1.1", "center")

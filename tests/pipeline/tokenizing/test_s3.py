@@ -21,6 +21,7 @@ from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
 KEY, SECRET = "AKIAI44QH8DHBEXAMPLE", "je7MtGbClwBF/2Zp9Utk/h3yCo8nvbEXAMPLEKEY"
 
 
+@pytest.mark.slow
 def test_a_listing_shows_what_another_process_has_written_since_the_last_listing(s3, python, repository):
     files.write_bytes(f"{s3}/folder/1", b"1")
     assert files.list_names(f"{s3}/folder") == ["1"]
@@ -55,6 +56,7 @@ def test_no_store_is_started_where_put_if_absent_is_ignored(stores):
     assert files.list_files("forgetful://a") == []
 
 
+@pytest.mark.slow
 def test_streams_and_exports_are_read_from_s3(s3, stores, exports, tmp_path):
     stores.build(str(tmp_path / "local"))
     stores.build(f"{s3}/remote")
@@ -69,6 +71,7 @@ def test_streams_and_exports_are_read_from_s3(s3, stores, exports, tmp_path):
     assert load_tokenizer(f"{s3}/tokenizer")[1] == card
 
 
+@pytest.mark.slow
 def test_damage_on_s3_is_found_and_never_read(s3, stores):
     store = stores.build(f"{s3}/store")
     lost, changed = store.manifest.plan.objects(1)["codes"], store.manifest.plan.objects(2)["label"]

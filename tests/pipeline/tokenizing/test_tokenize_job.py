@@ -48,7 +48,7 @@ def folder(tmp_path: Path, digits) -> str:
     return str(tmp_path / "images")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_one_and_three_replicas_write_the_same_store_from_folders_and_a_tar(
     tmp_path: Path, tokenizer, folder, tree
 ) -> None:
