@@ -27,10 +27,7 @@ from rdpm.models.generator import Generator, GeneratorConfig
 from rdpm.models.noise import Stream, gumbel, normal
 from rdpm.models.sampler import SamplerConfig, choose_codes, step_settings
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
-from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.inference.rdpm import RDPM
-from rdpm.pipeline.sampling.plan import SampleConfig
-from rdpm.pipeline.sampling.stage import sample_set
 
 SAMPLER = SamplerConfig(guidance=2.0, ramp="constant", temperature=1.0)
 SIZES = {"d12": (12, (8, 32, 64)), "d16": (16, (8, 32, 64)), "d20": (20, (8, 32))}
@@ -98,6 +95,10 @@ def parts(model: RDPM, compile: bool, repeats: int) -> dict[str, float]:
 
 def job(folder: str, options: argparse.Namespace, shard: int) -> dict[str, float]:
     """images/s of the job between its first and last commit, seconds before the first shard, and after the last."""
+    from rdpm.pipeline.cluster.session import Resources  # with Ray, which --sizes does without
+    from rdpm.pipeline.sampling.plan import SampleConfig
+    from rdpm.pipeline.sampling.stage import sample_set
+
     resources = Resources(cpus=4, object_store_mb=256, actors=1)
     config = SampleConfig(
         f"{folder}/generator", f"{folder}/tokenizer", f"{folder}/samples", SAMPLER,
