@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 

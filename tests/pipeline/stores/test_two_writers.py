@@ -4,6 +4,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rdpm.pipeline.stores.writer import publish, start_store
 from rdpm.storage_schemas.canonical import canonical_json
