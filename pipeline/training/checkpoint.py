@@ -124,6 +124,11 @@ class Checkpoints:
             path = files.join(self.folder, tag, _RECORD)
             if files.exists(path):
                 data = files.read_json(path)
+                version = data.get("version", 1) if isinstance(data, dict) else 1
+                if version > CHECKPOINT_VERSION:
+                    raise ValueError(
+                        f"{path} has version {version}, and this release knows 1 to {CHECKPOINT_VERSION}; update rdpm"
+                    )
                 try:
                     parts = {name: ObjectDigest(**digest) for name, digest in data.pop("parts").items()}
                     records.append(Saved(**{"version": 1, **data}, parts=parts))

@@ -74,7 +74,7 @@ def test_an_unknown_kernel_is_refused_with_its_name(unchecked):
 @pytest.mark.skipif(not (HAS_FLASH and torch.cuda.is_available()), reason="needs flash-attn and a CUDA device")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_flash_attn_equals_sdpa(dtype):
-    """Invariant 8."""
+    """flash-attn computes what SDPA computes."""
     q, k, v = torch.randn(3, 2, 12, 256, 64, device="cuda").to(dtype)
     out = attend(q, k, v, "flash_attn")
     torch.testing.assert_close(out, attend(q, k, v, "sdpa"), atol=2e-2, rtol=2e-2)

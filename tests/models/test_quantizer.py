@@ -95,7 +95,7 @@ def test_the_loop_is_algorithm_1(bias, kind):
 @bias_on_and_off
 @pytest.mark.parametrize("num_steps", [1, 2, 10])
 def test_residual_minus_quantized_plus_accumulated_is_the_latent(bias, num_steps):
-    """Invariant 2: z_T - v'_T + z'_T = v."""
+    """What is left and what was accumulated make up the latent: z_T - v'_T + z'_T = v."""
     quantizer, v = make_quantizer(bias, schedule=Schedule(num_steps=num_steps)), make_latents()
     result = quantizer.quantize(v, noise_like(v))
     residual = mix(v, result.before[:, -1], result.noise[:, -1], 1.0, 0.0)
@@ -169,7 +169,7 @@ def test_without_bias_the_code_vectors_are_the_only_weights():
 
 
 def test_the_gradient_through_the_quantizer_is_one():
-    """Invariant 3, for any loss after it."""
+    """The gradient through the quantizer is one, whatever loss comes after it."""
     quantizer, v = make_quantizer(), make_latents().requires_grad_()
     result = quantizer.quantize(v, noise_like(v))
     passed = straight_through(v, result.accumulated)

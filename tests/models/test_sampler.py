@@ -78,7 +78,7 @@ def test_each_step_draws_from_its_own_noise_and_logits(tokenizer, generator):
 
 @pytest.mark.parametrize("guidance", [0.0, 3.0])
 def test_an_image_does_not_depend_on_its_neighbours_or_its_position_in_the_batch(tokenizer, generator, guidance):
-    """Invariant 7."""
+    """A sample is a function of its own seed, label and settings."""
     codebook, config = tokenizer.quantizer.codebook, SamplerConfig(guidance)
     whole = sample(generator, codebook, LABELS, SEEDS, config).codes
     order = torch.tensor([3, 0, 4, 1, 2])

@@ -64,6 +64,8 @@ def test_a_checkpoint_without_its_record_is_removed_and_one_with_a_broken_record
     record = out / "checkpoints" / "step-00000003" / "checkpoint.json"
     record.write_text(json.dumps({"step": 3}))
     assert f"{record} is not a checkpoint record" in refusal(inputs, out)
+    record.write_text(json.dumps({"version": 3, "step": 3}))
+    assert f"{record} has version 3, and this release knows 1 to 2; update rdpm" in refusal(inputs, out)
     record.unlink()
     train(None, "generator", inputs, out, "steps=2", *OPTIONS)
     assert checkpoint_steps(out) == [2]
