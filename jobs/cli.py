@@ -1,4 +1,4 @@
-"""The command `rdpm`: one subcommand a job. Heavy imports happen inside the job that needs them."""
+"""The command `rdpm`: one subcommand per job. Heavy imports happen in the module of the job that needs them."""
 
 import importlib
 import sys
@@ -12,10 +12,10 @@ COMMANDS = {
     "sweep": ("rdpm.jobs.sweep", "sample and measure many sampler settings: a table, a plot, the best config"),
     "evaluate": ("rdpm.jobs.evaluate", "measure reconstructions and samples"),
     "report": ("rdpm.jobs.report", "write one HTML page about a run"),
-    "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any source"),
+    "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any images"),
     "describe": ("rdpm.jobs.describe", "parameters, FLOPs and memory of a config"),
-    "verify": ("rdpm.jobs.verify", "check every byte of a store, and what its parts say against each other; mend it"),
-    "inspect": ("rdpm.jobs.inspect_store", "show what a token store is, what made it and what its codes are like"),
+    "verify": ("rdpm.jobs.verify", "check every byte of a store and that its parts agree; repair it"),
+    "inspect": ("rdpm.jobs.inspect_store", "show what a token store is, what made it and how its codes are used"),
 }
 
 _OPTIONS = "CONFIG.yaml [key=value ...]"
@@ -59,10 +59,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rdpm {name}: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
         return 2
     except remote_errors() as error:
-        print(f"rdpm {name}: {error}; look at the endpoint and the credentials", file=sys.stderr)
+        print(f"rdpm {name}: {error}; check the endpoint and the credentials", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"rdpm {name}: interrupted; run it again to go on", file=sys.stderr)
+        print(f"rdpm {name}: interrupted; run it again to continue", file=sys.stderr)
         return 130
     return 0
 

@@ -1,4 +1,4 @@
-"""rdpm describe: parameters, FLOPs an image and memory a rank of a tokenizer's or generator's config."""
+"""rdpm describe: parameters, FLOPs per image and memory per rank of a training's config."""
 
 import json
 
