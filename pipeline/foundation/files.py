@@ -7,8 +7,10 @@ import os
 import sys
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -18,6 +20,12 @@ from rdpm.storage_schemas.canonical import canonical_json
 from rdpm.storage_schemas.manifest import ObjectDigest
 
 _BLOCK = 1 << 22
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+class StorageUnavailable(OSError):
+    """A storage server did not do what it was asked, however often it was asked again."""
 
 
 def join(root: str, *parts: str) -> str:
@@ -160,6 +168,50 @@ def create_bytes(url: str, data: bytes) -> bool:
         except FileExistsError:
             return False
     return True
+
+
+def link(source_url: str, url: str) -> bool:
+    """Give the content of an object another name: True when this call did it, False when the name was there already.
+
+    A hard link on a local file system, or a copy where links are refused; elsewhere a copy that the server makes. There
+    two calls at once may both copy, so give one name to one content only. Raises FileNotFoundError for a lost source.
+    """
+    fs, path = _fs(url)
+    source = _fs(source_url)[1]
+    _make_folder(fs, path)
+    if not isinstance(fs, LocalFileSystem):
+        if fs.exists(path):
+            return False
+        fs.cp_file(source, path)
+        return True
+    try:
+        os.link(source, path)
+    except FileExistsError:
+        return False
+    except FileNotFoundError:
+        raise
+    except OSError:  # a file system without hard links, or another one
+        return create_bytes(url, read_bytes(source_url))
+    return True
+
+
+def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item], at_once: int = 64) -> Iterator[_Result]:
+    """Results of a function that mostly waits, in the order of the items, with at most `at_once` calls at a time.
+
+    Items are taken as they are needed. The first exception in that order ends it; calls that wait are then dropped.
+    """
+    with ThreadPoolExecutor(at_once) as pool:
+        waiting: deque[Future[_Result]] = deque()
+        try:
+            for item in items:
+                if len(waiting) >= at_once:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(function, item))
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def require_create(root: str) -> None:

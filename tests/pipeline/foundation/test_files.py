@@ -235,3 +235,61 @@ def test_local_and_remote_names_are_told_apart(tmp_path, monkeypatch):
 def test_join_puts_one_slash_between_parts():
     assert files.join("memory://a/", "b", "c") == "memory://a/b/c"
     assert files.join("a", "b") == "a/b"
+
+
+def test_a_link_gives_a_second_name_and_replaces_nothing(root):
+    files.write_bytes(files.join(root, "staged", "a"), b"content")
+    files.write_bytes(files.join(root, "taken"), b"other")
+    assert files.link(files.join(root, "staged", "a"), files.join(root, "new", "b"))
+    assert not files.link(files.join(root, "staged", "a"), files.join(root, "new", "b"))
+    assert not files.link(files.join(root, "staged", "a"), files.join(root, "taken"))
+    files.remove(files.join(root, "staged"))
+    assert files.read_bytes(files.join(root, "new", "b")) == b"content"
+    assert files.read_bytes(files.join(root, "taken")) == b"other"
+    with pytest.raises(FileNotFoundError):
+        files.link(files.join(root, "staged", "a"), files.join(root, "c"))
+
+
+def test_a_link_is_a_copy_where_this_link_is_refused(tmp_path, monkeypatch):
+    real = os.link
+
+    def refused(source, target, **options):
+        if source == str(tmp_path / "a"):  # as for a file of another user, or on another disk
+            raise PermissionError(1, "Operation not permitted")
+        real(source, target, **options)
+
+    (tmp_path / "a").write_bytes(b"content")
+    monkeypatch.setattr(os, "link", refused)
+    assert files.link(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert not files.link(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert (tmp_path / "b").read_bytes() == b"content"
+
+
+def test_results_of_parallel_calls_are_in_order_and_no_more_than_asked_run_at_once():
+    running, most, lock = 0, 0, threading.Lock()
+
+    def work(i: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        threading.Event().wait(0.002 * (i % 3))
+        with lock:
+            running -= 1
+        return i * i
+
+    assert list(files.in_parallel(work, iter(range(100)), at_once=8)) == [i * i for i in range(100)]
+    assert 1 < most <= 8
+
+
+def test_parallel_calls_end_with_the_first_exception_and_take_no_more_items():
+    taken = []
+
+    def items():
+        for i in range(10_000):
+            taken.append(i)
+            yield i
+
+    with pytest.raises(ZeroDivisionError):
+        list(files.in_parallel(lambda i: 1 // (20 - i), items(), at_once=4))
+    assert len(taken) < 40
