@@ -1,0 +1,73 @@
+"""Processes that a test has started, with all that they start in turn. They are found and ended by their ids.
+
+Every process of a family carries the family's mark in its environment, which children inherit. So those are found whose
+parents are dead, and nothing else is ever touched.
+"""
+
+import contextlib
+import os
+import signal
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import psutil
+
+_MARK = "RDPM_TEST_FAMILY"
+
+
+class Family:
+    """A command and everything below it. `log` receives what they print."""
+
+    def __init__(self, log: Path) -> None:
+        self.log, self._mark = log, uuid.uuid4().hex
+
+    def start(
+        self, command: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
+    ) -> subprocess.Popen:
+        """Start a command in a session of its own. environment: replaces or extends this process's variables."""
+        variables = {**os.environ, **(environment or {}), _MARK: self._mark}
+        with self.log.open("ab") as log:
+            return subprocess.Popen(
+                command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def members(self, part: str = "") -> list[psutil.Process]:
+        """The live processes of the family whose command line contains `part`."""
+        found = []
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                mine = process.environ().get(_MARK) == self._mark
+                if mine and process.status() != psutil.STATUS_ZOMBIE and part in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
+    def send(self, number: int, part: str = "") -> int:
+        """Send a signal to every such process. Returns to how many."""
+        reached = 0
+        for process in self.members(part):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.send_signal(number)
+                reached += 1
+        return reached
+
+    def close(self) -> None:
+        """SIGKILL all of them, and those that they start meanwhile."""
+        deadline = time.monotonic() + 30
+        while self.send(signal.SIGKILL) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not self.members(), self.members()
+
+    def printed(self, characters: int = 4000) -> str:
+        """The end of what they have printed."""
+        return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
+
+
+def wait_until(true: Callable[[], object], seconds: float, what: str, pause: float = 0.05) -> None:
+    """Wait for a condition. Raises AssertionError that says what was awaited."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        time.sleep(pause)

@@ -1,0 +1,49 @@
+"""A Ray cluster of several nodes on this machine: each node is a family of processes with ports of its own."""
+
+import shutil
+import socket
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.faults.processes import Family, wait_until
+
+
+class RayCluster:
+    """A head and more nodes, on loopback. `address` is what `resources.address` takes."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self._folder = tempfile.mkdtemp(prefix="rdpm-ray-")  # short: Ray makes sockets under it
+        self.address = f"127.0.0.1:{_free_port()}"
+        self.nodes: list[Family] = []
+
+    def add(self, cpus: int) -> Family:
+        """Start a node and wait until the cluster knows it. The first one is the head."""
+        node = Family(self._logs / f"node-{len(self.nodes)}.log")
+        head = ["--head", "--port", self.address.split(":")[1], "--include-dashboard=false", "--temp-dir", self._folder]
+        where = ["--address", self.address] if self.nodes else head
+        sizes = ["--num-cpus", str(cpus), "--num-gpus", "0", "--object-store-memory", str(128 << 20)]
+        quiet = ["--disable-usage-stats", "--block", "--node-ip-address", "127.0.0.1"]
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *where, *sizes, *quiet]
+        self.nodes.append(node)
+        started = node.start(command, {"RAY_ADDRESS": "", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})
+
+        def up() -> bool:
+            assert started.poll() is None, node.printed()
+            return "Ray runtime started" in node.printed()
+
+        wait_until(up, 90, f"node {len(self.nodes) - 1}: {node.printed()}")
+        return node
+
+    def close(self) -> None:
+        """End every process of every node."""
+        for node in reversed(self.nodes):
+            node.close()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
