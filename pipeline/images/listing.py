@@ -6,6 +6,7 @@ is `<class>/<name>`, in every kind of source.
 """
 
 import hashlib
+import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -33,6 +34,7 @@ SCHEMA = pa.schema(
         "row": pa.int32(),
     }
 )
+_FACTS = b"rdpm.listing"  # key of the metadata of a listing's Arrow stream
 _BATCH = 4096  # rows held at once while listing
 _TOGETHER = 32  # images fetched at once
 
@@ -130,6 +132,23 @@ class Listing:
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    def to_bytes(self) -> bytes:
+        """The listing for other processes, as an Arrow stream: one process lists, the others receive."""
+        facts = canonical_json({"url": self.url, "classes": list(self.classes), "digest": self.digest})
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_stream(sink, self.table.schema.with_metadata({_FACTS: facts})) as stream:
+            stream.write_table(self.table)
+        return sink.getvalue().to_pybytes()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "Listing":
+        """Inverse of to_bytes. The table shares the memory of `data`."""
+        with pa.ipc.open_stream(pa.BufferReader(data)) as stream:
+            table = stream.read_all()
+        facts = json.loads(table.schema.metadata[_FACTS])
+        table = table.replace_schema_metadata(None)
+        return cls(facts["url"], tuple(facts["classes"]), facts["digest"], table)
 
     def key(self, index: int) -> str:
         """The key of an image: `<class>/<name>`."""

@@ -97,6 +97,14 @@ class Blocks:
         self._opened: dict[int, Future[dict[str, np.ndarray]]] = {}
         self._opener = ThreadPoolExecutor(1)
 
+    def fill(self, block: int) -> None:
+        """Wait until every block is open that this one needs near it. Raises DamagedStore."""
+        self.rows(block)
+        with self._lock:
+            near = [self._opened[number] for number in self.order.near(block)]
+        for opening in near:
+            opening.result()
+
     def rows(self, block: int) -> dict[str, np.ndarray]:
         """The columns of a block, (rows, *row_shape) each. Waits until they are open. Raises DamagedStore."""
         if self._process != os.getpid():

@@ -123,6 +123,17 @@ class TokenStream:
             identity["window"] = self.window
         return identity
 
+    def fill(self, position: int = 0) -> None:
+        """Wait until the cache holds, and this process has open, what is needed at this position and soon after it.
+
+        Every process of a node may call it at the same time: one of them fills, the others wait for the kernel's lock
+        on a file, without messages between ranks. So a rank calls it before it joins the others, and no time limit of
+        their messages runs while a cache is filled. Raises DamagedStore, and ValueError when the cache has no room.
+        """
+        blocks, _ = self._locate(np.arange(position, position + 2 * sum(self.weights or (1,))))  # some of every set
+        for number, part in enumerate(self._sets):
+            part.fill(int(blocks[blocks % len(self._sets) == number].min()) // len(self._sets))
+
     def batch(self, positions: Sequence[int] | np.ndarray) -> TokenBatch:
         """The rows at these positions of the stream. Raises DamagedStore."""
         indices = np.asarray(positions, dtype=np.int64)

@@ -140,6 +140,9 @@ def test_every_kind_of_source_gives_the_same_listing_and_the_same_bytes(tmp_path
     for key, data in some_images.items():
         files.write_bytes(f"{class_folders}/{key}", data)
     assert listing.digest == list_images(str(class_folders)).digest
+    received = Listing.from_bytes(listing.to_bytes())
+    assert received == listing
+    assert [received.read(i) for i in order] == [listing.read(i) for i in order]
 
 
 def test_a_restart_recognizes_containers_by_names_and_sizes_but_never_class_folders(

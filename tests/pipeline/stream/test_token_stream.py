@@ -1,7 +1,9 @@
 import contextlib
 import itertools
 import json
+import multiprocessing
 import pickle
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from torch.utils.data import DataLoader
 
 from rdpm.pipeline.foundation.permutation import ORDER_VERSION, batch_positions
 from rdpm.pipeline.stores.reader import DamagedStore
+from rdpm.pipeline.stream.blocks import Shards
 from rdpm.pipeline.stream.token_stream import StreamConfig, TokenBatch, TokenStream
 
 BATCH = 12
@@ -293,3 +296,41 @@ def test_workers_of_a_data_loader_see_the_same_rows(make, method):
         range(8 * BATCH), batch_size=BATCH, collate_fn=stream.batch, num_workers=2, multiprocessing_context=method
     )
     assert [seen(batch) for batch in loader] == expected
+
+
+@pytest.mark.parametrize(("kind", "shards"), [("whole", 9), ("mixed", 9), ("window", 4), ("mixed windows", 4)])
+def test_after_the_cache_is_filled_the_next_rows_wait_for_no_store(make, tmp_path, kind, shards, monkeypatch):
+    """9 shards where all fit the cache; else those of two windows of every set."""
+    expected = make(**KINDS[kind], workers=0).batch([13])
+    stream = make(**{**KINDS[kind], "cache": str(tmp_path)})
+    read, done = {}, []
+    for part in stream._sets:
+        read[part] = part.shards.read
+        monkeypatch.setattr(
+            part.shards, "read", lambda *given, part=part: done.append((part, given[0])) or read[part](*given)
+        )
+    stream.fill(13)
+    assert len(done) == len(set(done)) == shards
+    assert seen(stream.batch([13])) == seen(expected)
+    stream.fill(13)
+    assert len(done) == shards
+
+
+def test_of_processes_that_fill_at_once_one_reads_and_they_need_no_messages(make, tmp_path, monkeypatch):
+    read, log = Shards.read, tmp_path / "log"
+
+    def read_slowly(self, number, names):
+        time.sleep(0.05)
+        with log.open("a") as file:
+            file.write(f"{number}\n")
+        return read(self, number, names)
+
+    monkeypatch.setattr(Shards, "read", read_slowly)
+    fork = multiprocessing.get_context("fork")
+    processes = [fork.Process(target=make(cache=str(tmp_path / "cache")).fill) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sorted(log.read_text().split()) == [str(number) for number in range(9)]
