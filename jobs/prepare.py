@@ -39,10 +39,15 @@ def main(arguments: list[str]) -> None:
     if not arguments or arguments[0] != "digits":
         raise ValueError(f"data set {arguments[0] if arguments else ''!r} is unknown; use: rdpm prepare digits")
     config = parse(PrepareConfig, JOB, arguments[1:])
-    record = begin(JOB, config, {})
-    if record.finished:
-        say(f"prepare: {config.out} is already there")
-        return
+    with begin(JOB, config, dict) as record:
+        if record.finished:
+            say(f"prepare: {config.out} is already there")
+            return
+        _write(config)
+        record.finish({"train": 1797 - config.held_out, "val": config.held_out})
+
+
+def _write(config: PrepareConfig) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -54,7 +59,6 @@ def main(arguments: list[str]) -> None:
             path = files.join(config.out, split, str(label), f"{number:04d}.png")
             files.write_bytes(path, _png(values, config.image_size))
             progress.update(number + 1)
-    record.finish({"train": count - config.held_out, "val": config.held_out})
 
 
 def _png(values: np.ndarray, size: int) -> bytes:

@@ -24,14 +24,15 @@ def run(config: EvaluateConfig) -> None:
 
     Raises ValueError for bad input; see `evaluate`.
     """
-    record = begin(JOB, config, input_digests(config))
-    if record.finished:
-        say(f"evaluate: {config.out} is already there")
-        show(files.read_json(config.out))
-        return
-    metrics = evaluate(config)
-    files.write_json(config.out, metrics)
-    record.finish({part: metrics[part] for part in _PARTS if part in metrics})
+    with begin(JOB, config, lambda: input_digests(config)) as record:
+        if record.lease is None:
+            say(f"evaluate: {config.out} is already there")
+            show(files.read_json(config.out))
+            return
+        metrics = evaluate(config)
+        record.lease.check()
+        files.write_json(config.out, metrics)
+        record.finish({part: metrics[part] for part in _PARTS if part in metrics})
     show(metrics)
 
 

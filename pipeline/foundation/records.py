@@ -5,14 +5,17 @@ job that finds a record with other settings refuses to run, so no output is ever
 every setting, but only what decides the result is compared: `identity_of` the config, and the inputs.
 """
 
+import contextlib
 import dataclasses
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import identity_of, saved_identity, to_dict
 from rdpm.pipeline.foundation.environment import environment
+from rdpm.pipeline.foundation.lease import Lease, held
 from rdpm.storage_schemas.canonical import canonical_json
 
 RECORD_VERSION = 2
@@ -45,6 +48,8 @@ class JobRecord:
     """Version of the record's form."""
     started: float = field(default_factory=time.monotonic, compare=False, repr=False)
     """Monotonic clock when this process started the job; not written."""
+    lease: Lease | None = field(default=None, compare=False, repr=False)
+    """Allows this process to write `out`; None in a finished record, and on all ranks but the first. Not written."""
 
     def to_json(self) -> dict[str, Any]:
         """The record as it is written to disk."""
@@ -60,39 +65,68 @@ class JobRecord:
         }
 
     def finish(self, result: dict[str, Any]) -> None:
-        """Write the finished record, with its result and the seconds since this start of the job."""
+        """Write the finished record, with its result and the seconds since this start. Raises LeaseLost."""
         self.seconds = time.monotonic() - self.started
         self.result, self.finished = result, True
-        files.write_json(self.out + _SUFFIX, self.to_json())
+        with files.atomic_file(self.out + _SUFFIX) as file:
+            file.write(canonical_json(self.to_json()))
+            if self.lease is not None:
+                self.lease.check()
 
 
-def begin(job: str, config: Any, inputs: dict[str, Any], makes: tuple[str, ...] = ()) -> JobRecord:
-    """Start or continue the job that makes `config.out`.
+@contextlib.contextmanager
+def begin(
+    job: str, config: Any, inputs: Callable[[], dict[str, Any]], makes: tuple[str, ...] = (), first: bool = True
+) -> Iterator[JobRecord]:
+    """Start or continue the job that makes `config.out`, and hold the lease of `out` for the length of the block.
 
-    inputs: JSON data that decides the result, besides the config. makes: files under `out`; if one is missing, the job
-    is not finished, whatever the record says. Returns the record; its `finished` tells whether the job is done. Raises
-    ValueError when `out` was started or finished with other settings or inputs, and when `out` holds something without
-    a record.
+    inputs: makes the JSON data that decides the result, besides the config; called under the lease if there is work to
+    do. makes: files under `out`; if one is missing, the job is not finished, whatever the record says. first: whether
+    this process writes for all ranks; the others neither take the lease nor write the record.
+    Yields the record; its `finished` tells whether the job is done, and then it has no lease. Raises ValueError when
+    `out` was started or finished with other settings or inputs, when `out` holds something without a record, and when
+    another start holds the lease.
     """
     out = config.out.rstrip("/")
-    record = JobRecord(job, out, to_dict(config), inputs)
-    path = out + _SUFFIX
-    if not files.exists(path) and _occupied(out):
-        raise ValueError(f"{out} already holds something that no job has recorded; choose another out, or delete it")
-    if files.create_bytes(path, canonical_json(record.to_json())):
-        return record
+    record = JobRecord(job, out, to_dict(config), {})
     old = read_record(out)
-    assert old is not None
-    change = _change(old, record, config)
-    if change and not files.exists(out):  # the earlier start, with other settings, failed before it made anything
-        files.write_json(path, record.to_json())
-        return record
-    if change:
+    if not first or (old and old.finished):  # then nobody else may be at work
+        record.inputs = inputs()
+        _compare(record, config, makes)
+        if record.finished or not first:
+            yield record
+            return
+    with held(out, job) as lease:
+        record.inputs = record.inputs or inputs()
+        if _compare(record, config, makes):
+            files.write_json(out + _SUFFIX, record.to_json())
+        record.lease = None if record.finished else lease
+        yield record
+
+
+def _compare(new: JobRecord, config: Any, makes: tuple[str, ...]) -> bool:
+    """Compare with the record on disk, and if that is finished, finish the new one likewise.
+
+    Returns whether the record on disk must be written or replaced. Raises ValueError as `begin`.
+    """
+    out, path = new.out, new.out + _SUFFIX
+    old = read_record(out)
+    if old is None:
+        if _occupied(out) and not files.exists(path):
+            raise ValueError(
+                f"{out} already holds something that no job has recorded; choose another out, or delete it"
+            )
+        return True
+    change = _change(old, new, config)
+    there = files.exists(out)
+    if change and there:
         raise ValueError(f"{out} was made with other settings ({change}); choose another out, or delete it and {path}")
-    record.finished = old.finished and files.exists(out) and all(files.exists(files.join(out, name)) for name in makes)
-    if record.finished:
-        record.seconds, record.result, record.environment = old.seconds, old.result, old.environment
-    return record
+    if change:  # the earlier start, with other settings, failed before it made anything
+        return True
+    new.finished = old.finished and there and all(files.exists(files.join(out, name)) for name in makes)
+    if new.finished:
+        new.seconds, new.result, new.environment = old.seconds, old.result, old.environment
+    return False
 
 
 def read_record(out: str) -> JobRecord | None:

@@ -11,6 +11,7 @@ from rdpm.pipeline.evaluation.splits import SampleSet, Split, check_classes, loa
 from rdpm.pipeline.exports.card import generator_config, generator_origin, read_card
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.records import read_record
 from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting import page
@@ -104,13 +105,14 @@ def _sweep_rows(config: ReportConfig) -> str:
     return path
 
 
-def write_report(config: ReportConfig) -> int:
+def write_report(config: ReportConfig, lease: Lease) -> int:
     """Write the page, and the picture if the config names one. Returns the size of the page in bytes.
 
-    Raises ValueError when an input is missing or the inputs are not from one run.
+    Raises ValueError when an input is missing or the inputs are not from one run, and LeaseLost.
     """
     run = open_run(config)
     data = render(run).encode()
+    lease.check()
     files.write_bytes(config.out, data)
     if config.also_png:
         files.write_bytes(config.also_png, sample_sheet(run.samples))

@@ -10,10 +10,10 @@ JOB = "report"
 
 def run(config: ReportConfig) -> None:
     """Write config.out, unless its record says that it is finished. Raises ValueError for bad input."""
-    record = begin(JOB, config, input_digests(config))
-    if record.finished:
-        say(f"report: {config.out} is already there")
-        return
-    size = write_report(config)
-    record.finish({"bytes": size, "sha256": files.digest_file(config.out).sha256})
+    with begin(JOB, config, lambda: input_digests(config)) as record:
+        if record.lease is None:
+            say(f"report: {config.out} is already there")
+            return
+        size = write_report(config, record.lease)
+        record.finish({"bytes": size, "sha256": files.digest_file(config.out).sha256})
     say(f"report: {config.out} is one page of {size / 1024:.0f} KiB")

@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.stores.reader import Store
 from rdpm.storage_schemas.manifest import shard_name
 
@@ -20,21 +21,23 @@ Format = Literal["npz", "png", "tar"]
 NAMES: dict[Format, str] = {"npz": "samples.npz", "png": "png", "tar": "tar"}
 
 
-def write_files(store: Store, formats: tuple[Format, ...]) -> None:
-    """Write each format under its name in the store's folder."""
+def write_files(store: Store, formats: tuple[Format, ...], lease: Lease) -> None:
+    """Write each format under its name in the store's folder. Raises LeaseLost."""
     for name in formats:
-        _WRITERS[name](store, files.join(store.url, NAMES[name]))
+        _WRITERS[name](store, files.join(store.url, NAMES[name]), lease)
 
 
-def write_npz(store: Store, url: str) -> None:
+def write_npz(store: Store, url: str, lease: Lease) -> None:
     """The whole set for the ADM evaluator: arr_0 holds images (N, H, W, 3) uint8, arr_1 labels (N,) int64."""
     plan = store.manifest.plan
     shape = (plan.rows, *store.specs["images"].row_shape)
     shards = range(plan.num_shards)
-    with files.atomic_file(url) as file, zipfile.ZipFile(file, "w") as archive:
-        _write_member(archive, "arr_0", np.uint8, shape, (store.shard(i, ("images",))["images"] for i in shards))
-        labels = (store.shard(i, ("label",))["label"].astype(np.int64) for i in shards)
-        _write_member(archive, "arr_1", np.int64, (plan.rows,), labels)
+    with files.atomic_file(url) as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            _write_member(archive, "arr_0", np.uint8, shape, (store.shard(i, ("images",))["images"] for i in shards))
+            labels = (store.shard(i, ("label",))["label"].astype(np.int64) for i in shards)
+            _write_member(archive, "arr_1", np.int64, (plan.rows,), labels)
+        lease.check()
 
 
 def _write_member(
@@ -47,16 +50,17 @@ def _write_member(
             member.write(np.ascontiguousarray(part).tobytes())
 
 
-def write_png(store: Store, url: str) -> None:
+def write_png(store: Store, url: str, lease: Lease) -> None:
     """A folder per class: <class>/<index>.png, where index is the row of the set."""
     classes = store.manifest.plan.samples.classes
     with files.atomic_folder(url) as folder:
         for shard in range(store.manifest.plan.num_shards):
             for name, label, data in _pictures(store, shard):
                 files.write_bytes(files.join(folder, classes[label], f"{name}.png"), data)
+        lease.check()
 
 
-def write_tar(store: Store, url: str) -> None:
+def write_tar(store: Store, url: str, lease: Lease) -> None:
     """A WebDataset: one tar per shard, with two files per image: <index>.cls (the label in decimal) and <index>.png."""
     with files.atomic_folder(url) as folder:
         for shard in range(store.manifest.plan.num_shards):
@@ -67,6 +71,7 @@ def write_tar(store: Store, url: str) -> None:
                 for name, label, data in _pictures(store, shard):
                     _add(archive, f"{name}.cls", str(label).encode())
                     _add(archive, f"{name}.png", data)
+        lease.check()
 
 
 def _add(archive: tarfile.TarFile, name: str, data: bytes) -> None:

@@ -1,13 +1,15 @@
 """The stage: a generator and its tokenizer to sample stores, on Ray."""
 
+import contextlib
 from collections.abc import Sequence
 
 from rdpm.pipeline.cluster.session import session
 from rdpm.pipeline.cluster.shards import forget_attempts, run_shards
 from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.lease import Lease, held
 from rdpm.pipeline.foundation.progress import ProgressLine, say
-from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.foundation.records import JobRecord, begin
 from rdpm.pipeline.inference.batches import device_kind
 from rdpm.pipeline.sampling.formats import NAMES, write_files
 from rdpm.pipeline.sampling.plan import SampleConfig, sample_plan
@@ -26,20 +28,26 @@ def run(config: SampleConfig) -> None:
 
 def run_sets(configs: list[SampleConfig]) -> None:
     """Draw the sets whose records are not finished, in one session of Ray. Raises ValueError; see `sample_set`."""
-    records = []
-    for config in configs:
-        cards = read_pair(config.generator, config.tokenizer)
-        sample_plan(config, *cards, device_kind(config.device))  # refuses an unknown label before anything is written
-        inputs = {"generator_digest": cards[0].digest, "tokenizer_digest": cards[1].digest}
-        records.append(begin(JOB, config, inputs, (MANIFEST, *(NAMES[name] for name in config.formats))))
-        if records[-1].finished:
-            say(f"sample: {config.out} is already there")
-    unfinished = [(config, record) for config, record in zip(configs, records, strict=True) if not record.finished]
-    if unfinished:
-        manifests = sample_sets([config for config, _ in unfinished])
-        for (config, record), manifest in zip(unfinished, manifests, strict=True):
-            record.finish({"store_id": manifest.store_id, "rows": manifest.plan.rows})
-            say(f"sample: {config.out} is sample set {manifest.store_id[:12]}, {manifest.plan.rows} images")
+    with contextlib.ExitStack() as leases:
+        unfinished = []
+        for config in configs:
+            record = leases.enter_context(_begin(config))
+            if record.lease is None:
+                say(f"sample: {config.out} is already there")
+            else:
+                unfinished.append((config, record, record.lease))
+        if unfinished:
+            manifests = sample_sets([config for config, _, _ in unfinished], [lease for _, _, lease in unfinished])
+            for (config, record, _), manifest in zip(unfinished, manifests, strict=True):
+                record.finish({"store_id": manifest.store_id, "rows": manifest.plan.rows})
+                say(f"sample: {config.out} is sample set {manifest.store_id[:12]}, {manifest.plan.rows} images")
+
+
+def _begin(config: SampleConfig) -> contextlib.AbstractContextManager[JobRecord]:
+    cards = read_pair(config.generator, config.tokenizer)
+    sample_plan(config, *cards, device_kind(config.device))  # refuses an unknown label before anything is written
+    inputs = {"generator_digest": cards[0].digest, "tokenizer_digest": cards[1].digest}
+    return begin(JOB, config, lambda: inputs, (MANIFEST, *(NAMES[name] for name in config.formats)))
 
 
 def sample_set(config: SampleConfig) -> Manifest:
@@ -47,11 +55,15 @@ def sample_set(config: SampleConfig) -> Manifest:
 
     Raises ValueError when a model is missing, the models do not belong together, or the store holds another plan.
     """
-    return sample_sets([config])[0]
+    with held(config.out, JOB) as lease:
+        return sample_sets([config], [lease])[0]
 
 
-def sample_sets(configs: Sequence[SampleConfig]) -> list[Manifest]:
-    """`sample_set` for several sets in one session, with the resources and threads of the first config."""
+def sample_sets(configs: Sequence[SampleConfig], leases: Sequence[Lease]) -> list[Manifest]:
+    """`sample_set` for several sets in one session, with the resources and threads of the first config.
+
+    leases: of each set's `out`.
+    """
     plans, work, first = [], [], 0
     for config in configs:
         cards = read_pair(config.generator, config.tokenizer)
@@ -61,11 +73,13 @@ def sample_sets(configs: Sequence[SampleConfig]) -> list[Manifest]:
         plans.append(plan)
     if work:
         _run(configs, plans, work)
+    leases[0].check()
     forget_attempts(configs[0].out)
     manifests = []
-    for config, plan in zip(configs, plans, strict=True):
+    for config, plan, lease in zip(configs, plans, leases, strict=True):
+        lease.check()
         manifests.append(publish(config.out, plan))
-        write_files(Store(config.out, manifests[-1]), config.formats)
+        write_files(Store(config.out, manifests[-1]), config.formats, lease)
     return manifests
 
 

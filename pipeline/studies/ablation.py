@@ -118,12 +118,13 @@ def run(config: AblationConfig) -> None:
     Raises ValueError for bad input, and when a training does so.
     """
     digests = {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
-    record = begin(JOB, config, digests)
-    if not record.finished:
-        results = ablate(config)
-        files.write_bytes(files.join(config.out, "table2.md"), table(results).encode())
-        files.write_bytes(files.join(config.out, "table2.png"), plot(results))
-        record.finish(results)
+    with begin(JOB, config, lambda: digests) as record:
+        if record.lease is not None:
+            results = ablate(config)
+            record.lease.check()
+            files.write_bytes(files.join(config.out, "table2.md"), table(results).encode())
+            files.write_bytes(files.join(config.out, "table2.png"), plot(results))
+            record.finish(results)
     say(files.read_bytes(files.join(config.out, "table2.md")).decode())
     say(f"ablate-tokenizer: {config.out} has table2.md and table2.png")
 

@@ -135,16 +135,17 @@ def run(config: SweepConfig) -> None:
     cells = plan_cells(config)
     digests = [[card.digest for card in read_pair(cell.samples.generator, cell.samples.tokenizer)] for cell in cells]
     inputs = {"digests": digests, "measured": _measured(config, cells[0].evaluation)}
-    record = begin(JOB, config, inputs, _MAKES)
-    if not record.finished:
-        run_sets([cell.samples for cell in cells])
-        for cell in cells:
-            say(f"sweep: {cell.name}")
-            evaluate(cell.evaluation)
-        rows = collect(cells)
-        chosen = best(cells, rows)
-        _write(config, rows, chosen)
-        record.finish({"best": chosen.name, "cells": len(cells)})
+    with begin(JOB, config, lambda: inputs, _MAKES) as record:
+        if record.lease is not None:
+            run_sets([cell.samples for cell in cells])
+            for cell in cells:
+                say(f"sweep: {cell.name}")
+                evaluate(cell.evaluation)
+            rows = collect(cells)
+            chosen = best(cells, rows)
+            record.lease.check()
+            _write(config, rows, chosen)
+            record.finish({"best": chosen.name, "cells": len(cells)})
     say(files.read_bytes(files.join(config.out, "table.md")).decode())
     say(f"sweep: {config.out} has table.md, pareto.png and {SWEEP}; for the best, rdpm sample {config.out}/best.yaml")
 

@@ -1,14 +1,18 @@
 """The stage: images and a tokenizer to a token store, on Ray."""
 
+import contextlib
+import functools
 from contextlib import closing
 from functools import partial
+from typing import Any
 
 from rdpm.pipeline.cluster.session import session
 from rdpm.pipeline.cluster.shards import Preparation, forget_attempts, run_shards
 from rdpm.pipeline.exports.card import read_card, tokenizer_config
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.lease import Lease, held
 from rdpm.pipeline.foundation.progress import ProgressLine, say
-from rdpm.pipeline.foundation.records import JobRecord, begin, read_record
+from rdpm.pipeline.foundation.records import begin, read_record
 from rdpm.pipeline.images.sources.source import open_source
 from rdpm.pipeline.images.worklist import ListingGone, Worklist, remove_worklists
 from rdpm.pipeline.inference.batches import device_kind
@@ -26,21 +30,22 @@ def run(config: TokenizeConfig) -> None:
     """Write the store config.out and its record, unless its record is finished. Raises ValueError; see `tokenize`."""
     digest = read_card(config.tokenizer, "tokenizer").digest
 
-    def record_for(source: str) -> JobRecord:
-        return begin(JOB, config, {"tokenizer_digest": digest, "source": source}, (MANIFEST,))
+    with contextlib.ExitStack() as stack:
 
-    recorded = _recorded_digest(config)
-    if recorded and record_for(recorded).finished:
-        say(f"tokenize: {config.out} is already there")
-        return
-    with closing(Worklist(config.images, config.out)) as worklist:
-        record = record_for(worklist.summary.digest)
-        if record.finished:
+        @functools.cache
+        def listed() -> Worklist:
+            return stack.enter_context(closing(Worklist(config.images, config.out)))
+
+        def inputs() -> dict[str, Any]:
+            return {"tokenizer_digest": digest, "source": _recorded_digest(config) or listed().summary.digest}
+
+        record = stack.enter_context(begin(JOB, config, inputs, (MANIFEST,)))
+        if record.lease is None:
             say(f"tokenize: {config.out} is already there")
             return
-        manifest = tokenize(config, worklist)
-    result = {"store_id": manifest.store_id, "rows": manifest.plan.rows, "rejected": len(manifest.rejected)}
-    record.finish({**result, "containers": worklist.source.fingerprint})
+        manifest = _tokenize(config, listed(), ShardEncoder, record.lease)
+        result = {"store_id": manifest.store_id, "rows": manifest.plan.rows, "rejected": len(manifest.rejected)}
+        record.finish({**result, "containers": listed().source.fingerprint})
     counts = f"{manifest.plan.rows} rows, {len(manifest.rejected)} rejects"
     say(f"tokenize: {config.out} is store {manifest.store_id[:12]}, {counts}")
 
@@ -57,19 +62,18 @@ def _recorded_digest(config: TokenizeConfig) -> str:
     return ""
 
 
-def tokenize(
-    config: TokenizeConfig, worklist: Worklist | None = None, encoder: type[ShardEncoder] = ShardEncoder
-) -> Manifest:
-    """Write and publish the store. Shards that are committed already are not encoded again.
+def tokenize(config: TokenizeConfig, encoder: type[ShardEncoder] = ShardEncoder) -> Manifest:
+    """Write and publish the store, without a record. Shards that are committed already are not encoded again.
 
-    worklist: the config's images, if they are listed already; the caller closes it. encoder: the worker class.
-    Raises ValueError when the source or tokenizer is missing, the store holds another plan, too many rows are
-    rejected, or a shard kills its worker three times.
+    encoder: the worker class. Raises ValueError when the source or tokenizer is missing, another start holds the lease
+    of the store, the store holds another plan, too many rows are rejected, or a shard kills its worker three times.
     """
+    with held(config.out, JOB) as lease, closing(Worklist(config.images, config.out)) as worklist:
+        return _tokenize(config, worklist, encoder, lease)
+
+
+def _tokenize(config: TokenizeConfig, worklist: Worklist, encoder: type[ShardEncoder], lease: Lease) -> Manifest:
     card = read_card(config.tokenizer, "tokenizer")
-    if worklist is None:
-        with closing(Worklist(config.images, config.out)) as listed:
-            return tokenize(config, listed, encoder)
     plan = start_store(config.out, token_plan(config, worklist.summary, card, device_kind(config.device)))
     missing = missing_shards(config.out, plan)
     if missing:
@@ -80,7 +84,9 @@ def tokenize(
                 raise
             say(f"tokenize: another job has finished {config.out}")
     _check_rejects(config, plan)
+    lease.check()
     manifest = publish(config.out, plan)
+    lease.check()
     remove_worklists(config.out)
     forget_attempts(config.out)
     return manifest

@@ -8,6 +8,7 @@ import tempfile
 from typing import Any
 
 from rdpm.pipeline.foundation.config import save_config
+from rdpm.pipeline.foundation.lease import Lease
 
 _STARTED_HERE = "RDPM_STARTED_RANKS"
 _PR_SET_PDEATHSIG = 1
@@ -23,10 +24,11 @@ def first_rank() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def launch(ranks: int, job: str, config: Any) -> None:
+def launch(ranks: int, job: str, config: Any, lease: Lease) -> None:
     """Run a job in one process per rank, as torchrun does, and wait. The processes get the config as a file.
 
-    SIGTERM is passed on to them. Raises ValueError naming the first rank that failed; the others are ended within 30 s.
+    lease: of the job's output; this process goes on holding it for the ranks. SIGTERM is passed on to them. Raises
+    ValueError naming the first rank that failed; the others are ended within 30 s.
     """
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -35,7 +37,7 @@ def launch(ranks: int, job: str, config: Any) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ[_STARTED_HERE] = "1"
     elastic = LaunchConfig(1, 1, ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, lease.lent():
         path = os.path.join(folder, "config.yaml")
         save_config(path, job, config)
         try:

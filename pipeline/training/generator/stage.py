@@ -8,6 +8,7 @@ import torch
 from rdpm.models.flops import generator_forward_flops
 from rdpm.models.quantizer import Quantizer
 from rdpm.pipeline.exports.weights import load_tokenizer, save_export
+from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.stream.token_stream import TokenStream
@@ -17,7 +18,7 @@ from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.inputs import TrainingStores, open_stores
 from rdpm.pipeline.training.generator.preview import show_samples
 from rdpm.pipeline.training.generator.step import PREFIX, GeneratorLoss, GeneratorStep
-from rdpm.pipeline.training.launch import launch, under_launcher
+from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
 from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.loop import run_steps
 from rdpm.pipeline.training.meters import peak_flops
@@ -34,24 +35,26 @@ def run(config: TrainGeneratorConfig) -> None:
     Starts the ranks, or runs as one of them. Raises ValueError for bad input, and when the training fails.
     """
     stores = open_stores(config)
-    record = begin(JOB, config, {"store_ids": stores.ids}, (WEIGHTS, CARD))
-    if record.finished:
-        say(f"train-generator: {config.out} is already trained")
-        return
-    if config.ranks > 1 and not under_launcher():
-        launch(config.ranks, JOB, config)
-        return
-    with joined_ranks(config.threads) as ranks:
-        card = train_generator(config, stores, ranks)
-    if card is not None:
-        record.finish({"digest": card.digest, "steps": card.steps})
-        say(f"train-generator: {config.out} is generator {card.digest[:12]}")
+    with begin(JOB, config, lambda: {"store_ids": stores.ids}, (WEIGHTS, CARD), first_rank()) as record:
+        if record.finished:
+            say(f"train-generator: {config.out} is already trained")
+            return
+        if record.lease is not None and config.ranks > 1 and not under_launcher():
+            launch(config.ranks, JOB, config, record.lease)
+            return
+        with joined_ranks(config.threads) as ranks:
+            card = train_generator(config, stores, ranks, record.lease)
+        if card is not None:
+            record.finish({"digest": card.digest, "steps": card.steps})
+            say(f"train-generator: {config.out} is generator {card.digest[:12]}")
 
 
-def train_generator(config: TrainGeneratorConfig, stores: TrainingStores, ranks: Ranks) -> ModelCard | None:
+def train_generator(
+    config: TrainGeneratorConfig, stores: TrainingStores, ranks: Ranks, lease: Lease | None
+) -> ModelCard | None:
     """Train from the newest checkpoint to the end, and export the averaged weights.
 
-    Returns the card on the first rank, None on others.
+    lease: of config.out on the first rank, None on others. Returns the card on the first rank, None on others.
     """
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
@@ -94,7 +97,7 @@ def train_generator(config: TrainGeneratorConfig, stores: TrainingStores, ranks:
     peak = peak_flops(ranks.device)
     use = flops / peak / ranks.count if peak else None
     run_steps(JOB, config, ranks, checkpoints, {"generator": engine}, log, step, metrics, use)
-    return _export(config, engine, ranks, stores)
+    return _export(config, engine, stores, lease)
 
 
 def _engine(
@@ -109,10 +112,13 @@ def _engine(
     return Engine(model, optimizer, config.engine, config.micro_batch, accumulation, state=state)
 
 
-def _export(config: TrainGeneratorConfig, engine: Engine, ranks: Ranks, stores: TrainingStores) -> ModelCard | None:
+def _export(
+    config: TrainGeneratorConfig, engine: Engine, stores: TrainingStores, lease: Lease | None
+) -> ModelCard | None:
     weights = engine.weights("ema")
-    if not ranks.first:
+    if lease is None:
         return None
+    lease.check()
     made_from = GeneratorOrigin(stores.tokenizer.digest, tuple(stores.ids), stores.classes)
     training = {
         "batch": config.batch,

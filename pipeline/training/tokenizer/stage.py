@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from rdpm.pipeline.exports.weights import save_export
+from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.permutation import ORDER_VERSION
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
@@ -34,29 +35,31 @@ def run(config: TrainTokenizerConfig) -> None:
     Starts the ranks, or runs as one of them. Raises ValueError for bad input, and when the training fails.
     """
     source = list_images(config.images)
-    record = begin(JOB, config, {"source": source.digest}, (WEIGHTS, CARD))
-    if record.finished:
-        say(f"train-tokenizer: {config.out} is already trained")
-        return
-    if config.ranks > 1 and not under_launcher():
-        launch(config.ranks, JOB, config)
-        return
-    if len(source.classes) == 1 and first_rank():
-        say(
-            f"train-tokenizer: all images are of one class, {source.classes[0]!r}; to train on several classes, name "
-            "the folder that holds the class folders"
-        )
-    with joined_ranks(config.threads) as ranks:
-        card = train_tokenizer(config, source, ranks)
-    if card is not None:
-        record.finish({"digest": card.digest, "steps": card.steps})
-        say(f"train-tokenizer: {config.out} is tokenizer {card.digest[:12]}")
+    with begin(JOB, config, lambda: {"source": source.digest}, (WEIGHTS, CARD), first_rank()) as record:
+        if record.finished:
+            say(f"train-tokenizer: {config.out} is already trained")
+            return
+        if record.lease is not None and config.ranks > 1 and not under_launcher():
+            launch(config.ranks, JOB, config, record.lease)
+            return
+        if len(source.classes) == 1 and first_rank():
+            say(
+                f"train-tokenizer: all images are of one class, {source.classes[0]!r}; to train on several classes, "
+                "name the folder that holds the class folders"
+            )
+        with joined_ranks(config.threads) as ranks:
+            card = train_tokenizer(config, source, ranks, record.lease)
+        if card is not None:
+            record.finish({"digest": card.digest, "steps": card.steps})
+            say(f"train-tokenizer: {config.out} is tokenizer {card.digest[:12]}")
 
 
-def train_tokenizer(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> ModelCard | None:
+def train_tokenizer(
+    config: TrainTokenizerConfig, source: Listing, ranks: Ranks, lease: Lease | None
+) -> ModelCard | None:
     """Train from the newest checkpoint to the end, and export. Returns the card on the first rank, None on others.
 
-    source: the listing of config.images.
+    source: the listing of config.images. lease: of config.out on the first rank, None on others.
     """
     validator = Validator(config) if config.validation else None
     accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
@@ -92,7 +95,7 @@ def train_tokenizer(config: TrainTokenizerConfig, source: Listing, ranks: Ranks)
         return line
 
     run_steps(JOB, config, ranks, checkpoints, train_step.engines, log, step, metrics)
-    return _export(config, train_step.engines["tokenizer"], ranks, source)
+    return _export(config, train_step.engines["tokenizer"], source, lease)
 
 
 def _validate(validator: Validator, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> dict[str, float]:
@@ -119,10 +122,11 @@ def _stream(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> Imag
     )
 
 
-def _export(config: TrainTokenizerConfig, engine: Engine, ranks: Ranks, source: Listing) -> ModelCard | None:
+def _export(config: TrainTokenizerConfig, engine: Engine, source: Listing, lease: Lease | None) -> ModelCard | None:
     weights = engine.weights()
-    if not ranks.first:
+    if lease is None:
         return None
+    lease.check()
     made_from = TokenizerOrigin(source.digest, source.classes)
     training = {
         "batch": config.batch,

@@ -181,23 +181,22 @@ def test_a_job_finished_before_a_field_existed_is_found_finished(config, version
     """The record is as old as the config; in version 1 the inputs are among the settings."""
     out = str(tmp_path / "out")
     started = job(config, out)
-    record = begin("job", started, {"source": "s0"})
-    files.write_bytes(f"{out}/made", b"1")
-    record.finish({"rows": 3})
+    with begin("job", started, lambda: {"source": "s0"}) as record:
+        files.write_bytes(f"{out}/made", b"1")
+        record.finish({"rows": 3})
     if version == 1:
         facts = {"job": "job", "finished": True, "seconds": 1.0, "result": {"rows": 3}, "identity": "an old digest"}
         files.write_json(f"{out}.record.json", {**facts, "settings": {**identity_of(started), "source": "s0"}})
     for options, extra in (({}, 7), ({"metadata": EXECUTION}, 7), ({"metadata": EXECUTION}, 8)):
-        again = begin(
-            "job", job(in_later(config, with_field(type(config), **options), extra=extra), out), {"source": "s0"}
-        )
-        assert again.finished
-        assert again.result == {"rows": 3}
+        later = job(in_later(config, with_field(type(config), **options), extra=extra), out)
+        with begin("job", later, lambda: {"source": "s0"}) as again:
+            assert again.finished
+            assert again.result == {"rows": 3}
     other = job(in_later(config, with_field(type(config)), extra=8), out)
-    with pytest.raises(ValueError, match="extra 7 -> 8"):
-        begin("job", other, {"source": "s0"})
-    with pytest.raises(ValueError, match="source 's0' -> 's1'"):
-        begin("job", started, {"source": "s1"})
+    for config, source, match in ((other, "s0", "extra 7 -> 8"), (started, "s1", "source 's0' -> 's1'")):
+        inputs = {"source": source}
+        with pytest.raises(ValueError, match=match), begin("job", config, lambda inputs=inputs: inputs):
+            pass
 
 
 @pytest.mark.slow
@@ -208,9 +207,9 @@ def test_a_finished_job_is_found_finished_with_any_values_of_its_execution_field
     """Every field marked EXECUTION except `out` gets another value; so does the config of a later release."""
     out = str(tmp_path / "out")
     config = dataclasses.replace(config, out=out)
-    record = begin("job", config, {})
-    files.write_bytes(f"{out}/made", b"1")
-    record.finish({})
+    with begin("job", config, dict) as record:
+        files.write_bytes(f"{out}/made", b"1")
+        record.finish({})
     others = [with_other_value(config, f) for f in dataclasses.fields(config) if f.metadata.get("execution")]
     others = [other for other in others if other is not None and other.out == out]
     later = with_field(type(config))
@@ -219,9 +218,10 @@ def test_a_finished_job_is_found_finished_with_any_values_of_its_execution_field
         in_later(config, later),
         in_later(config, with_field(type(config), metadata=EXECUTION), extra=8),
     ):
-        assert begin("job", other, {}).finished
-    with pytest.raises(ValueError, match="extra 7 -> 8"):
-        begin("job", in_later(config, later, extra=8), {})
+        with begin("job", other, dict) as record:
+            assert record.finished
+    with pytest.raises(ValueError, match="extra 7 -> 8"), begin("job", in_later(config, later, extra=8), dict):
+        pass
 
 
 def with_other_value(config: Any, changed: dataclasses.Field) -> Any:

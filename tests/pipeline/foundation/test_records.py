@@ -36,13 +36,21 @@ def out(tmp_path) -> str:
 
 
 def start(out: str, inputs: dict = INPUTS, makes: tuple[str, ...] = (), job: str = "sample", **settings) -> JobRecord:
-    return begin(job, Config(out, **settings), inputs, makes)
+    """The record of a start that fails before it finishes anything, or finds the job finished."""
+    with begin(job, Config(out, **settings), lambda: inputs, makes) as record:
+        return record
+
+
+def finish(out: str, result: dict, makes: tuple[str, ...] = (), **settings) -> JobRecord:
+    """The record of a start that finishes the job."""
+    with begin("sample", Config(out, **settings), lambda: INPUTS, makes) as record:
+        record.finish(result)
+    return record
 
 
 def test_a_finished_job_is_found_finished_with_its_result(out):
-    record = start(out)
-    assert not record.finished
-    record.finish({"rows": 3})
+    assert not start(out).finished
+    record = finish(out, {"rows": 3})
     again = start(out)
     assert again.finished
     assert again.result == {"rows": 3}
@@ -51,14 +59,13 @@ def test_a_finished_job_is_found_finished_with_its_result(out):
 
 def test_a_killed_job_continues_and_can_finish(out):
     start(out)  # then its process dies
-    again = start(out)
-    assert not again.finished
-    again.finish({"rows": 3})
+    assert not start(out).finished
+    finish(out, {"rows": 3})
     assert start(out).finished
 
 
 def test_a_finished_job_whose_out_was_deleted_is_done_again(out):
-    start(out).finish({"rows": 3})
+    finish(out, {"rows": 3})
     files.remove(out)
     assert not start(out).finished
 
@@ -79,9 +86,7 @@ def test_a_finished_job_whose_out_was_deleted_is_done_again(out):
 def test_other_settings_or_inputs_are_refused_by_what_changed_and_nothing_is_written(
     out, settings, inputs, change, finished
 ):
-    record = start(out)
-    if finished:
-        record.finish({})
+    finish(out, {}) if finished else start(out)
     before = files.read_bytes(f"{out}.record.json")
     with pytest.raises(ValueError, match=change) as refused:
         start(out, inputs, **settings)
@@ -91,9 +96,7 @@ def test_other_settings_or_inputs_are_refused_by_what_changed_and_nothing_is_wri
 
 @pytest.mark.parametrize("finished", [False, True])
 def test_a_setting_marked_execution_may_change(out, finished):
-    record = start(out)
-    if finished:
-        record.finish({"rows": 3})
+    finish(out, {"rows": 3}) if finished else start(out)
     assert start(out, threads=8).finished == finished
 
 
@@ -104,7 +107,7 @@ def test_another_job_with_the_same_out_is_refused_by_name(out):
 
 
 def test_a_trailing_slash_is_the_same_out(out):
-    start(out + "/").finish({})
+    finish(out + "/", {})
     assert start(out).finished
     assert read_record(out + "/") == read_record(out)
 
@@ -124,7 +127,7 @@ def test_the_record_on_disk_is_json_that_says_what_was_asked_for_and_where_it_ra
         "environment": json.loads(json.dumps(environment())),
     }
     assert read_record(out).to_json() == on_disk
-    record.finish({"rows": 1})
+    finish(out, {"rows": 1}, threads=3)
     found = read_record(out)
     assert (found.finished, found.result, found.settings, found.inputs) == (True, {"rows": 1}, record.settings, INPUTS)
     assert found.seconds >= 0
@@ -137,17 +140,10 @@ def test_the_environment_says_where_a_job_ran():
 
 
 def test_a_finished_record_keeps_the_environment_of_the_run_that_finished_it(out):
-    start(out).finish({})
+    finish(out, {})
     data = json.loads(files.read_bytes(f"{out}.record.json"))
     files.write_json(f"{out}.record.json", {**data, "environment": {"host": "elsewhere"}})
     assert start(out).environment == {"host": "elsewhere"}
-
-
-def test_two_starts_of_one_job_are_one_job(out):
-    first, second = start(out), start(out)
-    first.finish({"rows": 1})
-    second.finish({"rows": 1})
-    assert start(out).result == {"rows": 1}
 
 
 def test_a_damaged_record_is_refused_by_name(out):
@@ -171,10 +167,10 @@ def test_what_no_job_has_recorded_is_not_overwritten(tmp_path):
 
 def test_a_finished_job_that_has_lost_a_file_is_not_finished(tmp_path):
     out = str(tmp_path / "out")
-    record = start(out, makes=("manifest.json",))
+    start(out, makes=("manifest.json",))
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "manifest.json").write_text("{}")
-    record.finish({})
+    finish(out, {}, makes=("manifest.json",))
     assert start(out, makes=("manifest.json",)).finished
     (tmp_path / "out" / "manifest.json").unlink()
     assert not start(out, makes=("manifest.json",)).finished
