@@ -141,7 +141,7 @@ def test_samples_are_the_same_from_one_and_three_replicas_and_any_shard_size(run
     assert len(np.unique(sets[0].read_all("seed"))) == 34
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_several_sets_in_one_session_equal_sets_drawn_alone(run, store, config_of, draw_here, tmp_path):
     """One of them is partly drawn already."""
     few = Resources(cpus=4, object_store_mb=128, actors=2, actor_cpus=0.5)

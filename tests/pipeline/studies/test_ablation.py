@@ -87,7 +87,7 @@ def _trained(config: AblationConfig) -> dict[str, int]:
     return {path.parent.name: path.stat().st_mtime_ns for path in Path(config.out).glob("row-*/model.safetensors")}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_row_that_is_trained_is_not_trained_again(small, monkeypatch, capsys) -> None:
     """The first run is cut after the first row; the second trains only the other row."""
     run_apart = ablation.run_apart

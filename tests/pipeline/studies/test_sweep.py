@@ -168,7 +168,7 @@ def test_a_finished_sweep_of_the_first_release_is_not_run_again(base, tmp_path, 
         study.run(config)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_sweep_resumes_where_it_was_cut_and_ends_in_a_table_and_the_best_config(
     tmp_path, exports, digits, monkeypatch, capsys
 ):

@@ -181,7 +181,7 @@ def test_bf16_rounds_the_encoder_and_nothing_else(tokenizer, digits):
     assert np.array_equal(half, latents_of(model, pixels, precision="bf16"))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_encoder_gives_the_latents_of_the_plain_one(tokenizer, digits, tmp_path, folder):
     pixels = digits[0][:20, :, :, None]
     with closing(Worklist(folder, str(tmp_path))) as worklist:
