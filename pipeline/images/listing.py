@@ -10,7 +10,7 @@ import json
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import groupby, islice, zip_longest
 
@@ -19,7 +19,7 @@ import pyarrow as pa
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.decode import Reject
 from rdpm.pipeline.images.sources import parquet
-from rdpm.pipeline.images.sources.entry import Entry
+from rdpm.pipeline.images.sources.entry import Entry, check_names
 from rdpm.pipeline.images.sources.source import Source, open_source
 from rdpm.storage_schemas.canonical import canonical_json
 
@@ -42,8 +42,8 @@ _TOGETHER = 32  # images fetched at once
 class Catalog:
     """The images of a source, sorted in a temporary database on disk, so memory does not grow with their number.
 
-    digest: of the class names and of every key, label and size, in order. Raises ValueError when there is no image, or
-    when two images have the same key.
+    digest: of the class names and of every key, label and size, in order. Raises ValueError when there is no image,
+    two images have the same key, a class or key is not UTF-8 or leads out of its folder, or the disk is full.
     """
 
     def __init__(self, source: Source) -> None:
@@ -51,23 +51,46 @@ class Catalog:
         self._data = sqlite3.connect("", isolation_level=None)  # a nameless file, on disk beyond a small cache
         self._data.execute("PRAGMA journal_mode = OFF")
         self._data.execute("PRAGMA synchronous = OFF")
-        self._data.execute(
-            "CREATE TABLE image (class TEXT, key TEXT, size INT, url TEXT, offset INT, row_group INT, row INT, "
-            f"PRIMARY KEY ({'class, key' if source.by_class else 'key'})) WITHOUT ROWID"
-        )
-        self._fill(source.entries())
-        self.classes = _sorted_classes([name for (name,) in self._data.execute("SELECT DISTINCT class FROM image")])
-        (self.rows,) = self._data.execute("SELECT count(*) FROM image").fetchone()
-        if not self.rows:
-            raise ValueError(f"images {source.url!r} hold no images in class folders; put them at <class>/<image>")
-        self.digest = self._digest()
+        try:
+            self._list()
+        except BaseException:
+            self.close()
+            raise
+
+    def _list(self) -> None:
+        with self._room():
+            self._data.execute(
+                "CREATE TABLE image (class TEXT, key TEXT, size INT, url TEXT, offset INT, row_group INT, row INT, "
+                f"PRIMARY KEY ({'class, key' if self.source.by_class else 'key'})) WITHOUT ROWID"
+            )
+            self._fill(self.source.entries())
+            self.classes = _sorted_classes([name for (name,) in self._data.execute("SELECT DISTINCT class FROM image")])
+            (self.rows,) = self._data.execute("SELECT count(*) FROM image").fetchone()
+            if not self.rows:
+                raise ValueError(
+                    f"images {self.source.url!r} hold no images in class folders; put them at <class>/<image>"
+                )
+            self.digest = self._digest()
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """Says in one sentence that the database has no room."""
+        try:
+            yield
+        except sqlite3.OperationalError as problem:
+            raise ValueError(
+                f"the list of images {self.source.url!r} has no room in the temporary folder of SQLite ({problem}); "
+                "set SQLITE_TMPDIR to a folder with more"
+            ) from None
 
     def _fill(self, entries: Iterable[Entry]) -> None:
         last = ""
 
         def rows() -> Iterator[tuple]:
             nonlocal last
-            for class_name, name, *rest in entries:
+            for entry in entries:
+                check_names(entry)
+                class_name, name, *rest = entry
                 last = f"{class_name}/{name}" if self.source.by_class else name
                 yield class_name, last, *rest
 
@@ -102,10 +125,14 @@ class Catalog:
     def batches(self) -> Iterator[pa.RecordBatch]:
         """The listing in order, as batches of SCHEMA."""
         rows = self._rows()
-        while part := list(islice(rows, _BATCH)):
+        while part := self._next(rows):
             columns = zip(*part, strict=True)
             arrays = [pa.array(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
             yield pa.record_batch(arrays, schema=SCHEMA)
+
+    def _next(self, rows: Iterator[tuple]) -> list[tuple]:
+        with self._room():  # a page that is read may move another one to the disk
+            return list(islice(rows, _BATCH))
 
     def close(self) -> None:
         """Free the database."""

@@ -74,16 +74,23 @@ class Worklist:
                 f"images {self.source.url!r} have changed since {self._store} was started; choose another out"
             )
         assert self._catalog is not None
-        for shard, table in zip(images_of, _cut(self._catalog.batches(), images_of.values()), strict=True):
-            sink = pa.BufferOutputStream()
-            pq.write_table(table, sink, compression="zstd")
-            files.write_bytes(_file(self.folder, shard), sink.getvalue().to_pybytes())
+        tables = _cut(self._catalog.batches(), images_of.values())
+        named = ((_file(self.folder, shard), _encoded(table)) for shard, table in zip(images_of, tables, strict=True))
+        for _ in files.in_parallel(lambda file: files.write_bytes(*file), named):
+            pass
         files.write_json(files.join(self.folder, _SUMMARY), asdict(self.summary))
 
     def close(self) -> None:
         """Free the resources of the listing."""
         if self._catalog:
             self._catalog.close()
+
+
+def _encoded(table: pa.Table) -> bytes:
+    """The bytes of a file, of which some wait to be written while the next tables are cut."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
 
 
 def _file(folder: str, shard: int) -> str:

@@ -14,6 +14,7 @@ from PIL import Image
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.lease import Lease
+from rdpm.pipeline.foundation.names import safe_name
 from rdpm.pipeline.stores.reader import Store
 from rdpm.storage_schemas.manifest import shard_name
 
@@ -51,12 +52,12 @@ def _write_member(
 
 
 def write_png(store: Store, url: str, lease: Lease) -> None:
-    """A folder per class: <class>/<index>.png, where index is the row of the set."""
+    """A folder per class: <class>/<index>.png, where index is the row of the set. Folders are named by `safe_name`."""
     classes = store.manifest.plan.samples.classes
     with files.atomic_folder(url) as folder:
         for shard in range(store.manifest.plan.num_shards):
             for name, label, data in _pictures(store, shard):
-                files.write_bytes(files.join(folder, classes[label], f"{name}.png"), data)
+                files.write_bytes(files.join(folder, safe_name(classes[label]), f"{name}.png"), data)
         lease.check()
 
 

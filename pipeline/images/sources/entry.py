@@ -2,6 +2,8 @@
 
 from typing import NamedTuple
 
+from rdpm.pipeline.foundation.names import leads_out
+
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -27,3 +29,25 @@ class Entry(NamedTuple):
 def is_image(name: str) -> bool:
     """Whether a path counts as an image: it has the suffix of an image, and no part of it is hidden."""
     return name.lower().endswith(SUFFIXES) and not any(part.startswith(".") for part in name.split("/"))
+
+
+def check_names(entry: Entry) -> None:
+    """Raise ValueError where the class or the name is not UTF-8, or would lead out of a folder as a part of a path.
+
+    Strangers choose both, and people make paths of them.
+    """
+    for what, text in (("class", entry.class_name), ("name", entry.name)):
+        where = f"image {entry.name!r} of class {entry.class_name!r} in {entry.url!r} has a {what} that"
+        if not is_utf8(text):
+            raise ValueError(f"{where} is not UTF-8; rename it")
+        if leads_out(text) or (what == "class" and text.startswith(("/", "\\"))):
+            raise ValueError(f"{where} leads out of its folder; rename it")
+
+
+def is_utf8(text: str) -> bool:
+    """False for the name of a file in other bytes, which Python keeps as lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -76,6 +76,10 @@ def _opened(url: str) -> Iterator[pq.ParquetFile]:
     with files.open_read(url) as data:
         try:
             yield pq.ParquetFile(data)
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"{url!r} holds a label or key that is not UTF-8 ({error.object!r}); write it again"
+            ) from None
         except (pa.ArrowInvalid, OSError) as error:
             raise ValueError(f"{url!r} is no complete Parquet file ({error}); restore it") from None
 

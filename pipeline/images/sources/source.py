@@ -8,7 +8,7 @@ from functools import partial
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.sources import archive, folder, parquet
-from rdpm.pipeline.images.sources.entry import Entry
+from rdpm.pipeline.images.sources.entry import Entry, is_utf8
 from rdpm.storage_schemas.canonical import digest_of
 
 _WANTED = "give a folder of class folders, or tar files, or Parquet files"
@@ -67,6 +67,9 @@ def _expand(pattern: str) -> list[str]:
 
 
 def _of_containers(images: str, root: str, urls: list[str]) -> Source:
+    unreadable = [url for url in urls if not is_utf8(url)]
+    if unreadable:
+        raise ValueError(f"the name of {unreadable[0]!r} is not UTF-8; rename it")
     kinds = {url.rpartition(".")[2] for url in urls}
     if not urls:
         raise ValueError(f"images {images!r} match no file; {_WANTED}")
@@ -75,12 +78,12 @@ def _of_containers(images: str, root: str, urls: list[str]) -> Source:
     if not kinds <= {"tar", "parquet"}:
         raise ValueError(f"images {images!r} are neither tar nor Parquet files; {_WANTED}")
     try:
-        containers = tuple((url, files.size(url)) for url in urls)
+        containers = tuple(zip(urls, files.in_parallel(files.size, urls), strict=True))
     except FileNotFoundError as error:
         raise ValueError(f"images {images!r} do not exist: {error}; {_WANTED}") from None
     if kinds == {"tar"}:
-        return Source(root, containers, True, lambda: (entry for url in urls for entry in archive.entries(url)))
-    keyed = {parquet.has_keys(url) for url in urls}
+        return Source(root, containers, True, partial(archive.entries, containers))
+    keyed = set(files.in_parallel(parquet.has_keys, urls))
     if len(keyed) > 1:
         raise ValueError(f"some files of {images!r} have keys and some have none; give files of one kind")
     by_class = keyed == {True}

@@ -237,7 +237,7 @@ def test_what_is_no_source_or_several_is_refused_by_name(tmp_path):
     refused("neither tar nor Parquet", str(tmp_path / "a" / "1.png"))
     write_tar(tmp_path / "x.tar", **{"loose.png": picture()})
     refused("both folders and files like x.tar")
-    refused(r"loose\.png in .*x\.tar' has no class", str(tmp_path / "x.tar"))
+    refused(r"loose\.png' in .*x\.tar' has no class", str(tmp_path / "x.tar"))
     with tarfile.open(tmp_path / "x.tar", "w:gz") as tar:
         tar.add(tmp_path / "a")
     refused("no complete, plain tar", str(tmp_path / "x.tar"))
