@@ -3,13 +3,15 @@ import multiprocessing
 import os
 import resource
 import signal
+import stat
+import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from rdpm.pipeline.stream.cache import Cache
+from rdpm.pipeline.stream.cache import Cache, default_folder
 
 PARTS = {"codes": [4000, 12_288, 8], "label": [40, 120, 4]}
 fork = multiprocessing.get_context("fork")
@@ -185,3 +187,81 @@ def test_a_folder_that_cannot_be_created_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"file/cache cannot be created .*set stream\.cache to another folder"):
         opened(Cache(str(tmp_path / "file" / "cache"), 10**6), "a")
+
+
+STRANGER = 12_345
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file to another user")
+
+
+def forge(folder: Path, owner: int = -1) -> None:
+    """Rows of another content under the names and with the CRC of block a, and files that belong to `owner`."""
+    Cache(str(folder), 10**6).open("a", PARTS, reader("forged"))
+    for path in folder.iterdir():
+        os.chown(path, owner, -1)
+
+
+@as_root
+@pytest.mark.parametrize("mode", [0o777, 0o1777, 0o700])
+def test_a_folder_of_another_user_is_refused_whatever_is_in_it(tmp_path, mode):
+    folder = tmp_path / "cache"
+    forge(folder, STRANGER)
+    os.chown(folder, STRANGER, -1)
+    folder.chmod(mode)
+    match = rf"{folder} has owner 12345 and mode {mode:03o}, .*make it a folder of user 0 .*or set stream\.cache to"
+    with pytest.raises(ValueError, match=match):
+        opened(Cache(str(folder), 10**6), "a")
+    assert sorted(path.name for path in folder.iterdir()) == ["a.codes.rows", "a.label.rows"]
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o770, 0o702])
+def test_a_folder_that_others_may_write_to_is_refused_and_one_that_they_may_read_is_not(tmp_path, mode):
+    tmp_path.chmod(mode)
+    with pytest.raises(ValueError, match=rf"mode {mode:03o}, so others could forge rows in it; .* with mode 700"):
+        opened(Cache(str(tmp_path), 10**6), "a")
+    tmp_path.chmod(0o755)
+    assert opened(Cache(str(tmp_path), 10**6), "a") == expected("a")
+
+
+def test_a_link_is_refused_with_the_folder_that_it_names(tmp_path):
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "link").symlink_to("real")
+    for folder in ("link", "link/"):
+        with pytest.raises(ValueError, match=rf"link is a link; name {tmp_path}/real, or set stream\.cache"):
+            opened(Cache(f"{tmp_path}/{folder}", 10**6), "a")
+
+
+@as_root
+def test_the_default_folder_is_refused_when_another_user_has_made_it_first(tmp_path, monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert default_folder() == str(tmp_path / "rdpm-0")
+    os.mkdir(default_folder(), 0o700)
+    os.chown(default_folder(), STRANGER, -1)
+    with pytest.raises(ValueError, match=r"rdpm-0 has owner 12345 .*stream\.cache"):
+        opened(Cache(default_folder(), 10**6), "a")
+
+
+@pytest.mark.parametrize("kind", [pytest.param("foreign", marks=as_root), "writable", "link"])
+def test_a_file_that_another_user_could_have_written_never_reaches_a_reader(tmp_path, kind):
+    folder, path = tmp_path / "cache", tmp_path / "cache" / "a.codes.rows"
+    forge(folder, STRANGER if kind == "foreign" else -1)
+    if kind == "writable":
+        for file in folder.iterdir():
+            file.chmod(0o664)
+    if kind == "link":
+        for file in list(folder.iterdir()):
+            file.rename(tmp_path / file.name)
+            file.symlink_to(tmp_path / file.name)
+    assert opened(Cache(str(folder), 10**6), "a") == expected("a")
+    assert path.lstat().st_uid == os.geteuid()
+    assert not path.is_symlink()
+
+
+def test_folder_and_files_are_this_users_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        opened(Cache(str(tmp_path / "cache"), 10**6), "a")
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "cache", *(tmp_path / "cache").iterdir())]
+    assert modes == [0o700, 0o600, 0o600]
