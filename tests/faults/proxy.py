@@ -30,6 +30,7 @@ class Proxy:
         self.server, self.seed, self.shares, self.latency = server, seed, dict(shares), latency
         self.counts: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
+        self.sent = 0  # bytes of the contents of complete replies
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=self._serve, daemon=True)
@@ -108,6 +109,7 @@ class Proxy:
             await reply.write(content[: len(content) // 2])
             return _reset(request, reply)
         if request.method != "HEAD":
+            self.sent += len(content)
             await reply.write(content)
         await reply.write_eof()
         return reply

@@ -1,7 +1,7 @@
 """Class folders: ROOT/<class>/**/<image>. Links to folders are followed, those of classes and those below them."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.sources.entry import Entry, is_image
@@ -14,6 +14,7 @@ def entries(root: str) -> Iterator[Entry]:
     """
     classes = files.list_folders(root)
     folders = [files.join(root, class_name) for class_name in classes]
+    listed: Iterable[Iterable[tuple[str, int]]]
     if files.is_local(root):
         above = (_identity(root),)
         listed = (_below(folder, "", above) for folder in folders)
