@@ -18,10 +18,11 @@ COMMANDS = {
     "inspect": ("rdpm.jobs.inspect_store", "show what a token store is, what made it and how its codes are used"),
 }
 
-_OPTIONS = "CONFIG.yaml [key=value ...]"
+_CONFIG, _WAIT = "CONFIG.yaml [key=value ...]", "[--wait[=SECONDS]]"
+_OPTIONS = f"{_CONFIG} {_WAIT}"
 _USAGE = {
-    "prepare": "digits [key=value ...]",
-    "describe": f"{_OPTIONS} [--json]",
+    "prepare": f"digits [key=value ...] {_WAIT}",
+    "describe": f"{_CONFIG} [--json]",
     "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",
     "verify": f"STORE [tokenizer=FOLDER | --repair {_OPTIONS}]",
 }
@@ -30,7 +31,8 @@ _USAGE = {
 def usage() -> str:
     """The help text."""
     lines = [f"  rdpm {name} {_USAGE.get(name, _OPTIONS)}\n      {text}" for name, (_, text) in COMMANDS.items()]
-    return "usage:\n" + "\n".join(lines)
+    wait = "  --wait waits, for so long or without end, while another start writes the same output"
+    return "\n".join(["usage:", *lines, wait])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -48,10 +50,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"usage: rdpm {name} {_USAGE.get(name, _OPTIONS)}\n{COMMANDS[name][1]}")
         return 0
     from rdpm.pipeline.foundation.files import remote_errors
+    from rdpm.pipeline.foundation.lease import waiting
     from rdpm.pipeline.foundation.secrets import masked
 
     try:
-        importlib.import_module(COMMANDS[name][0]).main(rest)
+        rest, seconds = _wait(rest) if _WAIT in _USAGE.get(name, _OPTIONS) else (rest, 0.0)
+        with waiting(seconds):
+            importlib.import_module(COMMANDS[name][0]).main(rest)
     except ValueError as error:
         print(f"rdpm {name}: {masked(' '.join(str(error).split()))}", file=sys.stderr)
         return 2
@@ -65,6 +70,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rdpm {name}: interrupted; run it again to continue", file=sys.stderr)
         return 130
     return 0
+
+
+def _wait(arguments: list[str]) -> tuple[list[str], float]:
+    """The arguments without `--wait`, and the seconds that it says: 0 where it is not given, endless without a number.
+
+    Raises ValueError for anything but a whole number.
+    """
+    given = [a for a in arguments if a.split("=")[0] == "--wait"]
+    seconds = given[-1].removeprefix("--wait").removeprefix("=") if given else "0"
+    if seconds and not seconds.isdecimal():
+        raise ValueError(f"{given[-1]} is no whole number of seconds; use --wait, or for example --wait=600")
+    return [a for a in arguments if a not in given], float(seconds or "inf")
 
 
 if __name__ == "__main__":

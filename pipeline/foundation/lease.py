@@ -22,16 +22,15 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.processes import is_gone, machine, started
 from rdpm.pipeline.foundation.progress import say
 from rdpm.storage_schemas.canonical import canonical_json
 from rdpm.storage_schemas.parsing import parse
 
 SECONDS, RENEW = 60.0, 15.0
-WAIT = "RDPM_WAIT"  # the environment passes these on to the processes of a job
-_LENT = "RDPM_LEASE"
+_WAIT, _LENT = "RDPM_WAIT", "RDPM_LEASE"  # in the environment, so that the processes of a job have them too
 _MARGIN = 1.1  # how much longer than the holder others believe in a lease, for what is on its way when it runs out
 _POLL = 60  # looks per period
 
@@ -51,11 +50,11 @@ class Holder:
     host: str
     """Name of the machine."""
     machine: str
-    """What processes share that see each other and one clock: a boot of a machine, and namespaces; "" if unknown."""
+    """The `machine` that the process runs on, whose processes also share one clock; "" if unknown."""
     pid: int
     """The process."""
     process: str
-    """When the process started, in ticks of the machine; a later process may have the same pid."""
+    """When it `started`."""
     since: float
     """When the lease was taken, in seconds since 1970. For people, like `until`; nothing is decided by it."""
     until: float
@@ -104,18 +103,20 @@ class Lease:
 
     def _renew(self) -> None:
         while not self._stopping.wait(self._every):
-            with contextlib.suppress(OSError, *files.remote_errors()):  # tried again while the lease lasts
-                try:
-                    self.check()
-                except LeaseLost:
-                    return
+            try:
+                self.check()
                 self._write(released=False)
+            except LeaseLost:
+                return
+            except Exception:  # of the storage; tried again while the lease lasts
+                continue
 
     def _write(self, released: bool) -> None:
         until = time.time() + self._holder.seconds
         holder = replace(self._holder, until=until, renewed=_clock(), released=released)
         files.write_json(_path(self.out, self.number), asdict(holder))
-        self._holder = holder
+        if not _ran_out(self._holder, 1.0):  # else others may have looked before this was written
+            self._holder = holder
 
     def release(self) -> None:
         """Give the lease back, unless it is lost or was taken by another process. `check` then raises LeaseLost."""
@@ -123,7 +124,7 @@ class Lease:
             return
         self._stopping.set()
         self._thread.join()
-        with contextlib.suppress(LeaseLost, OSError, *files.remote_errors()):  # without the mark, it runs out
+        with contextlib.suppress(Exception):  # without the mark, it runs out
             self.check()
             self._write(released=True)
         self._holder = replace(self._holder, released=True)
@@ -139,11 +140,25 @@ class Lease:
 
 
 @contextlib.contextmanager
+def waiting(seconds: float) -> Iterator[None]:
+    """In this block, and in the processes that it starts, a lease that another start holds is waited for so long."""
+    former = os.environ.get(_WAIT)
+    os.environ[_WAIT] = str(seconds)
+    try:
+        yield
+    finally:
+        if former is None:
+            del os.environ[_WAIT]
+        else:
+            os.environ[_WAIT] = former
+
+
+@contextlib.contextmanager
 def held(out: str, job: str, *, seconds: float = SECONDS, every: float = RENEW) -> Iterator[Lease]:
     """Hold the lease of an output for the length of the block, or use the one that was lent to this process.
 
     seconds: a lease lasts that long without a renewal. every: seconds between renewals. Raises ValueError that names
-    the holder if another start holds it, after waiting for the seconds that the environment's `RDPM_WAIT` says.
+    the holder if another start holds it; see `waiting`.
     """
     number, _, name = os.environ.get(_LENT, "").partition(" ")
     holder = _read(out, int(number)) if name == out else None
@@ -156,7 +171,7 @@ def held(out: str, job: str, *, seconds: float = SECONDS, every: float = RENEW) 
 
 def _take(out: str, job: str, seconds: float, every: float) -> Lease:
     files.require_create(_folder(out))
-    start, wait = time.monotonic(), float(os.environ.get(WAIT, "0"))
+    start, wait = time.monotonic(), float(os.environ.get(_WAIT, "0"))
     watched: tuple[int, Holder | None] | None = None  # the newest lease, unchanged since `watched_since`
     watched_since, changed = start, False
     while True:
@@ -170,24 +185,22 @@ def _take(out: str, job: str, seconds: float, every: float) -> Lease:
             lease = _claim(out, number + 1, job, seconds, every)
             if lease is not None:
                 return lease
-            continue
-        alive = changed or holder.machine == _machine()
-        if alive and now - start >= wait:
+        elif (changed or holder.machine == machine()) and now - start >= wait:
             raise ValueError(
                 f"{out} is being written by {holder}, whose lease lasts until {_time(holder.until)} and is renewed "
-                "while it runs; let it end, or wait for that with --wait [SECONDS]"
+                "while it runs; let it end, or wait for that with --wait[=SECONDS]"
             )
-        if watched_since == now and not changed:
+        elif watched_since == now and not changed:
             say(f"{job}: {out} is being written by {holder}; waiting for it")
-        time.sleep(min(holder.seconds, seconds) / _POLL)
+        time.sleep(seconds / _POLL)
 
 
 def _is_free(holder: Holder, unchanged: float) -> bool:
     """Whether another may take the lease of this holder, which has not changed for so many seconds."""
     if holder.released:
         return True
-    if holder.machine and holder.machine == _machine():
-        return _is_gone(holder) or _ran_out(holder, _MARGIN)
+    if holder.machine and holder.machine == machine():
+        return is_gone(holder.pid, holder.process) or _ran_out(holder, _MARGIN)
     return unchanged > holder.seconds * _MARGIN
 
 
@@ -197,14 +210,14 @@ def _ran_out(holder: Holder, margin: float) -> bool:
 
 def _claim(out: str, number: int, job: str, seconds: float, every: float) -> Lease | None:
     """Take the lease of this number; None if another start was faster."""
-    machine, now = _machine(), time.time()
+    here, now = machine(), time.time()
     holder = Holder(
         owner=uuid.uuid4().hex,
         job=job,
         host=socket.gethostname(),
-        machine=machine,
+        machine=here,
         pid=os.getpid(),
-        process=_process(os.getpid()) if machine else "",
+        process=started(os.getpid()) if here else "",
         since=now,
         until=now + seconds,
         renewed=_clock(),
@@ -215,11 +228,11 @@ def _claim(out: str, number: int, job: str, seconds: float, every: float) -> Lea
         winner = _read(out, number)
         if winner is None or winner.owner != holder.owner:  # it is this start where a lost reply was asked for again
             return None
-    numbers = _numbers(out)
-    if numbers[-1] > number:  # this process was stopped for so long that `number` came and went
+    others = [other for other in _numbers(out) if other != number]
+    if any(other > number for other in others):  # this process was stopped for so long that `number` came and went
         files.remove(path)
         return None
-    for old in numbers[:-1]:  # a number goes only when there is a higher one
+    for old in others:  # a number goes only when there is a higher one
         files.remove(_path(out, old))
     return Lease(out, number, holder, every)
 
@@ -252,34 +265,6 @@ def _read(out: str, number: int) -> Holder | None:
 def _clock() -> float:
     """Seconds since the machine started, also those of its sleep where the system counts them."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
-def _machine() -> str:
-    """See `Holder.machine`. Containers have the boot of their machine in common, but not its processes."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return " ".join(
-            [socket.gethostname(), boot, *(os.readlink(f"/proc/self/ns/{name}") for name in ("pid", "time"))]
-        )
-    except OSError:  # not Linux
-        return ""
-
-
-def _process(pid: int) -> str:
-    """See `Holder.process`. "" for a process that has ended; raises OSError where /proc does not show it."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return "" if fields[0] in "ZX" else fields[19]
-
-
-def _is_gone(holder: Holder) -> bool:
-    """Whether the process of this holder, on this machine, has ended."""
-    try:
-        os.kill(holder.pid, 0)
-        return _process(holder.pid) != holder.process
-    except ProcessLookupError:
-        return True
-    except OSError:  # a process of another user, which /proc may hide
-        return False
 
 
 def _time(seconds: float) -> str:

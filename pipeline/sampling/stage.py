@@ -37,7 +37,7 @@ def run_sets(configs: list[SampleConfig]) -> None:
             else:
                 unfinished.append((config, record, record.lease))
         if unfinished:
-            manifests = sample_sets([config for config, _, _ in unfinished], [lease for _, _, lease in unfinished])
+            manifests = _draw([config for config, _, _ in unfinished], [lease for _, _, lease in unfinished])
             for (config, record, _), manifest in zip(unfinished, manifests, strict=True):
                 record.finish({"store_id": manifest.store_id, "rows": manifest.plan.rows})
                 say(f"sample: {config.out} is sample set {manifest.store_id[:12]}, {manifest.plan.rows} images")
@@ -53,17 +53,19 @@ def _begin(config: SampleConfig) -> contextlib.AbstractContextManager[JobRecord]
 def sample_set(config: SampleConfig) -> Manifest:
     """Draw and publish one set, and write its files. Shards that are committed already are not drawn again.
 
-    Raises ValueError when a model is missing, the models do not belong together, or the store holds another plan.
+    Raises ValueError when a model is missing, the models do not belong together, another start holds the lease of the
+    set, or the store holds another plan.
     """
-    with held(config.out, JOB) as lease:
-        return sample_sets([config], [lease])[0]
+    return sample_sets([config])[0]
 
 
-def sample_sets(configs: Sequence[SampleConfig], leases: Sequence[Lease]) -> list[Manifest]:
-    """`sample_set` for several sets in one session, with the resources and threads of the first config.
+def sample_sets(configs: Sequence[SampleConfig]) -> list[Manifest]:
+    """`sample_set` for several sets in one session, with the resources and threads of the first config."""
+    with contextlib.ExitStack() as leases:
+        return _draw(configs, [leases.enter_context(held(config.out, JOB)) for config in configs])
 
-    leases: of each set's `out`.
-    """
+
+def _draw(configs: Sequence[SampleConfig], leases: Sequence[Lease]) -> list[Manifest]:
     plans, work, first = [], [], 0
     for config in configs:
         cards = read_pair(config.generator, config.tokenizer)
@@ -72,8 +74,9 @@ def sample_sets(configs: Sequence[SampleConfig], leases: Sequence[Lease]) -> lis
         first += plan.num_shards
         plans.append(plan)
     if work:
-        _run(configs, plans, work)
-    leases[0].check()
+        _run(configs, plans, work, leases)
+    for lease in leases:
+        lease.check()
     forget_attempts(configs[0].out)
     manifests = []
     for config, plan, lease in zip(configs, plans, leases, strict=True):
@@ -83,7 +86,8 @@ def sample_sets(configs: Sequence[SampleConfig], leases: Sequence[Lease]) -> lis
     return manifests
 
 
-def _run(configs: Sequence[SampleConfig], plans: Sequence[Plan], work: list[int]) -> None:
+def _run(configs: Sequence[SampleConfig], plans: Sequence[Plan], work: list[int], leases: Sequence[Lease]) -> None:
+    """Draw the missing shards. Stops early when a lease is lost."""
     sets = [
         SetToDraw(files.absolute(config.generator), files.absolute(config.tokenizer), files.absolute(config.out), plan)
         for config, plan in zip(configs, plans, strict=True)
@@ -97,3 +101,5 @@ def _run(configs: Sequence[SampleConfig], plans: Sequence[Plan], work: list[int]
         for shard in run_shards(work, None, ShardSampler, arguments, resources, configs[0].out):
             done += shard.rows
             progress.update(done)
+            if any(lease.lost for lease in leases):
+                return

@@ -78,11 +78,11 @@ def _tokenize(config: TokenizeConfig, worklist: Worklist, encoder: type[ShardEnc
     missing = missing_shards(config.out, plan)
     if missing:
         try:
-            _run(config, worklist, plan, card, missing, encoder)
+            _run(config, worklist, plan, card, missing, encoder, lease)
         except ListingGone:
-            if not files.exists(files.join(config.out, MANIFEST)):
-                raise
-            say(f"tokenize: another job has finished {config.out}")
+            lease.check()  # whoever took over has published the store and deleted the listing
+            raise
+    lease.check()
     _check_rejects(config, plan)
     lease.check()
     manifest = publish(config.out, plan)
@@ -92,10 +92,10 @@ def _tokenize(config: TokenizeConfig, worklist: Worklist, encoder: type[ShardEnc
     return manifest
 
 
-def tokenize_again(config: TokenizeConfig, plan: Plan, shards: list[int]) -> None:
+def tokenize_again(config: TokenizeConfig, plan: Plan, shards: list[int], lease: Lease) -> None:
     """Encode these shards of an existing store of this plan into `config.out`, which gets no manifest.
 
-    Raises ValueError when the config makes another plan.
+    lease: of the existing store. Raises ValueError when the config makes another plan.
     """
     card = read_card(config.tokenizer, "tokenizer")
     with closing(Worklist(config.images, config.out)) as worklist:
@@ -103,7 +103,8 @@ def tokenize_again(config: TokenizeConfig, plan: Plan, shards: list[int]) -> Non
         if change:
             raise ValueError(f"the config makes another store ({change}); give the config that made this one")
         start_store(config.out, plan)
-        _run(config, worklist, plan, card, shards, ShardEncoder)
+        _run(config, worklist, plan, card, shards, ShardEncoder, lease)
+    lease.check()
     forget_attempts(config.out)
 
 
@@ -114,8 +115,9 @@ def _run(
     card: ModelCard,
     missing: list[int],
     encoder: type[ShardEncoder],
+    lease: Lease,
 ) -> None:
-    """Encode the missing shards, or stop early when too many rows are rejected."""
+    """Encode the missing shards. Stops early when too many rows are rejected, and when the lease is lost."""
     worklist.write({shard: images_of(plan, shard) for shard in missing})
     tokenizer = tokenizer_config(card)
     prepare = partial(
@@ -139,7 +141,7 @@ def _run(
         for done in run_shards(missing, preparation, encoder, arguments, config.resources, config.out):
             rows, rejects, shards = rows + done.rows, rejects + done.rejected, shards + 1
             progress.update(rows, {"shards": f"{shards}/{plan.num_shards}", "rejects": rejects})
-            if rejects > config.max_rejects * plan.rows:
+            if rejects > config.max_rejects * plan.rows or lease.lost:
                 return
 
 
