@@ -10,6 +10,10 @@ import pytest
 from tests.faults.processes import Family
 from tests.faults.proxy import Proxy
 from tests.faults.ray_nodes import RayCluster
+from tests.faults.slurm import Slurm
+from tests.pipeline.training.conftest import inputs
+
+__all__ = ["inputs"]  # a fixture
 
 
 @pytest.fixture
@@ -49,3 +53,14 @@ def ray_cluster(tmp_path: Path) -> Iterator[RayCluster]:
     cluster = RayCluster(tmp_path)
     yield cluster
     cluster.close()
+
+
+@pytest.fixture
+def slurm(tmp_path: Path) -> Iterator[Slurm]:
+    """A SLURM of one node, which ends with the test."""
+    made = Slurm(tmp_path)
+    try:
+        made.start()
+        yield made
+    finally:
+        made.close()

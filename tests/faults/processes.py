@@ -22,24 +22,28 @@ class Family:
     """A command and everything below it. `log` receives what they print."""
 
     def __init__(self, log: Path) -> None:
-        self.log, self._mark = log, uuid.uuid4().hex
+        self.log, self._started = log, list[subprocess.Popen]()
+        self.mark = {_MARK: uuid.uuid4().hex}
+        """The variable that makes a process a member."""
 
     def start(
         self, command: Sequence[str], environment: Mapping[str, str] | None = None, folder: Path | None = None
     ) -> subprocess.Popen:
         """Start a command in a session of its own. environment: replaces or extends this process's variables."""
-        variables = {**os.environ, **(environment or {}), _MARK: self._mark}
+        variables = {**os.environ, **(environment or {}), **self.mark}
         with self.log.open("ab") as log:
-            return subprocess.Popen(
+            started = subprocess.Popen(
                 command, cwd=folder, env=variables, stdout=log, stderr=log, start_new_session=True
             )
+        self._started.append(started)
+        return started
 
     def members(self, part: str = "") -> list[psutil.Process]:
         """The live processes of the family whose command line contains `part`."""
         found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                mine = process.environ().get(_MARK) == self._mark
+                mine = process.environ().get(_MARK) == self.mark[_MARK]
                 if mine and process.status() != psutil.STATUS_ZOMBIE and part in " ".join(process.cmdline()):
                     found.append(process)
         return found
@@ -58,6 +62,8 @@ class Family:
         deadline = time.monotonic() + 30
         while self.send(signal.SIGKILL) and time.monotonic() < deadline:
             time.sleep(0.05)
+        for started in self._started:
+            started.wait(30)
         assert not self.members(), self.members()
 
     def printed(self, characters: int = 4000) -> str:
