@@ -4,18 +4,22 @@ import shutil
 import socket
 import sys
 import tempfile
+import uuid
 from pathlib import Path
 
 from tests.faults.processes import Family, wait_until
 
+_PROBES = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_threshold": "3"}  # a dead node is soon known
+
 
 class RayCluster:
-    """A head and more nodes, on loopback. `address` is what `resources.address` takes."""
+    """A head and more nodes, on loopback. `address` is what `resources.address` takes, from a job in `environment`."""
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._folder = tempfile.mkdtemp(prefix="rdpm-ray-")  # short: Ray makes sockets under it
         self.address = f"127.0.0.1:{_free_port()}"
+        self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2, "RAY_ADDRESS": ""}
         self.nodes: list[Family] = []
 
     def add(self, cpus: int) -> Family:
@@ -27,7 +31,7 @@ class RayCluster:
         quiet = ["--disable-usage-stats", "--block", "--node-ip-address", "127.0.0.1"]
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *where, *sizes, *quiet]
         self.nodes.append(node)
-        started = node.start(command, {"RAY_ADDRESS": "", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})
+        started = node.start(command, {**self.environment, **_PROBES})
 
         def up() -> bool:
             assert started.poll() is None, node.printed()

@@ -15,7 +15,7 @@ from tests.faults.processes import wait_until
 
 
 @pytest.fixture
-def start(tmp_path, family, exports, digits, repository) -> Callable[[Path, str], subprocess.Popen]:
+def start(tmp_path, family, ray_cluster, exports, digits, repository) -> Callable[[Path, str], subprocess.Popen]:
     """Starts `rdpm tokenize` of 400 digits, two views each, in shards of 4 rows: (out, address)."""
     exports.tokenizer(str(tmp_path / "tokenizer"))
     for number, (pixels, label) in enumerate(zip(digits[0][:400], digits[1][:400], strict=True)):
@@ -30,7 +30,7 @@ def start(tmp_path, family, exports, digits, repository) -> Callable[[Path, str]
     def start(out: Path, address: str) -> subprocess.Popen:
         where = [f"resources.address={address}"] if address else ["resources.cpus=4"]
         command = [sys.executable, "-m", "rdpm", "tokenize", f"out={out}", *settings, *where]
-        return family.start(command, folder=repository)
+        return family.start(command, ray_cluster.environment, repository)
 
     return start
 

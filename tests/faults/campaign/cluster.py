@@ -67,8 +67,9 @@ class Part:
         return self.jobs.tree(out)
 
     def _start(self, name: str, out: str) -> subprocess.Popen:
-        command = [sys.executable, "-m", "rdpm", *self.jobs.commands[name], f"out={out}"]
-        return self.driver.start([*command, f"resources.address={self.cluster.address}"], folder=self.jobs.repository)
+        where = [f"out={out}", f"resources.address={self.cluster.address}"]
+        command = [sys.executable, "-m", "rdpm", *self.jobs.commands[name], *where]
+        return self.driver.start(command, self.cluster.environment, self.jobs.repository)
 
     def _through(self, name: str, out: str) -> None:
         """One output, with faults, to its end."""
