@@ -11,16 +11,23 @@ import pytest
 from PIL import Image
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.lease import held
+from rdpm.pipeline.foundation.names import safe_name
 from rdpm.pipeline.images.listing import list_images
-from rdpm.pipeline.sampling.formats import write_files
+from rdpm.pipeline.sampling.formats import Format, write_files
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
 from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.samples import sample_arrays
 
 
+def write_held(store: Store, formats: tuple[Format, ...]) -> None:
+    with held(store.url, "sample") as lease:
+        write_files(store, formats, lease)
+
+
 def test_every_format_holds_the_same_images_and_labels(store, tree):
-    write_files(store, ("npz", "png", "tar"))
+    write_held(store, ("npz", "png", "tar"))
     images, labels = store.read_all("images"), store.read_all("label")
     with np.load(f"{store.url}/samples.npz") as archive:
         assert np.array_equal(archive["arr_0"], images)
@@ -41,7 +48,7 @@ def test_every_format_holds_the_same_images_and_labels(store, tree):
         assert int(members[f"{row:08d}.cls"]) == labels[row]
         assert np.array_equal(Image.open(BytesIO(members[f"{row:08d}.png"])), images[row])
     before = tree(store.url)
-    write_files(store, ("npz", "png", "tar"))
+    write_held(store, ("npz", "png", "tar"))
     assert tree(store.url) == before
 
 
@@ -61,11 +68,33 @@ def test_a_folder_appears_complete_or_not_at_all_and_a_killed_writers_files_are_
     with monkeypatch.context() as broken:
         broken.setattr(files, "write_bytes", fail_at_the_tenth)
         with pytest.raises(KeyboardInterrupt):
-            write_files(copy, ("png",))
+            write_held(copy, ("png",))
     assert not target.exists()
-    write_files(copy, ("png",))
+    write_held(copy, ("png",))
     assert len(list(target.rglob("*.png"))) == 30
     assert [path.name for path in tmp_path.iterdir()] == ["png"]
+
+
+HOSTILE = ("../../../escaped", "/etc/cron.d", "..", "", "a/b", "CON", "a::b", "x" * 300, "plain", "a\0b", ".hidden")
+
+
+def test_no_class_name_leads_out_of_the_folder_and_every_class_has_a_folder_of_its_own(tmp_path, store, tree):
+    """The names come from a card that somebody else wrote."""
+    arrays, count = sample_arrays(1, 1, 16), len(HOSTILE)
+    identity = replace(store.manifest.plan.samples, classes=HOSTILE, labels=tuple(range(count)), per_class=2)
+    plan, url = Plan("samples", 2 * count, 8, 8, arrays, identity), f"{tmp_path}/deep/er/store"
+    start_store(url, plan)
+    for shard in range(plan.num_shards):
+        rows = np.array(plan.shard_range(shard))
+        columns = {spec.name: np.zeros((len(rows), *spec.row_shape), spec.dtype) for spec in arrays}
+        write_shard(url, plan, shard, {**columns, "label": (rows % count).astype(np.int32)}, {"index": rows})
+    written = Store(url, publish(url, plan))
+    before = set(tree(tmp_path))
+    write_held(written, ("png", "tar"))
+    new = {name for name in set(tree(tmp_path)) - before if not name.startswith("deep/er/store.lease/")}
+    pictures = {f"deep/er/store/png/{safe_name(HOSTILE[n % count])}/{n:08d}.png" for n in range(2 * count)}
+    assert new == pictures | {f"deep/er/store/tar/{shard:05d}.tar" for shard in range(plan.num_shards)}
+    assert written.manifest.plan.samples.classes == HOSTILE
 
 
 @pytest.mark.slow
@@ -82,7 +111,7 @@ def test_memory_does_not_grow_from_1_000_to_50_000_images(tmp_path, store):
             write_shard(url, plan, shard, zeros, {"index": np.arange(500)})
         written = Store(url, publish(url, plan))
         tracemalloc.start()
-        write_files(written, ("npz",))
+        write_held(written, ("npz",))
         peaks[rows] = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
     assert peaks[50_000] < 1.1 * peaks[1_000]
