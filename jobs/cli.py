@@ -36,7 +36,7 @@ def usage() -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code. A ValueError is the user's: one sentence on stderr and exit code 2."""
+    """Run one subcommand; returns the exit code. A ValueError or OSError is the user's: one sentence, code 2."""
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = [a for a in arguments if not a.startswith("--local_rank=")]  # the deepspeed launcher adds it
     if not arguments or arguments[0] in ("-h", "--help", "help"):
@@ -49,27 +49,29 @@ def main(arguments: list[str] | None = None) -> int:
     if "-h" in rest or "--help" in rest:
         print(f"usage: rdpm {name} {_USAGE.get(name, _OPTIONS)}\n{COMMANDS[name][1]}")
         return 0
-    from rdpm.pipeline.foundation.files import remote_errors
     from rdpm.pipeline.foundation.lease import waiting
-    from rdpm.pipeline.foundation.secrets import masked
+    from rdpm.pipeline.foundation.secrets import mask_output, masked
 
+    mask_output()
     try:
         rest, seconds = _wait(rest) if _WAIT in _USAGE.get(name, _OPTIONS) else (rest, 0.0)
         with waiting(seconds):
             importlib.import_module(COMMANDS[name][0]).main(rest)
-    except ValueError as error:
-        print(f"rdpm {name}: {masked(' '.join(str(error).split()))}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"rdpm {name}: {error.strerror or error}: {error.filename or ''}", file=sys.stderr)
-        return 2
-    except remote_errors() as error:
-        print(f"rdpm {name}: {error}; check the endpoint and the credentials", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"rdpm {name}: {masked(_sentence(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"rdpm {name}: interrupted; run it again to continue", file=sys.stderr)
         return 130
     return 0
+
+
+def _sentence(error: Exception) -> str:
+    """An error in one line."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    return " ".join(text.split())
 
 
 def _wait(arguments: list[str]) -> tuple[list[str], float]:

@@ -1,10 +1,15 @@
-"""The door to fsspec. Every path of the project is a local path or a URL, and this module opens all of them."""
+"""Files and folders. Every path of the project is a local path or a URL, and this module opens all of them.
+
+`local` writes those of this machine; `remote` asks storage servers, and `retries` makes failed requests again.
+Whatever is written is complete under its name, or is not there. Errors are OSError: a `StorageUnavailable` for a server
+that does not answer, and one that says so in a sentence for a full disk.
+"""
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import os
-import sys
 import tempfile
 import uuid
 from collections import deque
@@ -12,20 +17,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import fsspec
-from fsspec.implementations.local import LocalFileSystem
-
-from rdpm.pipeline.foundation.secrets import masked
+from rdpm.pipeline.foundation import local
+from rdpm.pipeline.foundation.local import disk_full as disk_full
+from rdpm.pipeline.foundation.remote import AT_ONCE, SLOW, ask, copy, file_system, kind_of, open_remote, put, put_file
+from rdpm.pipeline.foundation.remote import is_local as is_local
+from rdpm.pipeline.foundation.remote import local_path as local_path
+from rdpm.pipeline.foundation.remote import remove as remove_folder
+from rdpm.pipeline.foundation.remote import remove_all as remove_objects
+from rdpm.pipeline.foundation.retries import StorageUnavailable as StorageUnavailable
+from rdpm.pipeline.foundation.retries import persist, reply_of
 from rdpm.storage_schemas.canonical import canonical_json
 from rdpm.storage_schemas.manifest import ObjectDigest
 
-_BLOCK = 1 << 22
+_BLOCK = 1 << 24  # bytes of a file that are hashed at a time
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
-
-
-class StorageUnavailable(OSError):
-    """A storage server did not do what it was asked, however often it was asked again."""
 
 
 def join(root: str, *parts: str) -> str:
@@ -33,64 +39,34 @@ def join(root: str, *parts: str) -> str:
     return "/".join([root.rstrip("/"), *parts])
 
 
-def is_local(url: str) -> bool:
-    """Whether the path lies on a file system of this machine."""
-    return isinstance(_fs(url)[0], LocalFileSystem)
-
-
-def local_path(url: str) -> str:
-    """The plain path of a local file or folder. Raises ValueError for a remote one."""
-    fs, path = _fs(url)
-    if not isinstance(fs, LocalFileSystem):
-        raise ValueError(f"{url!r} is remote; give a local path here")
-    return path
-
-
 def absolute(url: str) -> str:
     """The path or URL in a form that a process in any folder understands."""
     return os.path.abspath(local_path(url)) if is_local(url) else url
 
 
-def _fs(url: str):
-    if masked(url) != url:
-        raise ValueError(
-            f"{masked(url)!r} contains credentials, which would end up in records and logs; set them in the "
-            "environment (AWS_ACCESS_KEY_ID and so on) or in fsspec's configuration"
-        )
-    try:
-        return fsspec.core.url_to_fs(url, use_listings_cache=False)  # other processes write here too
-    except ImportError as error:
-        raise ValueError(f"{url!r} needs a package that is not installed: {error}") from None
-
-
-def remote_errors() -> tuple[type[Exception], ...]:
-    """What the S3 client raises besides OSError, for example without credentials or when the server is unreachable."""
-    client = sys.modules.get("botocore.exceptions")
-    return (client.BotoCoreError,) if client else ()
-
-
 def exists(url: str) -> bool:
     """Whether there is such a file or folder."""
-    fs, path = _fs(url)
-    return fs.exists(path)
+    return kind_of(url) is not None
 
 
 def is_file(url: str) -> bool:
     """Whether there is such a file."""
-    fs, path = _fs(url)
-    return fs.isfile(path)
+    return kind_of(url) == "file"
+
+
+def size(url: str) -> int:
+    """Size of an object in bytes. Raises FileNotFoundError."""
+    return ask(url, "info")["size"]
 
 
 def read_bytes(url: str) -> bytes:
     """The bytes of an object. Raises FileNotFoundError."""
-    fs, path = _fs(url)
-    return fs.cat_file(path)
+    return ask(url, "cat_file", seconds=SLOW)
 
 
 def open_read(url: str) -> Any:
     """A seekable binary file, of which only the parts that are asked for are read. Raises FileNotFoundError."""
-    fs, path = _fs(url)
-    return fs.open(path, "rb")
+    return ask(url, "open", "rb") if is_local(url) else open_remote(url)
 
 
 def read_json(url: str) -> Any:
@@ -102,20 +78,42 @@ def read_json(url: str) -> Any:
         raise ValueError(f"{url!r} is not JSON ({error}); restore or delete it") from None
 
 
+def read_parts(parts: Sequence[tuple[str, int, int]]) -> list[bytes | FileNotFoundError]:
+    """Objects or parts of them, given as (url, offset, bytes) and fetched together; offset -1 is the whole object."""
+    results: dict[int, bytes | FileNotFoundError] = {}
+
+    def request() -> list[bytes | FileNotFoundError]:
+        left = [i for i in range(len(parts)) if i not in results]  # what a try before this one did not get
+        fs = file_system(parts[0][0])[0]
+        paths = [fs._strip_protocol(parts[i][0]) for i in left]
+        starts = [None if parts[i][1] < 0 else parts[i][1] for i in left]
+        stops = [None if parts[i][1] < 0 else parts[i][1] + parts[i][2] for i in left]
+        options = {"timeout": SLOW} if fs.async_impl else {}
+        answers = fs.cat_ranges(paths, starts, stops, on_error="return", **options)
+        errors = [e for e in answers if isinstance(e, Exception) and not isinstance(e, FileNotFoundError)]
+        results.update((i, e) for i, e in zip(left, answers, strict=True) if e not in errors)
+        if errors:
+            raise errors[0]
+        return [results[i] for i in range(len(parts))]
+
+    return request() if is_local(parts[0][0]) else persist(parts[0][0], request)
+
+
 @contextlib.contextmanager
 def atomic_file(url: str) -> Iterator[Any]:
     """A binary file to write, which appears under its name, complete, only if the block ends without an exception."""
-    fs, path = _fs(url)
-    _make_folder(fs, path)
-    if not isinstance(fs, LocalFileSystem):
-        with tempfile.NamedTemporaryFile() as file:  # closing a remote file would upload it, even after an exception
+    if is_local(url):
+        with local.nameless(local_path(url)) as (file, publish):
             yield file
-            file.flush()
-            fs.put_file(file.name, path)
+            publish(True)
         return
-    with _nameless(path) as (file, publish):
+    with (
+        local.naming(tempfile.gettempdir()),
+        tempfile.NamedTemporaryFile() as file,
+    ):  # closing a remote one publishes it
         yield file
-        publish(replace=True)
+        file.flush()
+        put_file(url, file.name)
 
 
 @contextlib.contextmanager
@@ -124,23 +122,17 @@ def atomic_folder(url: str) -> Iterator[str]:
 
     Remote file systems cannot rename a folder, so there the files appear one by one.
     """
-    fs, path = _fs(url)
-    if not isinstance(fs, LocalFileSystem):
-        yield url
-        return
-    parent, name = os.path.split(path.rstrip("/"))
-    temporary = os.path.join(parent, f".{name}.tmp")
-    remove(temporary)  # left by a killed writer
-    os.makedirs(temporary)
-    yield temporary
-    remove(path)
-    os.rename(temporary, path)
+    with local.folder_in_place(local_path(url)) if is_local(url) else contextlib.nullcontext(url) as folder:
+        yield folder
 
 
 def write_bytes(url: str, data: bytes) -> None:
     """Write or replace an object atomically."""
-    with atomic_file(url) as file:
-        file.write(data)
+    if is_local(url):
+        with atomic_file(url) as file:
+            file.write(data)
+    else:
+        put(url, data)
 
 
 def write_json(url: str, value: Any) -> None:
@@ -151,23 +143,28 @@ def write_json(url: str, value: Any) -> None:
 def create_bytes(url: str, data: bytes) -> bool:
     """Create an object unless it exists: True when this call created it, False when there was one already.
 
-    Not every remote file system can do this; see `require_create`.
+    A storage server may do what it is asked, and its reply get lost, so that it is asked again. So there an object that
+    holds these very bytes counts as created by this call. If no more than one of several callers may get True, let each
+    write bytes of its own. Not every remote file system can create only what is absent; see `require_create`.
     """
-    fs, path = _fs(url)
-    _make_folder(fs, path)
-    if not isinstance(fs, LocalFileSystem):
-        try:
-            fs.pipe_file(path, data, mode="create")
-        except FileExistsError:
-            return False
+    if is_local(url):
+        with local.nameless(local_path(url)) as (file, publish):
+            file.write(data)
+            try:
+                publish(False)
+            except FileExistsError:
+                return False
         return True
-    with _nameless(path) as (file, publish):
-        file.write(data)
-        try:
-            publish(replace=False)
-        except FileExistsError:
-            return False
-    return True
+    try:
+        put(url, data, mode="create")
+        return True
+    except Exception as error:
+        if not isinstance(error, FileExistsError) and reply_of(error)[0] != 412:  # precondition failed
+            raise
+    try:
+        return read_bytes(url) == data
+    except FileNotFoundError:  # and deleted again
+        return False
 
 
 def link(source_url: str, url: str) -> bool:
@@ -176,26 +173,17 @@ def link(source_url: str, url: str) -> bool:
     A hard link on a local file system, or a copy where links are refused; elsewhere a copy that the server makes. There
     two calls at once may both copy, so give one name to one content only. Raises FileNotFoundError for a lost source.
     """
-    fs, path = _fs(url)
-    source = _fs(source_url)[1]
-    _make_folder(fs, path)
-    if not isinstance(fs, LocalFileSystem):
-        if fs.exists(path):
-            return False
-        fs.cp_file(source, path)
-        return True
-    try:
-        os.link(source, path)
-    except FileExistsError:
+    if is_local(url):
+        return local.link(local_path(source_url), local_path(url))
+    if exists(url):
         return False
-    except FileNotFoundError:
-        raise
-    except OSError:  # a file system without hard links, or another one
-        return create_bytes(url, read_bytes(source_url))
+    copy(source_url, url)
     return True
 
 
-def in_parallel(function: Callable[[_Item], _Result], items: Iterable[_Item], at_once: int = 64) -> Iterator[_Result]:
+def in_parallel(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], at_once: int = AT_ONCE
+) -> Iterator[_Result]:
     """Results of a function that mostly waits, in the order of the items, with at most `at_once` calls at a time.
 
     Items are taken as they are needed. The first exception in that order ends it; calls that wait are then dropped.
@@ -236,117 +224,76 @@ def require_create(root: str) -> None:
         )
 
 
-def _make_folder(fs: Any, path: str) -> None:
-    if not fs.async_impl:  # object stores have no folders; makedirs would try to create the bucket
-        fs.makedirs(fs._parent(path), exist_ok=True)
+def remove(url: str) -> None:
+    """Delete a file or a folder with everything in it; does nothing when there is none."""
+    kind = kind_of(url)
+    with contextlib.suppress(FileNotFoundError):  # another process deletes it too
+        if kind == "file":
+            ask(url, "rm_file")
+        elif kind and is_local(url):
+            ask(url, "rm", recursive=True)
+        elif kind:
+            remove_folder(url)
 
 
-@contextlib.contextmanager
-def _nameless(path: str) -> Iterator[tuple[Any, Callable[..., None]]]:
-    """A file in the folder of `path`, and a function that syncs it to disk and then gives it that name.
-
-    On Linux the file has no name before that, so a process that is killed while it writes leaves nothing behind.
-    """
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{uuid.uuid4().hex}.tmp")
-    try:
-        file = os.fdopen(os.open(folder or ".", os.O_TMPFILE | os.O_WRONLY, 0o666), "wb")
-        named = False
-    except (AttributeError, OSError):  # not Linux, or a file system without nameless files
-        file, named = open(temporary, "wb"), True  # noqa: SIM115, closed below
-
-    def publish(replace: bool) -> None:
-        file.flush()
-        os.fsync(file.fileno())
-        source = temporary if named else f"/proc/self/fd/{file.fileno()}"
-        if not named and replace:
-            os.link(source, temporary, src_dir_fd=file.fileno())  # src_dir_fd: link what /proc's link points to
-            source = temporary
-        if replace:
-            os.replace(source, path)
-        else:
-            os.link(source, path, src_dir_fd=file.fileno())
-
-    try:
-        with file:
-            yield file, publish
-    finally:
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            os.unlink(temporary)
+def remove_all(urls: Sequence[str]) -> None:
+    """Delete objects of one file system, in few requests where it can; does nothing for those that are not there."""
+    if urls and not is_local(urls[0]):
+        remove_objects(urls)
+        return
+    for url in urls:
+        with contextlib.suppress(FileNotFoundError):
+            ask(url, "rm_file")
 
 
 def list_names(url: str) -> list[str]:
     """Sorted names of the files directly in a folder, without hidden ones; empty when there is no folder."""
-    return _names(url, "file")
+    return [name for name in _names(url, "file") if not name.startswith(".")]
 
 
 def list_folders(url: str) -> list[str]:
     """Sorted names of the folders directly in a folder, without hidden ones."""
-    return _names(url, "directory")
+    return [name for name in _names(url, "directory") if not name.startswith(".")]
 
 
 def _names(url: str, kind: str) -> list[str]:
-    fs, path = _fs(url)
-    if not fs.isdir(path):
+    try:
+        if is_local(url):  # fs.ls would stat every file, and there may be a hundred thousand
+            entries = os.scandir(local_path(url))
+            return sorted(entry.name for entry in entries if (entry.is_file() if kind == "file" else entry.is_dir()))
+        path = file_system(url)[1].rstrip("/")
+        found = ((e["name"].rstrip("/"), e["type"]) for e in ask(url, "ls", detail=True, large=True, seconds=SLOW))
+        return sorted(name.rsplit("/", 1)[-1] for name, its in found if its == kind and name != path)
+    except (FileNotFoundError, NotADirectoryError):
         return []
-    if isinstance(fs, LocalFileSystem):  # fs.ls would stat every file, and there may be a hundred thousand
-        names = [entry.name for entry in os.scandir(path) if (entry.is_file() if kind == "file" else entry.is_dir())]
-    else:
-        try:
-            names = [e["name"].rstrip("/").rsplit("/", 1)[-1] for e in fs.ls(path, detail=True) if e["type"] == kind]
-        except FileNotFoundError:  # a folder on S3 disappears with its last object
-            return []
-    return sorted(name for name in names if not name.startswith("."))
 
 
 def list_files(url: str) -> list[tuple[str, int]]:
     """(name under the folder, size in bytes) of every file below a folder, sorted, without hidden files and folders."""
-    fs, path = _fs(url)
-    root = path.rstrip("/") + "/"
-    entries = fs.find(path, detail=True).items()
+    root = file_system(url)[1].rstrip("/") + "/"
+    entries = ask(url, "find", detail=True, large=True, seconds=10 * SLOW).items()
     names = ((name[len(root) :], int(info["size"])) for name, info in entries if name.startswith(root))
     return sorted((name, size) for name, size in names if not any(p.startswith(".") for p in name.split("/")))
 
 
 def digest_file(url: str) -> ObjectDigest:
     """Size and sha256 of an object, read block by block. Raises FileNotFoundError."""
-    fs, path = _fs(url)
-    sha, size = hashlib.sha256(), 0
-    with fs.open(path, "rb") as file:
+    sha, length = hashlib.sha256(), 0
+    with open_read(url) as file:
         while block := file.read(_BLOCK):
             sha.update(block)
-            size += len(block)
-    return ObjectDigest(size, sha.hexdigest())
-
-
-def remove(url: str) -> None:
-    """Delete a file or a folder with everything in it; does nothing when there is none."""
-    fs, path = _fs(url)
-    if fs.exists(path):
-        with contextlib.suppress(FileNotFoundError):  # another process deletes it too
-            fs.rm(path, recursive=True)
-
-
-def size(url: str) -> int:
-    """Size of an object in bytes. Raises FileNotFoundError."""
-    fs, path = _fs(url)
-    return fs.size(path)
-
-
-def read_parts(parts: Sequence[tuple[str, int, int]]) -> list[bytes | FileNotFoundError]:
-    """Objects or parts of them, given as (url, offset, bytes) and fetched together; offset -1 is the whole object."""
-    fs = _fs(parts[0][0])[0]
-    paths = [fs._strip_protocol(url) for url, _, _ in parts]
-    starts = [None if offset < 0 else offset for _, offset, _ in parts]
-    stops = [None if offset < 0 else offset + length for _, offset, length in parts]
-    results = fs.cat_ranges(paths, starts, stops, on_error="return")
-    for data in results:
-        if isinstance(data, Exception) and not isinstance(data, FileNotFoundError):
-            raise data
-    return results
+            length += len(block)
+    return ObjectDigest(length, sha.hexdigest())
 
 
 def glob(pattern: str) -> list[str]:
     """Sorted paths or URLs that match a pattern with `*` and `?`."""
-    fs, path = _fs(pattern)
-    return sorted(name if is_local(pattern) else fs.unstrip_protocol(name) for name in fs.glob(path))
+    if is_local(pattern):
+        return sorted(ask(pattern, "glob"))
+    start = min(i for i in (pattern.find("*"), pattern.find("?"), len(pattern)) if i >= 0)
+    root, _, rest = pattern[:start].rpartition("/")
+    found = [root]
+    parts = (rest + pattern[start:]).split("/")
+    for part in parts[:-1]:  # level by level, because fsspec's own walk leaves out what it fails to list
+        found = [join(url, name) for url in found for name in fnmatch.filter(_names(url, "directory"), part)]
+    return sorted(join(url, name) for url in found for name in fnmatch.filter(_names(url, "file"), parts[-1]))

@@ -7,12 +7,14 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from rdpm.pipeline.foundation.secrets import masked
+
 
 class ProgressLine:
     """A live bar on a terminal. Elsewhere, as in a log file, a plain line about every ten seconds and at the end."""
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
-        self.title, self.total, self.unit, self.done = title, total, unit, done
+        self.title, self.total, self.unit, self.done = masked(title), total, unit, done
         self._start, self._first, self._printed = time.monotonic(), done, 0.0
         self._quiet = quiet
         self._bar: Progress | None = None
@@ -34,9 +36,8 @@ class ProgressLine:
         self.done = done
         elapsed = max(time.monotonic() - self._start, 1e-9)
         rate = (done - self._first) / elapsed
-        note = f"{rate:.1f} {self.unit}/s" + "".join(
-            f"  {name} {_short(value)}" for name, value in (numbers or {}).items()
-        )
+        shown = "".join(f"  {name} {_short(value)}" for name, value in (numbers or {}).items())
+        note = f"{rate:.1f} {self.unit}/s{shown}"
         if self._bar:
             self._bar.update(self._task, completed=done, note=note)
         elif not self._quiet and (elapsed - self._printed > 10 or done >= self.total):
@@ -46,9 +47,9 @@ class ProgressLine:
 
 
 def _short(value: float | str) -> str:
-    return value if isinstance(value, str) else f"{value:.4g}"
+    return masked(value) if isinstance(value, str) else f"{value:.4g}"
 
 
 def say(text: str) -> None:
-    """Print one plain line for the person who runs the job."""
-    Console(soft_wrap=True, highlight=False).print(text, markup=False)
+    """Print one plain line for the person who runs the job, without secrets."""
+    Console(soft_wrap=True, highlight=False).print(masked(text), markup=False)
