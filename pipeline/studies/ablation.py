@@ -117,8 +117,11 @@ def run(config: AblationConfig) -> None:
 
     Raises ValueError for bad input, and when a training does so.
     """
-    digests = {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
-    with begin(JOB, config, lambda: digests) as record:
+
+    def digests() -> dict[str, str]:
+        return {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
+
+    with begin(JOB, config, digests) as record:
         if record.lease is not None:
             results = ablate(config)
             record.lease.check()

@@ -1,4 +1,7 @@
 import json
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -6,6 +9,7 @@ import pytest
 from rdpm.models.fields import EXECUTION
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.environment import environment
+from rdpm.pipeline.foundation.lease import LeaseLost, waiting
 from rdpm.pipeline.foundation.records import RECORD_VERSION, JobRecord, begin, first_change, read_record
 
 
@@ -144,6 +148,57 @@ def test_a_finished_record_keeps_the_environment_of_the_run_that_finished_it(out
     data = json.loads(files.read_bytes(f"{out}.record.json"))
     files.write_json(f"{out}.record.json", {**data, "environment": {"host": "elsewhere"}})
     assert start(out).environment == {"host": "elsewhere"}
+
+
+def test_a_second_start_is_refused_while_the_first_is_at_work(out):
+    with begin("sample", Config(out), lambda: INPUTS) as record:
+        for settings in ({}, {"seed": 1}):
+            with pytest.raises(ValueError, match=rf"{out} is being written by sample on .*, process {os.getpid()}"):
+                start(out, **settings)
+        record.finish({"rows": 1})
+        assert start(out).result == {"rows": 1}  # a finished job needs no lease
+    assert start(out).finished
+
+
+def test_a_start_that_waited_finds_what_the_first_has_finished(out):
+    with begin("sample", Config(out), lambda: INPUTS) as record, ThreadPoolExecutor() as pool, waiting(60):
+        second = pool.submit(start, out)
+        time.sleep(0.2)
+        assert not second.done()
+        record.finish({"rows": 1})
+        record.lease.release()
+        assert second.result(10).result == {"rows": 1}
+
+
+def test_inputs_are_made_once_and_under_the_lease_unless_the_job_is_finished(out):
+    made = []
+
+    def inputs() -> dict:
+        made.append(len(files.list_names(f"{out}.lease")))
+        return INPUTS
+
+    with begin("sample", Config(out), inputs) as record:
+        record.finish({})
+    files.remove(f"{out}.lease")
+    with begin("sample", Config(out), inputs) as record:
+        assert record.lease is None
+    assert made == [1, 0]
+
+
+def test_a_start_that_has_lost_its_lease_finishes_no_record(out):
+    with begin("sample", Config(out), lambda: INPUTS) as record:
+        before = files.read_bytes(f"{out}.record.json")
+        files.write_bytes(f"{out}.lease/00000002.json", b"of somebody else")
+        with pytest.raises(LeaseLost, match="another start has taken it over"):
+            record.finish({})
+    assert files.read_bytes(f"{out}.record.json") == before
+
+
+def test_other_ranks_take_no_lease_and_write_no_record(out):
+    with begin("sample", Config(out), lambda: INPUTS, first=False) as record:
+        assert (record.lease, record.finished) == (None, False)
+    assert not files.exists(f"{out}.record.json")
+    assert not files.exists(f"{out}.lease")
 
 
 def test_a_damaged_record_is_refused_by_name(out):
