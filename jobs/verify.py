@@ -1,53 +1,99 @@
 """rdpm verify: check every byte of a store and that its parts agree, and repair it."""
 
-from dataclasses import replace
+import os
+import re
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, partial
+
+import numpy as np
 
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stores.repair import repair
+from rdpm.pipeline.stores.staging import sweep
 from rdpm.pipeline.stores.verification import Accumulate, Verification, verify_store
 
 JOB = "verify"
 _BATCH = 64
 _SHOWN = 10  # classes named one by one
+_SHARDS_PER_PROCESS = 8  # fewer are not worth the seconds in which a process starts
+_WANTED = "STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair CONFIG.yaml [key=value ...]]"
+
+
+@dataclass(frozen=True)
+class _Options:
+    """What may stand between STORE and --repair."""
+
+    tokenizer: str = ""
+    """Folder of the tokenizer that wrote the store, to compare codes and z'_T."""
+    processes: int = 0
+    """Processes that read shards; 0 for one per core, but no more than one for every few shards."""
+    resume: str = ""
+    """File that lists the shards that are verified; a verification that was killed goes on with it."""
 
 
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand. Raises ValueError that names what is damaged."""
-    match arguments:
-        case [url, "--repair", path, *overrides] if all("=" in override for override in overrides):
-            _verify(url, "", (path, overrides))
-        case [url]:
-            _verify(url, "", None)
-        case [url, option] if option.startswith("tokenizer="):
-            _verify(url, option.removeprefix("tokenizer="), None)
-        case _:
-            wanted = "STORE [tokenizer=FOLDER | --repair CONFIG.yaml [key=value ...]]"
-            raise ValueError(f"arguments {' '.join(arguments)!r} are not {wanted}")
+    at = arguments.index("--repair") if "--repair" in arguments else len(arguments)
+    store, options, repair_by = arguments[:at][:1], arguments[:at][1:], arguments[at + 1 :]
+    if not store or bool(repair_by) != (at < len(arguments)) or not all("=" in given for given in repair_by[1:]):
+        raise ValueError(f"arguments {' '.join(arguments)!r} are not {_WANTED}")
+    _verify(store[0], _options(options), repair_by)
 
 
-def _verify(url: str, folder: str, config: tuple[str, list[str]] | None) -> None:
+def _options(given: list[str]) -> _Options:
+    """Raises ValueError for an option that is none."""
+    pairs = dict(option.partition("=")[::2] for option in given)
+    unknown = pairs.keys() - {field.name for field in fields(_Options)}
+    if unknown or not all(pairs.values()) or not re.fullmatch("[1-9][0-9]*", pairs.get("processes", "1")):
+        raise ValueError(f"options {' '.join(given)!r} are not {_WANTED}")
+    return _Options(pairs.get("tokenizer", ""), int(pairs.get("processes", 0)), pairs.get("resume", ""))
+
+
+def _verify(url: str, options: _Options, repair_by: list[str]) -> None:
     store = open_store(url)
-    accumulate = _accumulate_of(store, folder) if folder else None
-    found = verify_store(store, accumulate, quiet=False)
-    if config and found.findings:
-        _repair(store, found, *config)
-        found = verify_store(store, accumulate, quiet=False)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    most = store.manifest.plan.num_shards // _SHARDS_PER_PROCESS
+    processes = options.processes or max(1, min(cores, most))
+    accumulate = _FromCodes(store, options.tokenizer, max(1, cores // processes)) if options.tokenizer else None
+    verify = partial(verify_store, store, accumulate, quiet=False, processes=processes, resume=options.resume)
+    found = verify()
+    if repair_by:
+        sweep(url)
+        if found.findings:
+            _repair(store, found, repair_by[0], repair_by[1:])
+            found = verify()
     if found.findings:
         first = "; ".join(finding.sentence for finding in found.findings[:5])
         raise ValueError(f"{len(found.findings)} problems in {store.url}: {first}")
     _tell(store, bool(accumulate), found)
 
 
-def _accumulate_of(store: Store, folder: str) -> Accumulate:
-    """How the tokenizer in a folder turns codes into z'_T. Raises ValueError unless it wrote the store."""
-    import torch
+@dataclass(frozen=True)
+class _FromCodes:
+    """Codes to z'_T by the tokenizer in a folder. Each process loads it when it needs it first."""
 
-    from rdpm.pipeline.inference.codec import Codec  # with torch, which checking bytes does not need
-    from rdpm.pipeline.tokenizing.plan import tokenizer_of
+    store: Store
+    """What is verified."""
+    folder: str
+    """Folder or URL of the tokenizer that wrote the store."""
+    threads: int
+    """Threads of the process."""
 
-    return Codec(tokenizer_of(store, folder), _BATCH, torch.device("cpu")).accumulate
+    def __call__(self, codes: np.ndarray) -> np.ndarray:
+        """See `Accumulate`. Raises ValueError unless the tokenizer wrote the store."""
+        return self._accumulate(codes)
+
+    @cached_property
+    def _accumulate(self) -> Accumulate:
+        import torch
+
+        from rdpm.pipeline.inference.codec import Codec  # with torch, which checking bytes does not need
+        from rdpm.pipeline.tokenizing.plan import tokenizer_of
+
+        torch.set_num_threads(self.threads)
+        return Codec(tokenizer_of(self.store, self.folder), _BATCH, torch.device("cpu")).accumulate
 
 
 def _repair(store: Store, found: Verification, path: str, overrides: list[str]) -> None:
@@ -57,9 +103,10 @@ def _repair(store: Store, found: Verification, path: str, overrides: list[str]) 
     config = load_config(TokenizeConfig, "tokenize", path, overrides)
 
     def make_again(folder: str, shards: list[int]) -> None:
-        tokenize_again(replace(config, out=folder), store.manifest.plan, shards)
+        tokenize_again(replace(config, out=folder), store.manifest.plan, shards, lease)
 
-    again = repair(store, found.findings, make_again)
+    with held(store.url, f"{JOB} --repair") as lease:
+        again = repair(store, found.findings, make_again)
     say(f"verify: records restored; shards made again: {', '.join(map(str, again)) or 'none'}")
 
 

@@ -3,18 +3,22 @@
 A store is a folder or URL:
 
     plan.json            Plan      written first, never changed; fixes which rows belong to which shard
+    staged/...                     objects of shards that have no commit yet, each under a name made of its bytes
     <array>/...          Zarr v3   one object per array and shard
     index/00000.parquet            one row of facts per row of the shard
-    commits/00000.json   Commit    created only if absent, after every object of the shard has been read back
+    commits/00000.json   Commit    created only if absent, after every object of the shard has been read back; only
+                                   the objects that it names get their places in <array> and index
     environments/...               where the workers ran; part of no digest
     manifest.json        Manifest  written last; without it the folder is no store
 """
 
 import dataclasses
 import json
+import re
 from bisect import bisect_left
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 from rdpm.storage_schemas import samples, tokens
@@ -26,12 +30,16 @@ from rdpm.storage_schemas.tokens import TokenIdentity
 
 SCHEMA_VERSION = 2
 PLAN, MANIFEST, COMMITS, INDEX = "plan.json", "manifest.json", "commits", "index"
+STAGED = "staged"  # objects of shards before their commit decides
 ENVIRONMENTS = "environments"  # where the workers ran, outside every digest
 STORE_ID = "store_id"  # the key under which the file of a manifest holds its own digest
 IDENTITIES: dict[str, type[TokenIdentity] | type[SampleIdentity]] = {
     tokens.KIND: TokenIdentity,
     samples.KIND: SampleIdentity,
 }
+_RESERVED = {COMMITS, INDEX, STAGED, ENVIRONMENTS}
+_ARRAY_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def shard_name(shard: int) -> str:
@@ -42,6 +50,11 @@ def shard_name(shard: int) -> str:
 def commit_name(shard: int) -> str:
     """The name under the store of a shard's commit record."""
     return f"{COMMITS}/{shard_name(shard)}.json"
+
+
+def staged_name(shard: int, sha256: str) -> str:
+    """The name under the store of an object of a shard before its commit decides."""
+    return f"{STAGED}/{shard_name(shard)}-{sha256}"
 
 
 @dataclass(frozen=True)
@@ -70,6 +83,10 @@ class Plan:
             raise ValueError(f"a store of {self.rows} rows holds nothing; give it at least one row")
         if self.shard_rows < 1 or self.chunk_rows < 1 or self.shard_rows % self.chunk_rows:
             raise ValueError(f"shard_rows {self.shard_rows} must be a multiple of chunk_rows {self.chunk_rows}")
+        names = [array.name for array in self.arrays]
+        for name in names:
+            if not _ARRAY_NAME.fullmatch(name) or name in _RESERVED or names.count(name) > 1:
+                raise ValueError(f"the plan has an array {name[:60]!r}, which is no name for one; get the true plan")
 
     @property
     def tokens(self) -> TokenIdentity:
@@ -179,6 +196,37 @@ def plan_from_json(data: dict[str, Any]) -> Plan:
 def commit_from_json(data: dict[str, Any]) -> Commit:
     """Inverse of to_json. Raises ValueError for what is no commit."""
     return parse(Commit, data, "the commit")
+
+
+def check_commit(commit: Commit, plan: Plan, shard: int) -> None:
+    """Raise ValueError unless this can be the commit of that shard: its names and numbers become paths and rows."""
+    rows = plan.shard_range(shard)
+    if commit.shard != shard or commit.rows != len(rows) or commit.objects.keys() != plan.objects(shard).keys():
+        raise ValueError(f"the commit is not of the {len(rows)} rows and the arrays of shard {shard}")
+    if not _ascend_in(commit.rejected, rows):
+        raise ValueError(f"the commit rejects rows that are not in shard {shard}")
+    for name, digest in commit.objects.items():
+        if not _SHA256.fullmatch(digest.sha256) or digest.size < 0:
+            raise ValueError(f"the commit has no size and sha256 of {name}")
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Raise ValueError unless commits, metadata and rejected rows are those of the plan's shards, arrays and rows."""
+    plan = manifest.plan
+    metadata = {"zarr.json", *(f"{array.name}/zarr.json" for array in plan.arrays)}
+    if len(manifest.commits) != plan.num_shards or any(
+        shard_name(shard) not in manifest.commits for shard in range(plan.num_shards)
+    ):
+        raise ValueError(f"the manifest does not have one commit for each of the {plan.num_shards} shards of its plan")
+    if manifest.metadata.keys() != metadata:
+        raise ValueError("the manifest has other metadata than that of the arrays of its plan")
+    if not _ascend_in(manifest.rejected, range(plan.rows)):
+        raise ValueError(f"the manifest rejects rows that are not among the {plan.rows} of its plan")
+
+
+def _ascend_in(numbers: tuple[int, ...], rows: range) -> bool:
+    """Whether the numbers ascend and are rows."""
+    return all(a < b for a, b in pairwise(numbers)) and (not numbers or (numbers[0] in rows and numbers[-1] in rows))
 
 
 def manifest_from_json(data: dict[str, Any]) -> Manifest:

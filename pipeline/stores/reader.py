@@ -18,6 +18,8 @@ from rdpm.storage_schemas.manifest import (
     STORE_ID,
     Commit,
     Manifest,
+    check_commit,
+    check_manifest,
     commit_from_json,
     commit_name,
     manifest_from_json,
@@ -48,9 +50,11 @@ class Store:
         """The commit record of one shard. Raises DamagedStore."""
         data = self.fetch(commit_name(shard), self.manifest.commits[shard_name(shard)])
         try:
-            return commit_from_json(json.loads(data))
+            commit = commit_from_json(json.loads(data))
+            check_commit(commit, self.manifest.plan, shard)
         except ValueError as error:
             raise DamagedStore(f"store {self.url}: {commit_name(shard)} is no commit record ({error})") from None
+        return commit
 
     def shard(self, shard: int, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The rows of one shard in these arrays, (rows, *row_shape) each. Raises DamagedStore."""
@@ -106,6 +110,7 @@ def open_store(url: str, kind: str | None = None) -> Store:
         raise DamagedStore(f"{path} is not what was published; delete it and run the job that makes the store again")
     try:
         manifest = manifest_from_json(data)
+        check_manifest(manifest)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     if kind not in (None, manifest.plan.kind):

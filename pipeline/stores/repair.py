@@ -71,7 +71,10 @@ def restore_commit(store: Store, shard: int) -> bool:
 
 
 def put_in_place(store: Store, remade: str, shards: list[int]) -> None:
-    """Copy shards from the folder `remade` into the store. Raises ValueError, before the first copy, if one differs."""
+    """Copy shards from the folder `remade` into the store, object by object, each checked against its commit.
+
+    Raises ValueError, before the first copy, if a commit differs from the published one.
+    """
     for shard in shards:
         digest = files.digest_file(files.join(remade, commit_name(shard))).sha256
         if digest != store.manifest.commits[shard_name(shard)]:
@@ -79,6 +82,9 @@ def put_in_place(store: Store, remade: str, shards: list[int]) -> None:
                 f"shard {shard} of {store.url}, made again, differs from what was published, so nothing was changed; "
                 "repair it with the images, tokenizer, packages and kind of machine that made the store"
             )
+    made = Store(remade, store.manifest)
     for shard in shards:
-        for name in (*store.manifest.plan.objects(shard).values(), commit_name(shard)):
-            files.write_bytes(files.join(store.url, name), files.read_bytes(files.join(remade, name)))
+        objects = made.commit(shard).objects
+        digests = {key: objects[name].sha256 for name, key in store.manifest.plan.objects(shard).items()}
+        for name, sha256 in (*digests.items(), (commit_name(shard), store.manifest.commits[shard_name(shard)])):
+            files.write_bytes(files.join(store.url, name), made.fetch(name, sha256))

@@ -1,14 +1,13 @@
 """Writing a store exactly once: plan, shards, commits, manifest, in that order.
 
-One call writes a whole shard and reads its objects back before it commits. A retry writes the same bytes, and the first
-commit is kept, so the store is the same after any number of workers, jobs and kills.
+One call stages a whole shard, reads its objects back and commits. The first commit of a shard is kept, and only the
+objects that it names get their places in the store (`staging`). So attempts that write the same bytes leave the same
+store after any number of workers, jobs and kills, and one that comes late with other bytes changes nothing.
 """
 
 import hashlib
 import io
-import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,9 +18,17 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import saved_identity
 from rdpm.pipeline.foundation.environment import environment
 from rdpm.pipeline.stores.layout import create_arrays, encode_shard, metadata_objects
+from rdpm.pipeline.stores.staging import (
+    committed_shards,
+    read_commit,
+    settle,
+    settle_all,
+    stage,
+    sweep,
+    unlike_commit,
+)
 from rdpm.storage_schemas.canonical import canonical_json
 from rdpm.storage_schemas.manifest import (
-    COMMITS,
     ENVIRONMENTS,
     INDEX,
     MANIFEST,
@@ -29,8 +36,8 @@ from rdpm.storage_schemas.manifest import (
     STORE_ID,
     Commit,
     Manifest,
+    ObjectDigest,
     Plan,
-    commit_from_json,
     commit_name,
     plan_from_json,
     plan_to_json,
@@ -43,6 +50,7 @@ from rdpm.storage_schemas.samples import SampleIdentity
 def start_store(url: str, plan: Plan) -> Plan:
     """Write the plan and the metadata of the arrays, unless they exist. Returns the plan of the store.
 
+    Committed shards whose attempt was killed before their objects were in place are completed.
     An existing plan may have an earlier version, which records less. Raises ValueError when the existing plan differs
     or is no plan, because a store is never overwritten, and when the file system cannot guarantee that.
     """
@@ -54,6 +62,7 @@ def start_store(url: str, plan: Plan) -> Plan:
             raise ValueError(f"store {url} has another plan ({change}); choose another store")
         plan = existing
     create_arrays(url, plan)
+    settle_all(url, plan)
     return plan
 
 
@@ -99,8 +108,7 @@ def leave_environment(url: str) -> None:
 
 def missing_shards(url: str, plan: Plan) -> list[int]:
     """Shards without a commit record, in order."""
-    done = set(files.list_names(files.join(url, COMMITS)))
-    return [shard for shard in range(plan.num_shards) if f"{shard_name(shard)}.json" not in done]
+    return sorted(set(range(plan.num_shards)).difference(committed_shards(url, plan)))
 
 
 def write_shard(
@@ -111,50 +119,59 @@ def write_shard(
     index: Mapping[str, Any],
     rejected: tuple[int, ...] = (),
 ) -> Commit:
-    """Write the shard of every array and its index, read them back, and commit. Returns the commit that is kept.
+    """Stage the shard of every array and its index, read them back, commit, and put in place what the commit names.
 
     columns: an array (rows, *row_shape) for every array of the plan. index: columns of the shard's Parquet file.
+    Returns the commit that is kept, which another attempt may have made.
     """
     rows = plan.shard_range(shard)
     for spec in plan.arrays:
         values = columns[spec.name]
         assert values.shape == (len(rows), *spec.row_shape), (spec.name, values.shape)
         assert values.dtype == np.dtype(spec.dtype), (spec.name, values.dtype)
-        files.write_bytes(files.join(url, plan.objects(shard)[spec.name]), encode_shard(plan, spec, shard, values))
+    objects: dict[str, ObjectDigest] = {}
+    try:
+        for name, data in _encoded(plan, shard, columns, index):
+            objects[name] = stage(url, shard, data)
+        commit = Commit(shard, len(rows), rejected, objects)
+        first = files.create_bytes(files.join(url, commit_name(shard)), canonical_json(to_json(commit)))
+    except FileNotFoundError:  # deleted as left over: the shard has a commit, or this error is raised again
+        first = False
+    kept = commit if first else read_commit(url, plan, shard)[0]
+    settle(url, plan, kept, objects.values())
+    return kept
+
+
+def _encoded(
+    plan: Plan, shard: int, columns: Mapping[str, np.ndarray], index: Mapping[str, Any]
+) -> Iterator[tuple[str, bytes]]:
+    """(name, bytes) of every object of a shard, made one at a time."""
+    for spec in plan.arrays:
+        yield spec.name, encode_shard(plan, spec, shard, columns[spec.name])
     sink = pa.BufferOutputStream()
     pq.write_table(pa.table(dict(index)), sink, compression="zstd")
-    files.write_bytes(files.join(url, plan.objects(shard)[INDEX]), sink.getvalue().to_pybytes())
-    objects = {name: files.digest_file(files.join(url, key)) for name, key in plan.objects(shard).items()}
-    commit = Commit(shard, len(rows), rejected, objects)
-    if not files.create_bytes(files.join(url, commit_name(shard)), canonical_json(to_json(commit))):
-        return _read_commit(url, commit_name(shard))[0]
-    return commit
-
-
-def _read_commit(url: str, name: str) -> tuple[Commit, str]:
-    """A commit and the digest of its record. Raises ValueError when it is no commit."""
-    data = files.read_bytes(files.join(url, name))
-    try:
-        return commit_from_json(json.loads(data)), hashlib.sha256(data).hexdigest()
-    except ValueError:
-        raise ValueError(f"store {url}: {name} is no commit record; delete it and run the job again") from None
+    yield INDEX, sink.getvalue().to_pybytes()
 
 
 def committed_rejects(url: str, plan: Plan) -> list[tuple[str, str]]:
-    """(key, reason) of every rejected row of the committed shards."""
-    rejects = []
-    for name in files.list_names(files.join(url, COMMITS)):
-        commit, _ = _read_commit(url, f"{COMMITS}/{name}")
-        if commit.rejected:
-            index = pq.read_table(io.BytesIO(files.read_bytes(files.join(url, plan.objects(commit.shard)[INDEX]))))
-            rejects += [(row["key"], row["reason"]) for row in index.to_pylist() if row["reason"]]
-    return rejects
+    """(key, reason) of every rejected row of the committed shards, in order."""
+    settle_all(url, plan)
+
+    def rejects(shard: int) -> list[tuple[str, str]]:
+        if not read_commit(url, plan, shard)[0].rejected:
+            return []
+        index = pq.read_table(io.BytesIO(files.read_bytes(files.join(url, plan.objects(shard)[INDEX]))))
+        return [(row["key"], row["reason"]) for row in index.to_pylist() if row["reason"]]
+
+    return [reject for found in files.in_parallel(rejects, committed_shards(url, plan)) for reject in found]
 
 
 def publish(url: str, plan: Plan) -> Manifest:
-    """Check every shard against its commit and write the manifest.
+    """Write the manifest of a store whose shards are all committed.
 
-    Raises ValueError that names what is missing or is not what was written.
+    Every worker has read back what it committed, so no array is read here: commits are read, objects that a killed
+    attempt left staged are put in place, and all sizes are compared. Raises ValueError that names what is missing or
+    has another size than its commit says.
     """
     missing = missing_shards(url, plan)
     if missing:
@@ -163,27 +180,35 @@ def publish(url: str, plan: Plan) -> Manifest:
     for name, data in metadata.items():
         if files.read_bytes(files.join(url, name)) != data:
             raise ValueError(f"store {url}: {name} is not what this release writes; delete it and run the job again")
-    with ThreadPoolExecutor(8) as pool:
-        checked = list(pool.map(lambda shard: _check_commit(url, plan, shard), range(plan.num_shards)))
+    settle_all(url, plan)
+    attested = list(files.in_parallel(lambda shard: _attested(url, plan, shard), range(plan.num_shards)))
+    _check_sizes(url, plan, [sizes for _, _, sizes in attested])
+    sweep(url)
     manifest = Manifest(
         plan,
-        tuple(row for rejected, _ in checked for row in rejected),
-        {shard_name(shard): digest for shard, (_, digest) in enumerate(checked)},
+        tuple(row for rejected, _, _ in attested for row in rejected),
+        {shard_name(shard): digest for shard, (_, digest, _) in enumerate(attested)},
         {name: hashlib.sha256(data).hexdigest() for name, data in metadata.items()},
     )
     files.write_json(files.join(url, MANIFEST), {**to_json(manifest), STORE_ID: manifest.store_id})
     return manifest
 
 
-def _check_commit(url: str, plan: Plan, shard: int) -> tuple[tuple[int, ...], str]:
-    """Check the objects of a shard against its commit. Returns its rejected rows and the digest of the commit."""
-    record = commit_name(shard)
-    commit, sha256 = _read_commit(url, record)
-    for name, key in plan.objects(shard).items():
-        try:
-            digest = files.digest_file(files.join(url, key))
-        except FileNotFoundError:
-            digest = None
-        if digest != commit.objects.get(name):
-            raise ValueError(f"store {url}: {key} does not match {record}; delete that record and run the job again")
-    return commit.rejected, sha256
+def _attested(url: str, plan: Plan, shard: int) -> tuple[tuple[int, ...], str, tuple[int, ...]]:
+    """What the commit of a shard says: rejected rows, the digest of the record, sizes in the order of the objects."""
+    commit, sha256 = read_commit(url, plan, shard)
+    return commit.rejected, sha256, tuple(commit.objects[name].size for name in plan.objects(shard))
+
+
+def _check_sizes(url: str, plan: Plan, attested: list[tuple[int, ...]]) -> None:
+    """Compare the sizes of all objects, from listings, with those in the commits. Raises ValueError for a difference.
+
+    attested: for each shard the sizes in the order of its objects.
+    """
+    folders = list(plan.objects(0))
+    listings = files.in_parallel(lambda folder: dict(files.list_files(files.join(url, folder))), folders)
+    for position, (folder, sizes) in enumerate(zip(folders, listings, strict=True)):
+        for shard in range(plan.num_shards):
+            key = plan.objects(shard)[folder]
+            if sizes.get(key.removeprefix(f"{folder}/")) != attested[shard][position]:
+                raise unlike_commit(url, shard, key)
