@@ -14,6 +14,7 @@ from rdpm.models.sampler import PRESETS, SAMPLER_VERSION, SamplerConfig
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.foundation.config import load_config
+from rdpm.pipeline.foundation.lease import held
 from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.sampling.formats import write_files
 from rdpm.pipeline.sampling.plan import SampleConfig, labels_and_seeds, sample_plan
@@ -166,7 +167,8 @@ def test_a_run_killed_five_times_writes_the_bytes_of_an_undisturbed_run(
 ):
     settings = {"per_class": 600, "shard_rows": 60, "formats": ("npz", "tar")}
     undisturbed = draw_here(config_of(run, f"{tmp_path}/undisturbed", **settings))
-    write_files(undisturbed, settings["formats"])
+    with held(undisturbed.url, "sample") as lease:
+        write_files(undisturbed, settings["formats"], lease)
     command = [
         *python, "-m", "rdpm", "sample", f"generator={run}/generator", f"tokenizer={run}/tokenizer",
         f"out={tmp_path}/killed", "sampler.guidance=1.5", "per_class=600", "seed=3", "shard_rows=60", "batch=4",

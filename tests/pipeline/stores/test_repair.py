@@ -9,6 +9,7 @@ import pytest
 
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.lease import held
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stores.repair import repair
 from rdpm.pipeline.stores.verification import verify_store
@@ -156,16 +157,17 @@ def test_the_job_encodes_damaged_shards_again_and_refuses_what_would_make_anothe
     def make_again(config: TokenizeConfig):
         """What the job `verify` uses."""
         plan = store.manifest.plan
-        return lambda folder, shards: tokenize_again(dataclasses.replace(config, out=folder), plan, shards)
+        return lambda folder, shards: tokenize_again(dataclasses.replace(config, out=folder), plan, shards, lease)
 
     store = open_store(config.out)
     clean = tree(config.out)
     for shard in (0, 2):
         files.remove(files.join(config.out, store.manifest.plan.objects(shard)["codes"]))
     before, findings = tree(config.out), verify_store(store).findings
-    for change in ({"tokenizer": str(tmp_path / "other")}, {"seed": 1}, {"views": ("flip",)}):
-        with pytest.raises(ValueError, match="the config makes another store"):
-            repair(store, findings, make_again(dataclasses.replace(config, **change)))
-        assert tree(config.out) == before
-    assert repair(store, findings, make_again(config)) == [0, 2]
+    with held(config.out, "verify") as lease:
+        for change in ({"tokenizer": str(tmp_path / "other")}, {"seed": 1}, {"views": ("flip",)}):
+            with pytest.raises(ValueError, match="the config makes another store"):
+                repair(store, findings, make_again(dataclasses.replace(config, **change)))
+            assert tree(config.out) == before
+        assert repair(store, findings, make_again(config)) == [0, 2]
     assert tree(config.out) == clean

@@ -3,7 +3,6 @@
 import os
 import shutil
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from rdpm.jobs.tokenize_images import main
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.cluster.shards import ShardDone
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.lease import LeaseLost
 from rdpm.pipeline.images.worklist import Worklist, remove_worklists
 from rdpm.pipeline.stores.reader import open_store
 from rdpm.pipeline.stores.verification import verify_store
@@ -125,10 +125,11 @@ def test_a_shard_that_kills_its_encoder_is_named_and_the_others_are_committed(
 
 
 class Overtaken(Worklist):
-    """Once the listing of this job is written, another job on the same store encodes everything and publishes."""
+    """Once the listing of this job is written, another start takes over, encodes everything and publishes."""
 
     def write(self, images: Mapping[int, range]) -> None:
         super().write(images)
+        files.write_bytes(f"{self._store}.lease/00000002.json", b"of the other start")
         plan = plan_from_json(files.read_json(f"{self._store}/plan.json"))
         rival = ShardEncoder(f"{self._store}/../tokenizer", self._store, plan, 1)
         for shard in images:
@@ -138,11 +139,13 @@ class Overtaken(Worklist):
 
 
 @pytest.mark.long
-def test_a_job_that_another_job_overtakes_ends_as_finished(tmp_path: Path, tokenizer, folder, tree) -> None:
+def test_a_job_that_has_lost_its_lease_says_so_and_leaves_the_store_of_the_other_whole(
+    tmp_path: Path, tokenizer, folder, tree, monkeypatch
+) -> None:
     out = str(tmp_path / "store")
     config = TokenizeConfig(folder, tokenizer, out, chunk_rows=16, shard_rows=32, max_rejects=0.01, resources=few(2))
-    with closing(Overtaken(folder, out)) as worklist:
-        manifest = tokenize(config, worklist)
-    assert manifest.store_id == open_store(out, "tokens").id
+    monkeypatch.setattr("rdpm.pipeline.tokenizing.stage.Worklist", Overtaken)
+    with pytest.raises(LeaseLost, match="another start has taken it over"):
+        tokenize(config)
     assert not verify_store(open_store(out, "tokens")).findings
     assert not [name for name in tree(out) if name.startswith(".")]
