@@ -1,4 +1,6 @@
 import io
+import os
+import subprocess
 import tarfile
 import uuid
 
@@ -11,6 +13,7 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.decode import Reject
 from rdpm.pipeline.images.listing import Catalog, Listing, list_images, read_images
 from rdpm.pipeline.images.sources.source import open_source
+from tests.faults.mounts import small_disk
 
 
 def picture(fmt: str = "PNG", size: int = 4, level: int = 0) -> bytes:
@@ -187,6 +190,38 @@ def test_the_listing_of_batches_is_the_listing_in_memory(tmp_path, monkeypatch):
     batches = list(catalog.batches())
     assert [len(batch) for batch in batches] == [7, 7, 6]
     assert pa.Table.from_batches(batches).equals(list_images(str(tmp_path)).table)
+
+
+LISTING = """
+from rdpm.pipeline.images.listing import Catalog
+from rdpm.pipeline.images.sources.entry import Entry
+from rdpm.pipeline.images.sources.source import Source
+
+names = (f"{n * 7919 % 30_000:0100d}.png" for n in range(30_000))
+source = Source("/images", (), True, lambda: (Entry(f"class {name[-5]}", name, 9, "/images") for name in names))
+try:
+    print(sum(len(batch) for batch in Catalog(source).batches()))
+except ValueError as problem:
+    print(problem)
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_a_listing_with_one_sentence(tmp_path, python, repository):
+    """In a process of its own, because SQLite looks up its temporary folder once."""
+    said = []
+    with small_disk(tmp_path / "disk", 1000) as disk:
+        for kib in (1000, 30_000):
+            disk.resize(kib)
+            environment = {**os.environ, "SQLITE_TMPDIR": str(disk.folder)}
+            command = [*python, "-c", LISTING]
+            done = subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, check=True)
+            said.append(done.stdout.strip())
+    assert said == [
+        "the list of images '/images' has no room in the temporary folder of SQLite (database or disk is full); set "
+        "SQLITE_TMPDIR to a folder with more",
+        "30000",
+    ]
 
 
 def write_tar(path, **members: bytes) -> None:

@@ -1,6 +1,7 @@
 import json
 import shutil
 import subprocess
+import threading
 from contextlib import closing
 from pathlib import Path
 
@@ -78,6 +79,22 @@ def test_containers_that_changed_under_the_same_names_are_refused_when_listed_ag
     files.write_json(f"{first.folder}/summary.json", {**summary, "digest": "that of other images"})
     with closing(Worklist(source, store)) as again, pytest.raises(ValueError, match="have changed since"):
         again.write({2: range(10, 14)})
+
+
+def test_at_least_64_files_are_written_at_a_time(digit_folder, tmp_path, monkeypatch):
+    """Each waits for 63 others."""
+    write, together = files.write_bytes, threading.Barrier(64)
+
+    def wait_for_others(url: str, data: bytes) -> None:
+        together.wait(30)
+        write(url, data)
+
+    shards = {shard: range(shard % 24, shard % 24 + 1) for shard in sorted(range(64), key=lambda shard: shard % 24)}
+    with closing(Worklist(digit_folder, str(tmp_path))) as worklist, monkeypatch.context() as slow:
+        slow.setattr("rdpm.pipeline.images.worklist.files.write_bytes", wait_for_others)
+        slow.setattr("rdpm.pipeline.images.worklist.files.write_json", lambda *given: None)
+        worklist.write(shards)
+    assert all(read_worklist(worklist.folder, shard).num_rows == 1 for shard in shards)
 
 
 PLANNING = """
