@@ -47,7 +47,10 @@ def generator_origin(card: ModelCard) -> GeneratorOrigin:
 
 
 def read_pair(generator: str, tokenizer: str) -> tuple[ModelCard, ModelCard]:
-    """The cards of both exports. Raises ValueError unless the generator was trained on codes of the tokenizer."""
+    """The cards of both exports. Raises ValueError unless the generator was trained on codes of the tokenizer.
+
+    Every class that it draws has a name then. Names are what strangers wrote: see `foundation.names`.
+    """
     cards = read_card(generator, "generator"), read_card(tokenizer, "tokenizer")
     trained_on = generator_origin(cards[0]).tokenizer_digest
     if trained_on != cards[1].digest:
@@ -55,4 +58,7 @@ def read_pair(generator: str, tokenizer: str) -> tuple[ModelCard, ModelCard]:
             f"generator {generator} was trained on codes of tokenizer {trained_on[:12]}, but {tokenizer} "
             f"is {cards[1].digest[:12]}; give the tokenizer that it was trained with"
         )
+    named, labels = len(cards[0].classes), generator_config(cards[0]).num_classes
+    if named != labels:
+        raise ValueError(f"{generator!r} draws {labels} classes, but its {CARD} names {named}; restore the {CARD}")
     return cards

@@ -1,4 +1,4 @@
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -182,3 +182,11 @@ def test_a_pair_belongs_together_or_is_refused_by_both_digests(tmp_path, exports
     other = exports.tokenizer(str(tmp_path / "other"), seed=1)
     with pytest.raises(ValueError, match=rf"{tokenizer[1].digest[:12]}, but .* is {other.digest[:12]}"):
         read_pair(generator[0], str(tmp_path / "other"))
+
+
+def test_a_generator_whose_card_names_other_classes_than_it_draws_is_refused(tokenizer, generator):
+    folder, card = generator
+    for classes in ([], ["zero"], ["zero", "one", "two"]):
+        edit_card(folder, made_from={**asdict(card.made_from), "classes": classes})
+        with pytest.raises(ValueError, match=rf"generator' draws 2 classes, but its card\.json names {len(classes)}"):
+            read_pair(folder, tokenizer[0])
