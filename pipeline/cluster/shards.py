@@ -5,24 +5,49 @@ numbers, the record of a prepared shard, and `ShardDone`.
 """
 
 import dataclasses
-import os
 import pickle
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import numpy as np
 import ray.data
+import ray.exceptions
 
-from rdpm.pipeline.cluster.session import Resources, gpus
+from rdpm.pipeline.cluster.attempts import (
+    DIED,
+    FAILED,
+    MOST_DEATHS,
+    REFUSED,
+    SHARD,
+    Attempts,
+    attempts,
+    ending,
+    persistently,
+)
+from rdpm.pipeline.cluster.capacity import Pool, options
+from rdpm.pipeline.cluster.probe import Probe
+from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.foundation import files
 
-_ATTEMPTS = ".attempts"  # folder under a store, while its job runs
-_MOST_DEATHS = 3
-_SHARD, _GIVEN_UP, _REFUSED = "shard", "given_up", "refused"  # columns beside those of a record
+_MOST_FAILED = 20  # shards that storage or network failed, after which a run does not go on with others
+
+TASK, ACTOR = "task", "actor"  # stages: the work of a preparation, and that of a worker
 
 P = TypeVar("P")
+
+
+class ShardsDied(ValueError):
+    """Shards killed every process that worked on them. The others are committed."""
+
+    def __init__(self, stages: dict[int, str], minutes: float) -> None:
+        """stages: by shard, the work that killed: TASK or ACTOR. minutes: the deadline of a shard."""
+        self.stages = stages
+        late = f", or took longer than resources.shard_minutes {minutes:g}" if minutes else ""
+        super().__init__(
+            f"shards {sorted(stages)[:20]} ({len(stages)} in all) killed their worker {MOST_DEATHS} times each{late}, "
+            "and the others are committed; remove the cause (is memory short?) and run the job again"
+        )
 
 
 @dataclass(frozen=True)
@@ -48,125 +73,108 @@ class Preparation(Generic[P]):
 
 
 @dataclass(frozen=True)
-class _Attempts:
-    """Counts how often a shard killed the process that worked on it, in this run of a job. Ray itself retries forever.
+class Work:
+    """What is done with every shard of a job."""
 
-    Every attempt writes a marker file, and removes it when it ends, unless its process dies.
-    """
-
-    folder: str
-    """Folder or URL of the marker files."""
-
-    def run(self, stage: str, shard: int, work: Callable[[], dict]) -> dict:
-        """The result of the work, or a block which says that the shard was given up or its input refused."""
-        markers = [name for name in files.list_names(self.folder) if name.startswith(f"{shard}-{stage}-")]
-        if len(markers) >= _MOST_DEATHS:
-            return {_SHARD: [shard], _GIVEN_UP: [True]}
-        marker = files.join(self.folder, f"{shard}-{stage}-{uuid.uuid4().hex}")
-        files.write_bytes(marker, b"")
-        try:
-            return work()
-        except ValueError as error:  # refused input: the driver raises this error itself, without Ray's traceback
-            return _refusal(shard, error)
-        finally:
-            files.remove(marker)
-
-
-def _refusal(shard: int, error: ValueError) -> dict:
-    return {_SHARD: [shard], _REFUSED: [pickle.dumps(error)]}
+    preparation: Preparation | None
+    """What tasks do first; None if workers start from the shard's number."""
+    worker: Callable[..., Any]
+    """A class. Its instance is called with a shard's number, and the prepared record if there is one, and returns
+    ShardDone."""
+    arguments: dict[str, Any]
+    """What the class is called with; picklable."""
 
 
 def _columns(shard: int, record: Any) -> dict:
     """The block of a prepared shard."""
     columns = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
     rows = len(next(iter(columns.values())))
-    return {**columns, _SHARD: np.full(rows, shard)}
+    return {**columns, SHARD: np.full(rows, shard)}
 
 
 class _Replica:
-    """The Ray actor around a worker: counts its attempts, and turns refusals into blocks."""
+    """The Ray actor around a worker. It makes the worker, and turns what ends a shard into a block."""
 
-    def __init__(
-        self, worker: Callable[..., Any], arguments: dict[str, Any], record: type | None, attempts: _Attempts
-    ) -> None:
-        self._attempts, self._record = attempts, record
-        self._refused: ValueError | None = None
+    def __init__(self, work: Work, attempts: Attempts) -> None:
+        self._attempts, self._work = attempts, work
+        self._refused: ValueError | OSError | None = None
         try:
-            self._worker = worker(**arguments)
-        except ValueError as error:
+            attempts.probe.check()
+            self._worker = persistently(lambda: work.worker(**work.arguments), attempts.minutes)
+        except (ValueError, OSError) as error:
             self._refused = error
 
     def __call__(self, batch: dict) -> dict:
-        shard = int(batch[_SHARD][0])
-        if _GIVEN_UP in batch or _REFUSED in batch:
+        shard = int(batch[SHARD][0])
+        if {DIED, REFUSED, FAILED} & batch.keys():
             return batch
         if self._refused:
-            return _refusal(shard, self._refused)
-        return self._attempts.run("actor", shard, lambda: self._work(shard, batch))
+            return ending(shard, self._refused)
+        return self._attempts.run(ACTOR, shard, lambda: self._call(shard, batch))
 
-    def _work(self, shard: int, batch: dict) -> dict:
+    def _call(self, shard: int, batch: dict) -> dict:
         prepared: tuple[Any, ...] = ()
-        if self._record is not None:
-            prepared = (self._record(**{field.name: batch[field.name] for field in dataclasses.fields(self._record)}),)
+        if self._work.preparation is not None:
+            record = self._work.preparation.record
+            prepared = (record(**{field.name: batch[field.name] for field in dataclasses.fields(record)}),)
         done: ShardDone = self._worker(shard, *prepared)
         return {name: [value] for name, value in dataclasses.asdict(done).items()}
 
 
-def forget_attempts(store: str) -> None:
-    """Delete the marker files of all attempts under a store."""
-    files.remove(files.join(store, _ATTEMPTS))
-
-
 def run_shards(
-    shards: list[int],
-    preparation: Preparation | None,
-    worker: Callable[..., Any],
-    arguments: dict[str, Any],
-    resources: Resources,
-    store: str,
-) -> Iterator[ShardDone]:
-    """Run every shard of a store through `preparation` (in tasks, where it is given) and a worker (in replicas).
+    shards: list[int], work: Work, resources: Resources, pool: Pool, probe: Probe
+) -> Generator[ShardDone, None, None]:
+    """Do the work on every shard: its preparation in tasks, its worker in replicas.
 
-    worker: a class whose instances are created with `arguments`. An instance is called with a shard's number, and with
-    the prepared record where there is one, and returns ShardDone. arguments: must be picklable. store: the folder or
-    URL under which attempts are counted. Needs an open session. Yields shards as they are done, in any order. Raises
-    the ValueError of a worker or preparation, and, after the last shard, a ValueError that names the shards which
-    killed their worker three times.
+    pool: of the session that is open. probe: what every process proves first. Yields shards as they are done, in any
+    order. Raises the ValueError or OSError of a worker, preparation or probe; after the last shard, StorageUnavailable
+    if storage or network failed shards at every try; ShardsDied if shards killed their processes three times.
     """
-    gpu_replicas = bool(gpus() and resources.actor_gpus)
-    by_hardware = int(gpus() / resources.actor_gpus) if gpu_replicas else (os.cpu_count() or 2) // 2
-    replicas = resources.actors or max(1, by_hardware)
-    attempts = _Attempts(files.join(files.absolute(store), _ATTEMPTS, uuid.uuid4().hex))
-
-    def prepare(batch: dict) -> dict:
-        assert preparation is not None
-        shard, work = int(batch[_SHARD][0]), preparation.prepare
-        return attempts.run("task", shard, lambda: _columns(shard, work(shard)))
-
-    dataset: ray.data.Dataset = ray.data.from_items(
-        [{_SHARD: shard} for shard in shards], override_num_blocks=len(shards)
-    )
-    if preparation is not None:
-        dataset = dataset.map_batches(prepare, batch_size=None, num_cpus=resources.task_cpus)
-    record = preparation.record if preparation else None
-    dataset = dataset.map_batches(
-        _Replica,
-        fn_constructor_kwargs={"worker": worker, "arguments": arguments, "record": record, "attempts": attempts},
-        batch_size=None,
-        num_cpus=resources.actor_cpus,
-        num_gpus=resources.actor_gpus if gpu_replicas else 0,
-        compute=ray.data.ActorPoolStrategy(size=min(replicas, len(shards))),
-    )
-    given_up = []
-    for row in dataset.iter_rows():
-        if row.get(_REFUSED):
-            raise pickle.loads(row[_REFUSED])
-        if row.get(_GIVEN_UP):
-            given_up.append(row[_SHARD])
-        else:
-            yield ShardDone(**{field.name: row[field.name] for field in dataclasses.fields(ShardDone)})
-    if given_up:
-        raise ValueError(
-            f"shards {sorted(given_up)[:20]} ({len(given_up)} in all) killed their worker {_MOST_DEATHS} times each, "
-            "and the others are committed; remove the cause (is memory short?) and run the job again"
+    died, failed = {}, {}
+    with attempts(probe, resources.shard_minutes) as counted:
+        for row in _rows(_graph(shards, work, pool, counted)):
+            if row.get(REFUSED):
+                raise pickle.loads(row[REFUSED])
+            if row.get(DIED):
+                died[row[SHARD]] = row[DIED]
+            elif row.get(FAILED):
+                failed[row[SHARD]] = row[FAILED]
+                if len(failed) >= _MOST_FAILED:
+                    break
+            else:
+                yield ShardDone(**{field.name: row[field.name] for field in dataclasses.fields(ShardDone)})
+    if failed:
+        raise files.StorageUnavailable(
+            f"shards {sorted(failed)[:20]} failed at every try ({next(iter(failed.values()))}), and those done are "
+            "committed; run the job again when the storage is well"
         )
+    if died:
+        raise ShardsDied(died, resources.shard_minutes)
+
+
+def _graph(shards: list[int], work: Work, pool: Pool, counted: Attempts) -> ray.data.Dataset:
+    dataset: ray.data.Dataset = ray.data.from_items(
+        [{SHARD: shard} for shard in shards], override_num_blocks=len(shards)
+    )
+    if work.preparation is not None:
+        prepare = work.preparation.prepare
+
+        def task(batch: dict) -> dict:
+            shard = int(batch[SHARD][0])
+            return counted.run(TASK, shard, lambda: _columns(shard, prepare(shard)))
+
+        dataset = dataset.map_batches(task, batch_size=None, **options(pool.task))
+    return dataset.map_batches(
+        _Replica,
+        fn_constructor_kwargs={"work": work, "attempts": counted},
+        batch_size=None,
+        compute=ray.data.ActorPoolStrategy(min_size=pool.least, initial_size=pool.first, max_size=pool.most),
+        **options(pool.replica),
+    )
+
+
+def _rows(dataset: ray.data.Dataset) -> Iterator[dict]:
+    try:
+        yield from dataset.iter_rows()
+    except (ray.exceptions.RayActorError, ray.exceptions.RaySystemError) as error:
+        raise ValueError(f"Ray could not go on ({' '.join(str(error).split())}); run the job again") from error

@@ -1,11 +1,13 @@
 """How rows go through a model: in batches of one size, of which the last is padded.
 
 A matrix product of another shape rounds differently. Because every call has the same shape, the result of a row depends
-neither on the other rows nor on their number.
+neither on the other rows nor on their number. float32 is float32 here, whatever the process allows: TF32 or bfloat16 in
+its place would make results depend on the kind of processor.
 """
 
+import contextlib
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -15,7 +17,31 @@ BatchFunction = Callable[..., tuple[Tensor, ...]]
 """function(rows, *tensors) returns one tensor per column of results. rows: those of the N rows that the batch holds."""
 
 
+_BACKENDS = (
+    torch.backends.cuda.matmul,
+    torch.backends.cudnn.conv,
+    torch.backends.cudnn.rnn,
+    torch.backends.mkldnn.matmul,
+    torch.backends.mkldnn.conv,
+    torch.backends.mkldnn.rnn,
+)  # type: ignore[attr-defined]
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """In this block products and convolutions of float32 are computed in float32. Autocast is not affected."""
+    former = [backend.fp32_precision for backend in _BACKENDS]
+    try:
+        for backend in _BACKENDS:
+            backend.fp32_precision = "ieee"
+        yield
+    finally:
+        for backend, precision in zip(_BACKENDS, former, strict=True):
+            backend.fp32_precision = precision
+
+
 @torch.no_grad()
+@full_precision()
 def in_batches(
     function: BatchFunction, columns: tuple[np.ndarray, ...], batch: int, device: torch.device
 ) -> list[np.ndarray]:

@@ -1,10 +1,13 @@
 """The stage: a generator and its tokenizer to sample stores, on Ray."""
 
 import contextlib
+import math
 from collections.abc import Sequence
 
-from rdpm.pipeline.cluster.session import session
-from rdpm.pipeline.cluster.shards import forget_attempts, run_shards
+from rdpm.pipeline.cluster.capacity import pool_for
+from rdpm.pipeline.cluster.probe import probe_of, remove_nonce
+from rdpm.pipeline.cluster.session import cluster_device, gpus, session
+from rdpm.pipeline.cluster.shards import Work, run_shards
 from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.lease import Lease, held
@@ -69,7 +72,8 @@ def _draw(configs: Sequence[SampleConfig], leases: Sequence[Lease]) -> list[Mani
     plans, work, first = [], [], 0
     for config in configs:
         cards = read_pair(config.generator, config.tokenizer)
-        plan = start_store(config.out, sample_plan(config, *cards, device_kind(config.device)))
+        device = device_kind(cluster_device(config.device, config.resources))
+        plan = start_store(config.out, sample_plan(config, *cards, device))
         work += [first + shard for shard in missing_shards(config.out, plan)]
         first += plan.num_shards
         plans.append(plan)
@@ -77,10 +81,10 @@ def _draw(configs: Sequence[SampleConfig], leases: Sequence[Lease]) -> list[Mani
         _run(configs, plans, work, leases)
     for lease in leases:
         lease.check()
-    forget_attempts(configs[0].out)
     manifests = []
     for config, plan, lease in zip(configs, plans, leases, strict=True):
         lease.check()
+        remove_nonce(config.out)
         manifests.append(publish(config.out, plan))
         write_files(Store(config.out, manifests[-1]), config.formats, lease)
     return manifests
@@ -96,10 +100,25 @@ def _run(configs: Sequence[SampleConfig], plans: Sequence[Plan], work: list[int]
     rows = sum(plan.rows for plan in plans)
     done = rows - sum(len(plans[position].shard_range(shard)) for position, shard in (locate(n, plans) for n in work))
     say(f"sample: {rows} images in {sum(plan.num_shards for plan in plans)} shards, {len(work)} to do; starting Ray")
+    draw = Work(None, ShardSampler, {"sets": sets, "threads": configs[0].threads})
     with session(resources), ProgressLine("sample", rows, "images", done) as progress:
-        arguments = {"sets": sets, "threads": configs[0].threads}
-        for shard in run_shards(work, None, ShardSampler, arguments, resources, configs[0].out):
-            done += shard.rows
-            progress.update(done)
-            if any(lease.lost for lease in leases):
-                return
+        probe = probe_of([config.out for config in configs])
+        pool = pool_for(resources, _on_gpus(plans), False, _shard_bytes(plans), len(work))
+        with contextlib.closing(run_shards(work, draw, resources, pool, probe)) as finished:
+            for shard in finished:
+                done += shard.rows
+                progress.update(done)
+                if any(lease.lost for lease in leases):
+                    return
+
+
+def _on_gpus(plans: Sequence[Plan]) -> bool:
+    devices = {plan.samples.device for plan in plans}
+    return "cuda" in devices or (None in devices and gpus() > 0)
+
+
+def _shard_bytes(plans: Sequence[Plan]) -> int:
+    """Size of the images of the largest shard."""
+    return max(
+        plan.shard_rows * math.prod(spec.row_shape) for plan in plans for spec in plan.arrays if spec.name == "images"
+    )

@@ -28,10 +28,19 @@ class ShardEncoder:
         """Codes and latents of a shard's pixels."""
         return self.codec.encode(pixels, seeds)
 
+    def _seeds(self, rows: ShardRows) -> np.ndarray:
+        pairs = zip(rows.key, rows.view, strict=True)
+        return np.array([noise_seed(self.plan.tokens.seed, str(key), str(view)) for key, view in pairs], np.uint64)
+
+    def rehearse(self, rows: ShardRows) -> None:
+        """Encode the rows that hold an image, and write nothing."""
+        usable = rows.reason == ""
+        if usable.any():
+            self.encode(rows.pixels[usable], self._seeds(rows)[usable])
+
     def __call__(self, shard: int, rows: ShardRows) -> ShardDone:
         """Encode, write and commit one shard."""
-        pairs = zip(rows.key, rows.view, strict=True)
-        seeds = np.array([noise_seed(self.plan.tokens.seed, str(key), str(view)) for key, view in pairs], np.uint64)
+        seeds = self._seeds(rows)
         columns = vars(self.encode(rows.pixels, seeds)) | {"noise_seed": seeds, "label": rows.label}
         rejected = rows.reason != ""
         index = {

@@ -1,6 +1,7 @@
 """From a shard's number to the pixels and index columns of its rows. Decoding tasks run this, without torch."""
 
 import hashlib
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,24 +34,33 @@ class ShardRows:
     """Why the image could not be used, "" where it could, (n,) str."""
 
 
+KILLS = "kills its worker"
+"""The reason of an image that is not read, because it has killed the processes that did. It is in stores."""
+
+
 def images_of(plan: Plan, shard: int) -> range:
     """The images of a shard's rows. Row r is image r // V in view r % V, so two shards may share an image."""
     views, rows = len(plan.tokens.views), plan.shard_range(shard)
     return range(rows.start // views, -(-rows.stop // views))
 
 
-def read_rows(shard: int, *, plan: Plan, listing: str, size: int, channels: int) -> ShardRows:
+def read_rows(
+    shard: int, *, plan: Plan, listing: str, size: int, channels: int, without: Container[int] = ()
+) -> ShardRows:
     """Read and decode the images of a shard, each of them once.
 
-    listing: folder or URL of the worklist. size, channels: of the pixels. Raises ListingGone.
+    listing: folder or URL of the worklist. size, channels: of the pixels. without: images, numbered from 0 in the
+    shard, that are not even read; their rows are rejected because they kill. Raises ListingGone.
     """
     rows, views, images = plan.shard_range(shard), plan.tokens.views, images_of(plan, shard)
     pixels = np.zeros((len(rows), size, size, channels), np.uint8)
     width, height = np.zeros((2, len(rows)), np.int32)
-    digests, reasons = [""] * len(rows), [""] * len(rows)
+    image = np.array(rows) // len(views) - images.start
+    digests, reasons = [""] * len(rows), [KILLS if number in without else "" for number in image]
     table = read_worklist(listing, shard)
-    for number, data in read_images(table):
-        first = (images.start + number) * len(views)
+    kept = np.array([number for number in range(len(images)) if number not in without], np.int64)
+    for position, data in read_images(table.take(kept)):
+        first = (images.start + int(kept[position])) * len(views)
         image_rows = range(max(first, rows.start), min(first + len(views), rows.stop))
         part = slice(image_rows.start - rows.start, image_rows.stop - rows.start)
         try:
@@ -61,7 +71,6 @@ def read_rows(shard: int, *, plan: Plan, listing: str, size: int, channels: int)
             pixels[part], width[part], height[part] = decoded.pixels, decoded.width, decoded.height
         except Reject as reject:
             reasons[part] = [str(reject)] * len(image_rows)
-    image = np.array(rows) // len(views) - images.start
     return ShardRows(
         pixels=pixels,
         key=table["key"].take(image).to_numpy(),

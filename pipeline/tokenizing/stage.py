@@ -3,13 +3,11 @@
 import contextlib
 import functools
 from contextlib import closing
-from functools import partial
 from typing import Any
 
-from rdpm.pipeline.cluster.session import session
-from rdpm.pipeline.cluster.shards import Preparation, forget_attempts, run_shards
+from rdpm.pipeline.cluster.probe import remove_nonce
+from rdpm.pipeline.cluster.session import cluster_device, session
 from rdpm.pipeline.exports.card import read_card, tokenizer_config
-from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.lease import Lease, held
 from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.foundation.records import begin, read_record
@@ -18,8 +16,9 @@ from rdpm.pipeline.images.worklist import ListingGone, Worklist, remove_worklist
 from rdpm.pipeline.inference.batches import device_kind
 from rdpm.pipeline.stores.writer import committed_rejects, difference, missing_shards, publish, start_store
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
+from rdpm.pipeline.tokenizing.encoding import encode_shards, shard_work
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig, token_plan
-from rdpm.pipeline.tokenizing.rows import ShardRows, images_of, read_rows
+from rdpm.pipeline.tokenizing.rows import images_of
 from rdpm.storage_schemas.cards import ModelCard
 from rdpm.storage_schemas.manifest import INDEX, MANIFEST, Manifest, Plan
 
@@ -74,7 +73,7 @@ def tokenize(config: TokenizeConfig, encoder: type[ShardEncoder] = ShardEncoder)
 
 def _tokenize(config: TokenizeConfig, worklist: Worklist, encoder: type[ShardEncoder], lease: Lease) -> Manifest:
     card = read_card(config.tokenizer, "tokenizer")
-    plan = start_store(config.out, token_plan(config, worklist.summary, card, device_kind(config.device)))
+    plan = start_store(config.out, token_plan(config, worklist.summary, card, _device(config)))
     missing = missing_shards(config.out, plan)
     if missing:
         try:
@@ -88,7 +87,7 @@ def _tokenize(config: TokenizeConfig, worklist: Worklist, encoder: type[ShardEnc
     manifest = publish(config.out, plan)
     lease.check()
     remove_worklists(config.out)
-    forget_attempts(config.out)
+    remove_nonce(config.out)
     return manifest
 
 
@@ -99,13 +98,13 @@ def tokenize_again(config: TokenizeConfig, plan: Plan, shards: list[int], lease:
     """
     card = read_card(config.tokenizer, "tokenizer")
     with closing(Worklist(config.images, config.out)) as worklist:
-        change = difference(plan, token_plan(config, worklist.summary, card, device_kind(config.device)))
+        change = difference(plan, token_plan(config, worklist.summary, card, _device(config)))
         if change:
             raise ValueError(f"the config makes another store ({change}); give the config that made this one")
         start_store(config.out, plan)
         _run(config, worklist, plan, card, shards, ShardEncoder, lease)
     lease.check()
-    forget_attempts(config.out)
+    remove_nonce(config.out)
 
 
 def _run(
@@ -119,30 +118,24 @@ def _run(
 ) -> None:
     """Encode the missing shards. Stops early when too many rows are rejected, and when the lease is lost."""
     worklist.write({shard: images_of(plan, shard) for shard in missing})
-    tokenizer = tokenizer_config(card)
-    prepare = partial(
-        read_rows,
-        plan=plan,
-        listing=files.absolute(worklist.folder),
-        size=tokenizer.image_size,
-        channels=tokenizer.autoencoder.in_channels,
-    )
-    arguments = {
-        "tokenizer": files.absolute(config.tokenizer),
-        "store": files.absolute(config.out),
-        "plan": plan,
-        "threads": config.threads,
-    }
+    work = shard_work(config, plan, worklist.folder, tokenizer_config(card), encoder)
     rows, rejects = plan.rows - sum(len(plan.shard_range(shard)) for shard in missing), 0
     shards = plan.num_shards - len(missing)
     say(f"tokenize: {plan.rows} rows in {plan.num_shards} shards, {len(missing)} to do; starting Ray")
-    with session(config.resources), ProgressLine("tokenize", plan.rows, "images", rows) as progress:
-        preparation = Preparation(prepare, ShardRows)
-        for done in run_shards(missing, preparation, encoder, arguments, config.resources, config.out):
+    with (
+        session(config.resources),
+        ProgressLine("tokenize", plan.rows, "images", rows) as progress,
+        closing(encode_shards(work, missing, config)) as finished,
+    ):
+        for done in finished:
             rows, rejects, shards = rows + done.rows, rejects + done.rejected, shards + 1
             progress.update(rows, {"shards": f"{shards}/{plan.num_shards}", "rejects": rejects})
             if rejects > config.max_rejects * plan.rows or lease.lost:
                 return
+
+
+def _device(config: TokenizeConfig) -> str:
+    return device_kind(cluster_device(config.device, config.resources))
 
 
 def _check_rejects(config: TokenizeConfig, plan: Plan) -> None:

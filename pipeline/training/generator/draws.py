@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rdpm.models.noise import Stream, child_seeds, normal, random_words, uniform
 from rdpm.models.quantizer import Quantizer
+from rdpm.pipeline.inference.batches import full_precision
 from rdpm.pipeline.stream.token_stream import TokenBatch
 
 
@@ -50,6 +51,7 @@ class TrainingBatch:
 
 
 @torch.no_grad()
+@full_precision()
 def training_batch(quantizer: Quantizer, batch: TokenBatch, draws: Draws, device: torch.device) -> TrainingBatch:
     """Draw steps, labels and noise for a batch.
 
