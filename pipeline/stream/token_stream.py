@@ -28,8 +28,8 @@ class StreamConfig:
     """
 
     cache: str = ""
-    """Folder for decoded rows on the node's own disk, shared by its ranks. Empty for $XDG_CACHE_HOME/rdpm or, without
-    that variable, a folder under the system's temporary one."""
+    """Folder for decoded rows on the node's own disk, shared by its ranks. It must be this user's alone. Empty for
+    $XDG_CACHE_HOME/rdpm or, without that variable, a folder under the system's temporary one."""
     cache_gib: float = 64.0
     """Size limit of the cache in GiB."""
     window: int = 64
