@@ -27,7 +27,7 @@ _DAY = 86400.0
 _HIDDEN = re.compile(
     r"\.(?:(?P<name>.+)\.)?(?P<machine>[0-9a-f]*)-(?P<pid>\d+)-(?P<started>\d*)-[0-9a-f]{8}\.(?P<kind>tmp|old)"
 )
-_swept: set[str] = set()  # folders in which this process has looked for leftovers
+_swept: set[tuple[int, str]] = set()  # (process, folder) where a process has looked for leftovers
 _unfinished: set[str] = set()  # hidden folders that are synced as a whole before they get their name
 
 
@@ -83,21 +83,21 @@ def _link_file(file: Any, name: str | None, path: str) -> None:
             raise
 
 
-def link(source: str, path: str) -> bool:
-    """Give a file a second name, or a copy of it where links are refused; False when the name is taken."""
+def link(source: str, path: str, replace: bool = False) -> bool:
+    """Give a file a second name, or a copy where links are refused; False for a taken name that is to stay."""
     folder = os.path.dirname(path)
     make_folder(folder)
     try:
         os.link(source, path)
-    except FileExistsError:
-        return False
     except FileNotFoundError:
         raise
-    except OSError:  # no hard links here, or the source is on another disk, or another user's
+    except OSError as refused:  # taken, no hard links here, or the source is on another disk, or another user's
+        if isinstance(refused, FileExistsError) and not replace:
+            return False
         with open(source, "rb") as data, nameless(path) as (file, publish):
             shutil.copyfileobj(data, file)
             try:
-                publish(False)
+                publish(replace)
             except FileExistsError:
                 return False
         return True
@@ -267,9 +267,9 @@ def _sweep(folder: str) -> None:
     A writer on this machine is known to be gone. Of another machine's writer nobody knows, so what it left goes after a
     day without a change. An old folder that was hidden and not replaced gets its name back.
     """
-    if folder in _swept or _is_unfinished(folder):
+    if (os.getpid(), folder) in _swept or _is_unfinished(folder):
         return
-    _swept.add(folder)
+    _swept.add((os.getpid(), folder))
     for entry in os.scandir(folder or "."):
         match = _HIDDEN.fullmatch(entry.name)
         if match and _is_left(entry.path, match):
