@@ -11,9 +11,10 @@ from tests.faults.processes import Family
 from tests.faults.proxy import Proxy
 from tests.faults.ray_nodes import RayCluster
 from tests.faults.slurm import Slurm
+from tests.pipeline.sampling.conftest import config_of, run, store
 from tests.pipeline.training.conftest import inputs
 
-__all__ = ["inputs"]  # a fixture
+__all__ = ["config_of", "inputs", "run", "store"]  # fixtures of other rooms
 
 
 @pytest.fixture

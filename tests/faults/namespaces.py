@@ -1,12 +1,17 @@
 """Two hosts in one machine: network namespaces, joined by a cable of their own, that reach nothing else."""
 
+import shutil
+import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
+
+_FILES = Path("/etc/netns")  # `ip netns exec` mounts what is here over /etc
 
 
 @dataclass(frozen=True)
@@ -40,6 +45,9 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         for host in hosts:
             _ip("netns", "add", host.name)
             made.append(host)
+            (_FILES / host.name).mkdir(parents=True)  # there is no name server, and asking for one takes seconds
+            (_FILES / host.name / "resolv.conf").touch()
+            (_FILES / host.name / "hosts").write_text(_names(hosts))
         ends = [("name", host.interface, "netns", host.name) for host in hosts]
         _ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
         for host in hosts:
@@ -55,8 +63,14 @@ def two_hosts() -> Iterator[tuple[Host, Host]]:
         _remove(made)
 
 
+def _names(hosts: tuple[Host, ...]) -> str:
+    own = f"127.0.0.1 localhost {socket.gethostname()}\n"
+    return own + "".join(f"{host.address} {host.name}\n" for host in hosts)
+
+
 def _remove(hosts: list[Host]) -> None:
     for host in hosts:
+        shutil.rmtree(_FILES / host.name, ignore_errors=True)
         _ip("netns", "delete", host.name)
 
 

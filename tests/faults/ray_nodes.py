@@ -5,6 +5,7 @@ import socket
 import sys
 import tempfile
 import uuid
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from tests.faults.processes import Family, wait_until
@@ -22,16 +23,22 @@ class RayCluster:
         self.environment = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex * 2, "RAY_ADDRESS": ""}
         self.nodes: list[Family] = []
 
-    def add(self, cpus: int) -> Family:
-        """Start a node and wait until the cluster knows it. The first one is the head."""
+    def add(
+        self, cpus: int, gpus: int = 0, within: Sequence[str] = (), environment: Mapping[str, str] | None = None
+    ) -> Family:
+        """Start a node and wait until the cluster knows it. The first one is the head.
+
+        gpus: which Ray only counts. within: a command that runs another one, such as unshare. environment: more
+        variables of the node.
+        """
         node = Family(self._logs / f"node-{len(self.nodes)}.log")
         head = ["--head", "--port", self.address.split(":")[1], "--include-dashboard=false", "--temp-dir", self._folder]
         where = ["--address", self.address] if self.nodes else head
-        sizes = ["--num-cpus", str(cpus), "--num-gpus", "0", "--object-store-memory", str(128 << 20)]
+        sizes = ["--num-cpus", str(cpus), "--num-gpus", str(gpus), "--object-store-memory", str(128 << 20)]
         quiet = ["--disable-usage-stats", "--block", "--node-ip-address", "127.0.0.1"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *where, *sizes, *quiet]
+        command = [*within, sys.executable, "-m", "ray.scripts.scripts", "start", *where, *sizes, *quiet]
         self.nodes.append(node)
-        started = node.start(command, {**self.environment, **_PROBES})
+        started = node.start(command, {**self.environment, **_PROBES, **(environment or {})})
 
         def up() -> bool:
             assert started.poll() is None, node.printed()

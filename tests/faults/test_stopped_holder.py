@@ -1,4 +1,4 @@
-"""SIGSTOP of a whole job beyond its lease: another start takes over, and the first, once it wakes up, writes nothing."""
+"""SIGSTOP of a whole job beyond its lease: another start takes over, and the first, once awake, writes nothing."""
 
 import signal
 import subprocess

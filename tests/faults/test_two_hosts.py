@@ -30,7 +30,7 @@ class Pair:
         torchrun = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
             "--rdzv-backend", "c10d", "--rdzv-endpoint", f"{self.hosts[0].address}:29500", "--rdzv-id", out.name,
-            "--local-addr", host.address, "--max-restarts", str(restarts),
+            "--rdzv-conf", f"is_host={not number}", "--local-addr", host.address, "--max-restarts", str(restarts),
         ]  # fmt: skip
         training = ["-m", "rdpm", "train-generator", *arguments("generator", self.inputs, out, *OPTIONS)]
         return self.families[number].start(host.command(*torchrun, *training), host.environment, self.repository)

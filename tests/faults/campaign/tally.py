@@ -1,6 +1,7 @@
 """What a campaign has thrown, what came of it, and what is still to be thrown."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 NETWORK = ("throttle", "conflict", "reset", "lost reply", "cut reply")
@@ -48,6 +49,15 @@ class Tally:
         refused = f"starts that ended in a sentence that names the cause: {refusals}"
         end = f"outputs compared with those of an undisturbed run: {self.compared}; lost: {len(self.lost)}"
         return "\n".join([head, "", "| fault | thrown |", "|---|---|", *rows, "", refused, end, *self.lost])
+
+
+def refusal(work: Callable[[], object]) -> str:
+    """The sentence with which some work is refused; "" if it is done."""
+    try:
+        work()
+    except (OSError, ValueError) as error:
+        return str(error)
+    return ""
 
 
 def _difference(found: object, expected: object) -> str:
