@@ -70,6 +70,7 @@ def session(resources: Resources) -> Iterator[None]:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # failures that matter arrive as exceptions
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     with contextlib.nullcontext() if resources.address else _private():
+        _read_token_again()
         _connect(resources)
         try:
             context = ray.data.DataContext.get_current()
@@ -120,7 +121,6 @@ def _private() -> Iterator[None]:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     several_machines = ray_constants.ENABLE_RAY_CLUSTER
     ray_constants.ENABLE_RAY_CLUSTER = False  # so that Ray takes 127.0.0.1 for the node's address, and binds to that
-    _read_token_again()
     try:
         yield
     finally:

@@ -8,6 +8,7 @@ its place would make results depend on the kind of processor.
 import contextlib
 import socket
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +18,15 @@ BatchFunction = Callable[..., tuple[Tensor, ...]]
 """function(rows, *tensors) returns one tensor per column of results. rows: those of the N rows that the batch holds."""
 
 
+_backends: Any = torch.backends
 _BACKENDS = (
-    torch.backends.cuda.matmul,
-    torch.backends.cudnn.conv,
-    torch.backends.cudnn.rnn,
-    torch.backends.mkldnn.matmul,
-    torch.backends.mkldnn.conv,
-    torch.backends.mkldnn.rnn,
-)  # type: ignore[attr-defined]
+    _backends.cuda.matmul,
+    _backends.cudnn.conv,
+    _backends.cudnn.rnn,
+    _backends.mkldnn.matmul,
+    _backends.mkldnn.conv,
+    _backends.mkldnn.rnn,
+)
 
 
 @contextlib.contextmanager

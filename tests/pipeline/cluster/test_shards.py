@@ -192,9 +192,3 @@ def test_a_shard_whose_storage_fails_is_tried_again_and_at_last_fails_alone(runn
         done.extend(each.rows for each in start(list(range(5)), None, Worker, tmp_path / "store"))
     assert sorted(done) == [0, 1, 3, 4]
     assert Counter(int(path.name[0]) for path in tries.iterdir()) == {0: 1, 1: 3, 2: 3, 3: 2, 4: 1}
-
-
-@pytest.mark.slow
-def test_tasks_and_replicas_must_differ_in_cpus() -> None:
-    with pytest.raises(ValueError, match=r"actor_cpus and task_cpus are both 1.0; make them differ"):
-        Resources(actor_cpus=1.0)
