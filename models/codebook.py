@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rdpm.models.initial import zero
+
 _MAX_DISTANCES = 1 << 24  # entries of a distance tensor held at once (64 MiB in float32)
 MAX_CODEBOOK_SIZE = 1 << 16  # stores keep codes as uint16
 
@@ -65,7 +67,7 @@ class Codebook(nn.Module):
             self.register_buffer("recent", vectors.clone(), persistent=False)
         self.bias = nn.Conv2d(config.code_dim, config.code_dim, 3, padding=1, bias=False) if config.bias else None
         if self.bias is not None:
-            nn.init.zeros_(self.bias.weight)
+            self.bias.apply(zero)
 
     def nearest(self, noisy: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w"]:
         """Index of the code vector nearest to each noisy latent (Euclidean), in float32 even under autocast."""

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from rdpm.models.initial import draw
+
 
 @dataclass(frozen=True)
 class DiscriminatorConfig:
@@ -56,6 +58,6 @@ class DiscriminatorPair(nn.Module):
 
 def _init(module: nn.Module) -> None:
     if isinstance(module, nn.Conv2d):
-        nn.init.normal_(module.weight, 0.0, 0.02)
+        draw(nn.init.normal_, module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):
-        nn.init.normal_(module.weight, 1.0, 0.02)
+        draw(nn.init.normal_, module.weight, 1.0, 0.02)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from rdpm.models.attention import Backend, check_backend
 from rdpm.models.codebook import check_codebook_size
 from rdpm.models.fields import EXECUTION
+from rdpm.models.initial import normal, xavier, zero
 from rdpm.models.transformer import Transformer
 
 
@@ -77,14 +78,10 @@ class Generator(nn.Module):
         self.label_embedding = nn.Embedding(config.num_classes + 1, width)
         self.step_mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
         self.head = nn.Linear(width, config.codebook_size, bias=False)
-        nn.init.xavier_uniform_(self.project.weight)
-        nn.init.zeros_(self.project.bias)
-        nn.init.normal_(self.label_embedding.weight, std=0.02)
-        for layer in self.step_mlp:
-            if isinstance(layer, nn.Linear):
-                nn.init.normal_(layer.weight, std=0.02)
-                nn.init.zeros_(layer.bias)
-        nn.init.zeros_(self.head.weight)
+        self.project.apply(xavier)
+        self.label_embedding.apply(normal)
+        self.step_mlp.apply(normal)
+        self.head.apply(zero)
 
     @property
     def null_label(self) -> int:
@@ -101,7 +98,12 @@ class Generator(nn.Module):
         half_norms = vectors.square().sum(1, keepdim=True) / 2
         features = torch.cat([vectors, half_norms.mean() - half_norms], dim=1)
         directions = torch.linalg.qr(torch.randn(self.transformer.width, features.shape[1])).Q
-        self.head.weight.copy_(features @ directions.T.to(features))
+        weight = features @ directions.T.to(features)
+
+        def aligned(head: nn.Module) -> None:
+            head.get_parameter("weight").copy_(weight)
+
+        self.head.apply(aligned)
 
     def forward(
         self,

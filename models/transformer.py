@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from rdpm.models.attention import Backend, attend
+from rdpm.models.initial import xavier, zero
 
 _EPS = 1e-6
 
@@ -104,11 +105,9 @@ class Transformer(nn.Module):
         self._init()
 
     def _init(self) -> None:
-        for name, weight in self.named_parameters():
-            if "modulation" in name or weight.ndim < 2:
-                nn.init.zeros_(weight)  # AdaLN-Zero, so that every block starts as the identity
-            else:
-                nn.init.xavier_uniform_(weight)
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                module.apply(zero if "modulation" in name else xavier)  # AdaLN-Zero: every block starts as identity
 
     def forward(self, x: Float[Tensor, "b s d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b s d"]:
         x = x + self.positions

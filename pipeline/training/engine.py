@@ -1,10 +1,8 @@
-"""The only import of DeepSpeed: the process group, and engines whose state is full tensors under every ZeRO stage."""
+"""The only import of DeepSpeed: engines whose state is full tensors under every ZeRO stage."""
 
 import contextlib
 import logging
 import math
-import os
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,8 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rdpm.models.fields import EXECUTION
-from rdpm.pipeline.training.launch import end_with_launcher
-from rdpm.pipeline.training.ranks import Ranks, forget_groups
+from rdpm.pipeline.training.pace import Stopwatch
+from rdpm.pipeline.training.ranks import SharedError
+from rdpm.pipeline.training.saved_state import flat_part, named
+
+GRADIENT = "the gradient is not finite"
 
 
 @dataclass(frozen=True)
@@ -39,74 +40,26 @@ class EngineConfig:
             raise ValueError("offload is true at zero_stage 0, which shards nothing; use zero_stage 1, 2 or 3")
 
 
-@contextlib.contextmanager
-def joined_ranks(threads: int) -> Iterator[Ranks]:
-    """For the length of the block, join the process group that torchrun or deepspeed set up, or one of a single rank.
-
-    Afterwards this process can join another group. After an error in the block, it does not wait for the other ranks.
-    """
-    end_with_launcher()
-    torch.set_num_threads(threads)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    with _launcher_variables():
-        _deepspeed().init_distributed(dist_backend="nccl" if torch.cuda.is_available() else "gloo", verbose=False)
-        device = torch.device("cpu")
-        if torch.cuda.is_available():
-            device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-            torch.cuda.set_device(device)
-        ranks = Ranks(dist.get_rank(), dist.get_world_size(), device)
-        together = True
-        try:
-            yield ranks
-        except BaseException as error:
-            together = ranks.count == 1 or isinstance(error, SystemExit)  # SIGTERM ends every rank after the same step
-            raise
-        finally:
-            if together:
-                dist.barrier()
-                _deepspeed().comm.destroy_process_group()
-                forget_groups()
-
-
-@contextlib.contextmanager
-def _launcher_variables() -> Iterator[None]:
-    """Where no launcher set the variables that DeepSpeed reads, set them for a single rank.
-
-    They must not outlast the group: a training that this process starts later would take itself for a rank.
-    """
-    single: dict[str, str] = {}
-    if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        single = {
-            "RANK": "0",
-            "WORLD_SIZE": "1",
-            "LOCAL_RANK": "0",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    before = {name: os.environ.get(name) for name in single}
-    os.environ.update(single)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-def _deepspeed():
+def load_deepspeed() -> Any:
+    """The package, which is imported when it is first needed, and quiet."""
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)  # it warns that there is no CUDA
     import deepspeed
     from deepspeed.utils import logger
 
     logger.setLevel("ERROR")
     return deepspeed
+
+
+def building(config: EngineConfig) -> contextlib.AbstractContextManager:
+    """Within this context, under ZeRO-3, every layer is split over the ranks as soon as it is made.
+
+    So no rank ever holds the whole model. Weights are drawn on the CPU, one layer at a time and in the same order as
+    without it, so they are the same. A module that changes the weights of another one must do it through `apply`.
+    """
+    if config.zero_stage < 3:
+        return contextlib.nullcontext()
+    settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
+    return load_deepspeed().zero.Init(config_dict_or_path=settings, tensor_overrides=(), mem_efficient_linear=False)
 
 
 class Engine:
@@ -127,10 +80,12 @@ class Engine:
         state: the `state` of an engine to continue, under any ZeRO stage and on any number of ranks.
         """
         if config.zero_stage == 3 and whole:
-            _deepspeed().utils.set_z3_leaf_modules(model, list(whole))
+            load_deepspeed().utils.set_z3_leaf_modules(model, list(whole))
         if state:
-            model.load_state_dict(_named(state, "weight", "buffer"))
+            _load(model, state)
         self.config, self._optimizer = config, optimizer
+        self._losses: list[tuple[Tensor, str]] = []
+        self._due = False  # whether the gradient of a whole step waits for its update
         self._norm = torch.zeros(())  # at stage 0, where DeepSpeed clips but does not tell the norm
         zero: dict[str, Any] = {"stage": config.zero_stage}
         if config.offload:
@@ -145,9 +100,11 @@ class Engine:
             "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
             "steps_per_print": 10**12,
         }
-        self._engine, *_ = _deepspeed().initialize(
+        self._engine, *_ = load_deepspeed().initialize(
             model=model, optimizer=optimizer, dist_init_required=False, config=settings
         )
+        self.forward = Stopwatch(self._engine.device)
+        """How long the forward passes of the training take."""
         if state:
             self._restore_optimizer(state)
 
@@ -157,7 +114,10 @@ class Engine:
         return self._engine.module
 
     def __call__(self, *inputs: Any) -> Any:
-        return self._engine(*inputs)
+        self.forward.start()
+        outputs = self._engine(*inputs)
+        self.forward.stop()
+        return outputs
 
     @torch.no_grad()
     def evaluate(self, *inputs: Any) -> Any:
@@ -167,23 +127,46 @@ class Engine:
         self._engine.train()
         return outputs
 
-    def step(self, loss: Tensor, lr: float, where: str) -> None:
-        """Backward pass of one micro-batch and, after the last one of a step, the clipped update.
+    def backward(self, loss: Tensor, where: str) -> None:
+        """Backward pass of one micro-batch. After the last one of a step, `problem` and then `update` must follow.
 
-        where: names the batch, for the error message. Raises ValueError, before the update, when the loss is not
-        finite.
+        where: names the batch, for the error message.
         """
         self._engine.backward(loss)
-        if not torch.isfinite(loss).item():
-            raise ValueError(
-                f"the loss is {loss.item()} at {where}; look at these images, or train into another out with a lower "
-                "learning rate (the last checkpoint is undamaged)"
-            )
+        self._losses.append((loss.detach(), where))
+        self._due = self._engine.is_gradient_accumulation_boundary()
+        if not self._due:
+            self._engine.step()
+
+    def problem(self) -> str | None:
+        """What forbids the update on this rank: a loss of this step that is not finite, or, at stage 0, a gradient.
+
+        None where the update may follow. Waits for the device, once per step.
+        """
+        if not self._due:
+            return None
+        values = [loss for loss, _ in self._losses]
+        if self.config.zero_stage == 0:
+            self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip or math.inf)
+            values.append(self._norm)
+        numbers = torch.stack([value.float() for value in values]).tolist()
+        for value, (_, where) in zip(numbers, self._losses, strict=False):
+            if not math.isfinite(value):
+                return f"the loss is {value} at {where}"
+        return None if math.isfinite(numbers[-1]) else GRADIENT
+
+    def update(self, lr: float) -> bool:
+        """The clipped update after the last micro-batch of a step; False, on every rank, where the gradient forbids it.
+
+        A gradient that is not finite changes no weight. Does nothing where there was no backward pass.
+        """
+        if not self._due:
+            return True
+        self._due, self._losses = False, []
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        if self.config.zero_stage == 0 and self._engine.is_gradient_accumulation_boundary():
-            self._norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.config.clip or math.inf)
         self._engine.step()
+        return self._engine.was_step_applied()
 
     @property
     def gradient_norm(self) -> float:
@@ -215,10 +198,21 @@ class Engine:
                         yield f"{kind}/{name}", value
 
     def weights(self, kind: str = "weight") -> dict[str, Tensor]:
-        """Full float32 weights (with "ema": their averages) and buffers. Every rank calls it; the first gets them."""
+        """Full float32 weights (with "ema": their averages) and buffers. Every rank calls it; the first gets them.
+
+        Raises SharedError when one is not finite.
+        """
         first = dist.get_rank() == 0
-        tensors = {name: value.to("cpu", copy=True) for name, value in self.state("buffer", kind) if first}
-        return _named(tensors, "buffer", kind)
+        tensors: dict[str, Tensor] = {}
+        finite: dict[str, Tensor] = {}
+        for name, value in self.state("buffer", kind):
+            finite[name] = torch.isfinite(value).all()
+            if first:
+                tensors[name] = value.to("cpu", copy=True)
+        damaged = next((name for name, good in finite.items() if not good), None)
+        if damaged:
+            raise SharedError(f"{damaged} is not finite; train into another out with a lower learning rate")
+        return named(tensors, "buffer", kind)
 
     def _states(self) -> list[dict[str, Tensor]]:
         """The optimizer's state of each tensor that it updates; under ZeRO, of flat shards of many parameters."""
@@ -264,27 +258,38 @@ class Engine:
         for name, parameter in self.module.named_parameters():
             for kind in kinds:
                 if f"{kind}/{name}" in state:
-                    self._set(parameter, kind, state[f"{kind}/{name}"])
+                    self._set(parameter, kind, state, name)
 
-    def _set(self, parameter: nn.Parameter, kind: str, value: Tensor) -> None:
-        """Write this rank's share of a full tensor to where the optimizer keeps it."""
+    def _set(self, parameter: nn.Parameter, kind: str, state: Mapping[str, Tensor], name: str) -> None:
+        """Write this rank's share of a tensor of the state to where the optimizer keeps it. Nothing else is read."""
         from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
 
         if self.config.zero_stage == 0:
-            self._optimizer.state[parameter][kind].copy_(value)
-        elif self.config.zero_stage < 3:
-            safe_set_full_optimizer_state(parameter, value.to(parameter.device), kind)
-        else:
-            share = getattr(parameter, "ds_tensor").numel()  # noqa: B009, set by ZeRO-3; the last rank's is padded
-            part = value.flatten()[dist.get_rank() * share :][:share]
-            safe_set_local_optimizer_state(parameter, F.pad(part, (0, share - len(part))), kind)
+            self._optimizer.state[parameter][kind].copy_(state[f"{kind}/{name}"])
+        elif self.config.zero_stage == 3:
+            safe_set_local_optimizer_state(parameter, _share(parameter, state, f"{kind}/{name}"), kind)
+        elif getattr(parameter, "_hp_mapping") is not None:  # noqa: B009, set by ZeRO: this rank updates a part of it
+            safe_set_full_optimizer_state(parameter, state[f"{kind}/{name}"].to(parameter.device), kind)
+
+
+def _load(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Set weights and buffers. Of weights that are split already, only this rank's share is read."""
+    split = {name: p for name, p in model.named_parameters() if hasattr(p, "ds_tensor")}
+    if not split:
+        model.load_state_dict(named(state, "weight", "buffer"))
+        return
+    model.load_state_dict(named(state, "buffer"), strict=False)
+    for name, parameter in split.items():
+        parameter.ds_tensor.data.copy_(_share(parameter, state, f"weight/{name}"))
+
+
+def _share(parameter: nn.Parameter, state: Mapping[str, Tensor], name: str) -> Tensor:
+    """This rank's share of a tensor under ZeRO-3, flat; the last rank's is padded."""
+    size = getattr(parameter, "ds_tensor").numel()  # noqa: B009, set by ZeRO-3
+    start = dist.get_rank() * size
+    part = flat_part(state, name, start, start + size)
+    return F.pad(part, (0, size - len(part)))
 
 
 def _wanted(kind: str, kinds: tuple[str, ...]) -> bool:
     return not kinds or kind in kinds
-
-
-def _named(state: Mapping[str, Tensor], *kinds: str) -> dict[str, Tensor]:
-    """The tensors of these kinds by the name of their parameter or buffer."""
-    parts = ((name.split("/", 1), name) for name in state)
-    return {own: state[name] for (kind, own), name in parts if kind in kinds}

@@ -1,6 +1,7 @@
 """The log of a training: one JSON object of metrics per line, and the same metrics for TensorBoard."""
 
 import json
+import math
 import os
 from typing import Any
 
@@ -30,14 +31,23 @@ class TrainingLog:
         self._board = SummaryWriter(folder, purge_step=resume_step + 1)
         path = files.local_path(files.join(out, LOG))
         kept = [line for line in read_log(path) if line["step"] <= resume_step]
-        files.write_bytes(path, b"".join(json.dumps(line).encode() + b"\n" for line in kept))
+        files.write_bytes(path, "".join(map(_line, kept)).encode())
         self._file = open(path, "a", buffering=1)  # noqa: SIM115, closed by close()
 
     def write(self, step: int, **metrics: Any) -> None:
-        """Add one line. The value of a metric is a number, or a list by step t, with None where there is none."""
+        """Add one line. The value of a metric is a number, or a list by step t, with None where there is none.
+
+        A value that is not finite becomes None too: JSON has no such number. Raises ValueError when the disk is full.
+        """
         if not self._file:
             return
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        metrics = {name: _finite(value) for name, value in {"step": step, **metrics}.items()}
+        try:
+            self._file.write(_line(metrics))
+        except OSError as error:
+            raise ValueError(
+                f"{self._file.name} cannot be written ({error.strerror}); make room, and run it again to continue"
+            ) from None
         for name, value in metrics.items():
             parts = (
                 {f"{name}/{t + 1}": part for t, part in enumerate(value)} if isinstance(value, list) else {name: value}
@@ -63,6 +73,17 @@ class TrainingLog:
             self._run.finish()
 
 
+def _finite(value: Any) -> Any:
+    """A value for JSON: None for a number that is not finite, also in lists."""
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    return json.dumps({name: _finite(value) for name, value in metrics.items()}, allow_nan=False) + "\n"
+
+
 def _start_run(project: str, out: str) -> Any:
     """The run named after `out`: a new one, or the old one continued."""
     try:
@@ -78,9 +99,9 @@ def _start_run(project: str, out: str) -> Any:
 def read_log(path: str) -> list[dict[str, Any]]:
     """Every complete line of a log; a last line that a kill cut short is left out.
 
-    Logs of version 1 say "learning_rate" for "lr".
+    Logs of version 1 say "learning_rate" for "lr". Numbers that are not finite, which older releases wrote, are None.
     """
     if not files.exists(path):
         return []
     lines = files.read_bytes(path).decode().split("\n")[:-1]
-    return [json.loads(line) for line in lines if line]
+    return [json.loads(line, parse_constant=lambda _: None) for line in lines if line]

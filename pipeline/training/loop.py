@@ -1,20 +1,17 @@
 """The loop that both trainings share: steps, lines of the log, checkpoints, and an orderly end at SIGTERM."""
 
-import resource
 import signal
 import sys
-import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from typing import Any
 
-import torch
-
 from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.engine import GRADIENT, Engine
 from rdpm.pipeline.training.log import TrainingLog
-from rdpm.pipeline.training.ranks import Ranks, any_rank
+from rdpm.pipeline.training.pace import Window
+from rdpm.pipeline.training.ranks import Ranks, SharedError, gather, largest
 from rdpm.pipeline.training.run_config import RunConfig
 
 _STOPPED = 128 + signal.SIGTERM
@@ -48,27 +45,28 @@ def run_steps(
 ) -> None:
     """Run the steps that follow the newest checkpoint.
 
-    step: runs one step, given its 0-based number; returns the seconds that it waited for data. metrics: what to log,
-    given the number of steps done; the progress line shows the first metric, and "score" ranks checkpoints (lower is
-    better). use_per_image: share of the devices' peak FLOP/s that one image per second takes; with it, "mfu" is logged.
-    When any rank gets SIGTERM, all save a checkpoint and end with exit code 143.
+    step: runs the forward and backward passes of one step, given its 0-based number; returns the seconds that it waited
+    for data. metrics: what to log, given the number of steps done; the progress line shows the first metric, and
+    "score" ranks checkpoints (lower is better). use_per_image: share of the devices' peak FLOP/s that one image per
+    second takes; with it, "mfu" is logged. When any rank gets SIGTERM, all save a checkpoint and end with exit code
+    143. Raises SharedError when a loss or a gradient is not finite, and when a checkpoint cannot be written.
     """
     start = checkpoints.step
     if ranks.first and start:
         say(f"{job}: continuing from step {start}")
     progress = ProgressLine(job, config.steps, "steps", start, quiet=not ranks.first)
-    window, stopping = Window(config.batch, start), False
+    window, stopping = Window(job, config.batch, start, ranks), False
     with closing(log), closing(StopRequest()) as stop, progress:
         for number in range(start, config.steps):
             window.waited += step(number)
             done = number + 1
             last = done == config.steps
-            stopping = any_rank(stop.received) and not last
+            stopping = _update(config, number, ranks, checkpoints, engines, stop.received) and not last
             score = None
             if done % config.log_every == 0 or last:
                 line = metrics(done)
                 score = line.pop("score", None)
-                line |= window.close(done)
+                line |= window.close(done, next(iter(engines.values())).forward.take())
                 if use_per_image is not None:
                     line["mfu"] = use_per_image * line["images_per_second"]
                 log.write(done, **line)
@@ -85,27 +83,45 @@ def run_steps(
         sys.exit(_STOPPED)
 
 
-class Window:
-    """Metrics of speed since the last line of the log."""
+def _update(
+    config: RunConfig,
+    number: int,
+    ranks: Ranks,
+    checkpoints: Checkpoints,
+    engines: Mapping[str, Engine],
+    stop: bool,
+) -> bool:
+    """The update of one step, if nothing forbids it on any rank. Returns whether any rank was told to stop.
 
-    def __init__(self, batch: int, start: int) -> None:
-        self.batch, self.waited = batch, 0.0
-        self._start, self._clock = start, time.monotonic()
+    The ranks exchange four bits for it, once per step. Raises SharedError.
+    """
+    problem = next((found for engine in engines.values() if (found := engine.problem())), None)
+    stopping, bad, failed, writing = largest([stop, problem is not None, checkpoints.failed, checkpoints.writing])
+    if failed:
+        checkpoints.finish()
+    elif not writing:
+        checkpoints.publish()
+    if bad:
+        raise _refusal(config, number, ranks, gather(problem))
+    lr = config.optimizer.lr_at(number, config.steps)
+    if not all(engine.update(lr) for engine in engines.values()):
+        raise _refusal(config, number, ranks, [GRADIENT])
+    return bool(stopping)
 
-    def close(self, done: int) -> dict[str, float]:
-        """Start the next window. Returns the metrics of this one.
 
-        images_per_second: over all ranks. data_wait: share of the time. peak_memory_bytes: of this rank, so far.
-        """
-        now = time.monotonic()
-        seconds = now - self._clock
-        rate, share = self.batch * (done - self._start) / seconds, self.waited / seconds
-        self._start, self._clock, self.waited = done, now, 0.0
-        return {"images_per_second": rate, "data_wait": share, "peak_memory_bytes": peak_memory()}
-
-
-def peak_memory() -> int:
-    """Most bytes in use so far: on the CUDA device where there is one, else by this process."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _refusal(config: RunConfig, number: int, ranks: Ranks, problems: list[str | None]) -> SharedError:
+    """Why there is no update, given the problem of each rank."""
+    losses = [(rank, problem) for rank, problem in enumerate(problems) if problem not in (None, GRADIENT)]
+    if losses:
+        rank, problem = losses[0]
+        what = f"{problem}, on rank {rank} of {ranks.count}"
+    else:
+        first = number * config.batch
+        what = (
+            f"{GRADIENT} at step {number + 1}, positions {first} to {first + config.batch - 1} of the stream on all "
+            f"{ranks.count} ranks, though every loss is"
+        )
+    return SharedError(
+        f"{what}; look at these images, or train into another out with a lower learning rate (the last checkpoint is "
+        "undamaged)"
+    )

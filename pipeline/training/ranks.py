@@ -1,12 +1,17 @@
 """The ranks of a training: which one this is, and what they tell each other."""
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+
+class SharedError(ValueError):
+    """An error that every rank raises after the same step, so that none of them waits for another."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +38,7 @@ def barrier() -> None:
 
 def mean_over_ranks(values: Tensor) -> Tensor:
     """The mean of a tensor over the ranks."""
-    values = values.detach().clone()
-    dist.all_reduce(values)
-    return values / dist.get_world_size()
+    return sum_over_ranks(values) / dist.get_world_size()
 
 
 def sum_over_ranks(values: Tensor) -> Tensor:
@@ -48,17 +51,24 @@ def sum_over_ranks(values: Tensor) -> Tensor:
 def gather(value: Any) -> list[Any]:
     """Every rank's value (anything that can be pickled), on every rank."""
     values = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    dist.all_gather_object(values, value, group=_cpu_group())
     return values
 
 
-def any_rank(value: bool) -> bool:
-    """Whether the value is true on any rank. Ranks exchange it over the CPU, to not wait for devices."""
+def given_by_first(value: Any) -> Any:
+    """The first rank's value (anything that can be pickled), on every rank; what the others give is not used."""
+    box = [value]
+    dist.broadcast_object_list(box, 0, group=_cpu_group())
+    return box[0]
+
+
+def largest(values: Sequence[int]) -> list[int]:
+    """The largest of each integer over the ranks. They exchange them over the CPU, to not wait for devices."""
     if dist.get_world_size() == 1:
-        return value
-    flag = torch.tensor(int(value))
-    dist.all_reduce(flag, op=dist.ReduceOp.MAX, group=_cpu_group())
-    return bool(flag.item())
+        return list(values)
+    flags = torch.tensor(values)
+    dist.all_reduce(flags, op=dist.ReduceOp.MAX, group=_cpu_group())
+    return flags.tolist()
 
 
 @functools.cache
@@ -76,14 +86,3 @@ def from_first_rank(values: Tensor) -> Tensor:
     values = values.detach().clone()
     dist.broadcast(values, 0)
     return values
-
-
-def accumulation_steps(batch: int, micro_batch: int, ranks: int) -> int:
-    """Micro-batches per rank and update. Raises ValueError when the batch is not a multiple of micro_batch x ranks."""
-    if min(batch, micro_batch, ranks) < 1:
-        raise ValueError(f"batch is {batch}, micro_batch {micro_batch}, ranks {ranks}; use 1 or more for each")
-    if batch % (micro_batch * ranks):
-        raise ValueError(
-            f"batch {batch} is not a multiple of micro_batch {micro_batch} x {ranks} ranks; change one of them"
-        )
-    return batch // (micro_batch * ranks)

@@ -6,7 +6,7 @@ from typing import Literal
 from rdpm.models.fields import EXECUTION
 from rdpm.models.generator import GeneratorConfig
 from rdpm.pipeline.stream.token_stream import StreamConfig
-from rdpm.pipeline.training.run_config import RunConfig
+from rdpm.pipeline.training.run_config import RunConfig, ranks_that_fit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +20,8 @@ class TrainGeneratorConfig(RunConfig):
     batch: int = 1024
     """Images per optimizer step, over all ranks."""
     micro_batch: int = field(default=64, metadata=EXECUTION)
-    """Images per forward pass of a rank; batch must be a multiple of micro_batch times ranks."""
+    """Most images per forward pass of a rank. The ranks must divide the batch; a rank takes its share of it in equal
+    parts of at most this size."""
     steps: int = 312_500
     """Optimizer steps; the default is 250 epochs of ImageNet."""
     model: GeneratorConfig = field(default_factory=GeneratorConfig)
@@ -72,3 +73,17 @@ class TrainGeneratorConfig(RunConfig):
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay is {self.ema_decay}; use a share from 0 to below 1")
+        if self.compile and self.engine.zero_stage == 3:
+            raise ValueError(
+                "compile is true at engine.zero_stage 3, whose hooks make a graph of every block, so most would run "
+                "uncompiled; use engine.zero_stage 0, 1 or 2, or compile=false"
+            )
+
+    def micro_batch_on(self, ranks: int) -> int:
+        """The largest equal parts of a rank's share of the batch that are not larger than micro_batch."""
+        share, rest = divmod(self.batch, ranks)
+        if rest or not share:
+            raise ValueError(
+                f"batch {self.batch} cannot be shared equally by {ranks} ranks; use {ranks_that_fit(self.batch, ranks)}"
+            )
+        return max(size for size in range(1, min(self.micro_batch, share) + 1) if share % size == 0)

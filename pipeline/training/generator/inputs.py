@@ -1,10 +1,11 @@
-"""Open the token stores that a generator is trained on, and check that they fit the model and each other."""
+"""The token stores that a generator is trained on: opened, checked against the model and each other, and streamed."""
 
 from dataclasses import dataclass
 
 from rdpm.models.generator import GeneratorConfig
 from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.stores.reader import Store, open_store
+from rdpm.pipeline.stream.token_stream import TokenStream
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.storage_schemas.cards import ModelCard
 from rdpm.storage_schemas.tokens import KIND
@@ -30,6 +31,32 @@ class TrainingStores:
     def classes(self) -> tuple[str, ...]:
         """Class names, the same in all stores."""
         return self.train[0].manifest.plan.tokens.classes
+
+
+@dataclass(frozen=True)
+class TrainingStreams:
+    """The rows of the stores, in the order of the training."""
+
+    train: TokenStream
+    """Rows to train on."""
+    held_out: TokenStream | None
+    """Rows to validate on; None for no validation."""
+
+    def fill(self, position: int) -> None:
+        """Fill this node's cache with what a training needs that starts at a position of the stream."""
+        self.train.fill(position)
+        if self.held_out:
+            self.held_out.fill()
+
+
+def open_streams(config: TrainGeneratorConfig, stores: TrainingStores) -> TrainingStreams:
+    """The streams of the stores. Raises ValueError for stores without usable rows, and weights that do not fit."""
+    fresh = config.noise == "fresh"
+    train = TokenStream(stores.train, seed=config.seed, latents=fresh, weights=config.weights, config=config.stream)
+    held_out = None
+    if stores.held_out:
+        held_out = TokenStream(stores.held_out, seed=config.seed, latents=fresh, config=config.stream)
+    return TrainingStreams(train, held_out)
 
 
 def open_stores(config: TrainGeneratorConfig) -> TrainingStores:

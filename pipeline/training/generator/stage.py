@@ -11,11 +11,10 @@ from rdpm.pipeline.exports.weights import load_tokenizer, save_export
 from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
-from rdpm.pipeline.stream.token_stream import TokenStream
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine, joined_ranks
+from rdpm.pipeline.training.engine import Engine, building
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
-from rdpm.pipeline.training.generator.inputs import TrainingStores, open_stores
+from rdpm.pipeline.training.generator.inputs import TrainingStores, TrainingStreams, open_stores, open_streams
 from rdpm.pipeline.training.generator.preview import show_samples
 from rdpm.pipeline.training.generator.step import PREFIX, GeneratorLoss, GeneratorStep
 from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
@@ -23,7 +22,9 @@ from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.loop import run_steps
 from rdpm.pipeline.training.meters import peak_flops
 from rdpm.pipeline.training.optimizers import adamw
-from rdpm.pipeline.training.ranks import Ranks, accumulation_steps
+from rdpm.pipeline.training.process_group import joined_ranks
+from rdpm.pipeline.training.ranks import Ranks
+from rdpm.pipeline.training.saved_state import newest_step
 from rdpm.storage_schemas.cards import CARD, WEIGHTS, GeneratorOrigin, ModelCard
 
 JOB = "train-generator"
@@ -40,40 +41,38 @@ def run(config: TrainGeneratorConfig) -> None:
             say(f"train-generator: {config.out} is already trained")
             return
         if record.lease is not None and config.ranks > 1 and not under_launcher():
-            launch(config.ranks, JOB, config, record.lease)
+            launch(JOB, config, record.lease)
             return
+        streams = open_streams(config, stores)
+        streams.fill(newest_step(config.out) * config.batch)  # before joining, so that no rank waits for it
         with joined_ranks(config.threads) as ranks:
-            card = train_generator(config, stores, ranks, record.lease)
+            card = train_generator(config, stores, streams, ranks, record.lease)
         if card is not None:
             record.finish({"digest": card.digest, "steps": card.steps})
             say(f"train-generator: {config.out} is generator {card.digest[:12]}")
 
 
 def train_generator(
-    config: TrainGeneratorConfig, stores: TrainingStores, ranks: Ranks, lease: Lease | None
+    config: TrainGeneratorConfig, stores: TrainingStores, streams: TrainingStreams, ranks: Ranks, lease: Lease | None
 ) -> ModelCard | None:
     """Train from the newest checkpoint to the end, and export the averaged weights.
 
     lease: of config.out on the first rank, None on others. Returns the card on the first rank, None on others.
     """
-    accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
-    torch.manual_seed(config.seed)  # the initial weights
-    fresh = config.noise == "fresh"
-    stream = TokenStream(stores.train, seed=config.seed, latents=fresh, weights=config.weights, config=config.stream)
-    validation = None
-    if stores.held_out:
-        validation = TokenStream(stores.held_out, seed=config.seed, latents=fresh, config=config.stream)
+    micro_batch = config.micro_batch_on(ranks.count)
+    accumulation = config.batch // (micro_batch * ranks.count)
+    stream = streams.train
     quantizer = load_tokenizer(config.tokenizer)[0].quantizer.to(ranks.device)
     identity = {**stream.identity, "tokenizer": stores.tokenizer.digest}
-    checkpoints = Checkpoints(config.out, ranks, config.model, identity, config.keep_checkpoints)
-    engine = _engine(config, quantizer, ranks, accumulation, checkpoints)
+    checkpoints = Checkpoints(config.out, ranks, config.model, identity, config.keep_checkpoints, lease)
+    engine = _engine(config, quantizer, ranks, micro_batch, accumulation, checkpoints)
     log = TrainingLog(config.out, ranks.first, checkpoints.step, config.wandb)
-    trained = GeneratorStep(config, ranks, engine, quantizer)
+    trained = GeneratorStep(config, ranks, engine, quantizer, micro_batch)
     batches = stream.batches(
         checkpoints.step,
         config.steps,
         batch=config.batch,
-        micro_batch=config.micro_batch,
+        micro_batch=micro_batch,
         rank=ranks.rank,
         ranks=ranks.count,
     )
@@ -87,8 +86,8 @@ def train_generator(
     def metrics(done: int) -> dict[str, Any]:
         lr = config.optimizer.lr_at(done - 1, config.steps)
         line = {**trained.meter.take(), "gradient_norm": engine.gradient_norm, "lr": lr}
-        if validation and done % config.validate_every == 0:
-            line["validation_loss"] = line["score"] = trained.held_out_loss(validation)
+        if streams.held_out and done % config.validate_every == 0:
+            line["validation_loss"] = line["score"] = trained.held_out_loss(streams.held_out)
         if config.preview_every and done % config.preview_every == 0:
             show_samples(config, engine, ranks, log, done)
         return line
@@ -97,28 +96,37 @@ def train_generator(
     peak = peak_flops(ranks.device)
     use = flops / peak / ranks.count if peak else None
     run_steps(JOB, config, ranks, checkpoints, {"generator": engine}, log, step, metrics, use)
-    return _export(config, engine, stores, lease)
+    return _export(config, engine, ranks, stores, lease)
 
 
 def _engine(
-    config: TrainGeneratorConfig, quantizer: Quantizer, ranks: Ranks, accumulation: int, checkpoints: Checkpoints
+    config: TrainGeneratorConfig,
+    quantizer: Quantizer,
+    ranks: Ranks,
+    micro_batch: int,
+    accumulation: int,
+    checkpoints: Checkpoints,
 ) -> Engine:
-    model = GeneratorLoss(config.model).to(ranks.device)
-    model.generator.align_head(quantizer.codebook.vectors)
+    torch.manual_seed(config.seed)  # the initial weights
+    with building(config.engine):
+        model = GeneratorLoss(config.model)
+        model.generator.align_head(quantizer.codebook.vectors)
+    model.to(ranks.device)
     if config.compile:
         model.compile()
     optimizer = adamw(model, config.optimizer, config.ema_decay)
     state = checkpoints.state("generator")
-    return Engine(model, optimizer, config.engine, config.micro_batch, accumulation, state=state)
+    return Engine(model, optimizer, config.engine, micro_batch, accumulation, state=state)
 
 
 def _export(
-    config: TrainGeneratorConfig, engine: Engine, stores: TrainingStores, lease: Lease | None
+    config: TrainGeneratorConfig, engine: Engine, ranks: Ranks, stores: TrainingStores, lease: Lease | None
 ) -> ModelCard | None:
     weights = engine.weights("ema")
-    if lease is None:
+    if not ranks.first:
         return None
-    lease.check()
+    if lease is not None:
+        lease.check()
     made_from = GeneratorOrigin(stores.tokenizer.digest, tuple(stores.ids), stores.classes)
     training = {
         "batch": config.batch,

@@ -30,31 +30,35 @@ class GeneratorLoss(nn.Module):
 class GeneratorStep:
     """Runs batches of streams through the engine, to train or to validate."""
 
-    def __init__(self, config: TrainGeneratorConfig, ranks: Ranks, engine: Engine, quantizer: Quantizer) -> None:
+    def __init__(
+        self, config: TrainGeneratorConfig, ranks: Ranks, engine: Engine, quantizer: Quantizer, micro_batch: int
+    ) -> None:
         self.config, self.ranks, self.engine, self.quantizer = config, ranks, engine, quantizer
+        self.micro_batch = micro_batch
         self.meter = StepLossMeter(config.model.num_steps, ranks.device)
         self.draws = Draws(
             config.noise, config.steps_per_image, config.label_dropout, config.model.num_classes, config.seed
         )
 
     def train(self, batch: TokenBatch, step: int) -> None:
-        """Forward and backward pass of one micro-batch and, after the last one of a step, the update."""
+        """Forward and backward pass of one micro-batch of the 0-based step."""
         inputs = training_batch(self.quantizer, batch, self.draws, self.ranks.device)
         losses = self.engine(*inputs.arguments)
         where = f"step {step + 1}, positions {batch.positions[0]} to {batch.positions[-1]} of the stream"
-        self.engine.step(losses.mean(), self.config.optimizer.lr_at(step, self.config.steps), where)
+        self.engine.backward(losses.mean(), where)
         self.meter.add(inputs.steps, losses)
 
     def held_out_loss(self, stream: TokenStream) -> float:
         """Mean loss of the first `validation_images` of a stream. Labels are not dropped; draws are always the same."""
         config, draws = self.config, replace(self.draws, label_dropout=0.0)
         meter = StepLossMeter(config.model.num_steps, self.ranks.device)
-        groups = config.validation_images // (config.micro_batch * self.ranks.count) or 1
+        together = self.micro_batch * self.ranks.count
+        groups = config.validation_images // together or 1
         for batch in stream.batches(
             0,
             groups,
-            batch=config.micro_batch * self.ranks.count,
-            micro_batch=config.micro_batch,
+            batch=together,
+            micro_batch=self.micro_batch,
             rank=self.ranks.rank,
             ranks=self.ranks.count,
         ):

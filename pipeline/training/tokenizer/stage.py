@@ -14,12 +14,13 @@ from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.images.listing import Listing, list_images
 from rdpm.pipeline.images.stream import ImageStream
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine, joined_ranks
+from rdpm.pipeline.training.engine import Engine
 from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
 from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.loop import run_steps
 from rdpm.pipeline.training.meters import TermMeter
-from rdpm.pipeline.training.ranks import Ranks, accumulation_steps
+from rdpm.pipeline.training.process_group import joined_ranks
+from rdpm.pipeline.training.ranks import Ranks, given_by_first
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.notes import ImageNotes
 from rdpm.pipeline.training.tokenizer.step import TokenizerStep
@@ -32,22 +33,33 @@ JOB = "train-tokenizer"
 def run(config: TrainTokenizerConfig) -> None:
     """Train a tokenizer and export it to config.out, unless its record says that this is done.
 
-    Starts the ranks, or runs as one of them. Raises ValueError for bad input, and when the training fails.
+    Starts the ranks, or runs as one of them. Only the first one lists the images. Raises ValueError for bad input, and
+    when the training fails.
     """
+    if not first_rank():
+        with joined_ranks(config.threads) as ranks:
+            listing = given_by_first(None)
+            if listing is not None:
+                train_tokenizer(config, Listing.from_bytes(listing), ranks, None)
+        return
     source = list_images(config.images)
-    with begin(JOB, config, lambda: {"source": source.digest}, (WEIGHTS, CARD), first_rank()) as record:
+    with begin(JOB, config, lambda: {"source": source.digest}, (WEIGHTS, CARD)) as record:
         if record.finished:
             say(f"train-tokenizer: {config.out} is already trained")
+            if under_launcher():
+                with joined_ranks(config.threads):
+                    given_by_first(None)
             return
         if record.lease is not None and config.ranks > 1 and not under_launcher():
-            launch(config.ranks, JOB, config, record.lease)
+            launch(JOB, config, record.lease)
             return
-        if len(source.classes) == 1 and first_rank():
+        if len(source.classes) == 1:
             say(
                 f"train-tokenizer: all images are of one class, {source.classes[0]!r}; to train on several classes, "
                 "name the folder that holds the class folders"
             )
         with joined_ranks(config.threads) as ranks:
+            given_by_first(source.to_bytes() if ranks.count > 1 else None)
             card = train_tokenizer(config, source, ranks, record.lease)
         if card is not None:
             record.finish({"digest": card.digest, "steps": card.steps})
@@ -62,10 +74,10 @@ def train_tokenizer(
     source: the listing of config.images. lease: of config.out on the first rank, None on others.
     """
     validator = Validator(config) if config.validation else None
-    accumulation = accumulation_steps(config.batch, config.micro_batch, ranks.count)
+    accumulation = config.batch // (config.micro_batch_on(ranks.count) * ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
     identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION}
-    checkpoints = Checkpoints(config.out, ranks, config.model, identity, config.keep_checkpoints)
+    checkpoints = Checkpoints(config.out, ranks, config.model, identity, config.keep_checkpoints, lease)
     train_step = TokenizerStep(config, ranks, accumulation, checkpoints)
     log = TrainingLog(config.out, ranks.first, checkpoints.step)
     meter = TermMeter(config.model, ranks.device)
@@ -95,7 +107,7 @@ def train_tokenizer(
         return line
 
     run_steps(JOB, config, ranks, checkpoints, train_step.engines, log, step, metrics)
-    return _export(config, train_step.engines["tokenizer"], source, lease)
+    return _export(config, train_step.engines["tokenizer"], ranks, source, lease)
 
 
 def _validate(validator: Validator, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> dict[str, float]:
@@ -122,11 +134,14 @@ def _stream(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> Imag
     )
 
 
-def _export(config: TrainTokenizerConfig, engine: Engine, source: Listing, lease: Lease | None) -> ModelCard | None:
+def _export(
+    config: TrainTokenizerConfig, engine: Engine, ranks: Ranks, source: Listing, lease: Lease | None
+) -> ModelCard | None:
     weights = engine.weights()
-    if lease is None:
+    if not ranks.first:
         return None
-    lease.check()
+    if lease is not None:
+        lease.check()
     made_from = TokenizerOrigin(source.digest, source.classes)
     training = {
         "batch": config.batch,

@@ -20,7 +20,7 @@ from rdpm.models.losses import (
 from rdpm.models.quantizer import Quantizer
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.training.checkpoint import Checkpoints
-from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.engine import Engine, building
 from rdpm.pipeline.training.optimizers import adam
 from rdpm.pipeline.training.ranks import Ranks, from_first_rank, sum_over_ranks
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
@@ -35,10 +35,12 @@ class TokenizerStep:
         self.config, self.ranks = config, ranks
         self._accumulation, self._saved = accumulation, saved
         channels = config.model.autoencoder.in_channels
-        tokenizer = Tokenizer(config.model).to(ranks.device)
+        with building(config.engine):
+            tokenizer = Tokenizer(config.model)
         self.engines = {"tokenizer": self._engine("tokenizer", tokenizer, whole=(Quantizer,))}
         if config.loss.adversarial:
-            pair = DiscriminatorPair(config.discriminator, channels).to(ranks.device)
+            with building(config.engine):
+                pair = DiscriminatorPair(config.discriminator, channels)
             self.engines["discriminator"] = self._engine("discriminator", pair)
         self.perceptual = None
         if config.loss.perceptual != "none":
@@ -46,17 +48,17 @@ class TokenizerStep:
 
     def _engine(self, name: str, model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> Engine:
         config = self.config
+        model.to(self.ranks.device)
         state = self._saved.state(name) if self._saved else None
         optimizer = adam(model, config.optimizer)
         return Engine(model, optimizer, config.engine, config.micro_batch, self._accumulation, whole, state)
 
     def __call__(self, images: Tensor, seeds: Tensor, step: int, where: str) -> dict[str, Tensor]:
-        """Train on one micro-batch. Returns the loss terms and the codes, detached.
+        """Forward and backward passes of one micro-batch. Returns the loss terms and the codes, detached.
 
-        step: 0-based. where: names the batch, for an error message.
+        step: 0-based. where: names the batch, for an error message. The update of the engines follows with theirs.
         """
         loss = self.config.loss
-        lr = self.config.optimizer.lr_at(step, self.config.steps)
         adversarial = "discriminator" in self.engines and step >= loss.discriminator_start
         engine = self.engines["tokenizer"]
         out = engine(images, seeds)
@@ -67,9 +69,9 @@ class TokenizerStep:
             grad = grad + self._adversarial_gradient(picture, out["features"], grad, terms)
         quantization = out["commitment"] + loss.codebook * out["codebook"]
         surrogate = (out["reconstruction"].float() * grad).sum() + loss.quantization * quantization
-        engine.step(surrogate, lr, where)
+        engine.backward(surrogate, where)
         if adversarial:
-            self._step_discriminator(images, picture.detach(), lr, where, terms)
+            self._criticize(images, picture.detach(), where, terms)
         return terms
 
     def end_iteration(self) -> None:
@@ -104,10 +106,9 @@ class TokenizerStep:
             return weight * terms["adaptive_weight"] * grad
         return weight * grad
 
-    def _step_discriminator(
-        self, images: Tensor, picture: Tensor, lr: float, where: str, terms: dict[str, Tensor]
-    ) -> None:
+    def _criticize(self, images: Tensor, picture: Tensor, where: str, terms: dict[str, Tensor]) -> None:
+        """Forward and backward pass of the discriminator."""
         engine = self.engines["discriminator"]
         real, fake = engine(images, picture)
         terms["discriminator"] = discriminator_hinge(real.float(), fake.float())
-        engine.step(self.config.loss.adversarial * terms["discriminator"], lr, f"{where} (discriminator)")
+        engine.backward(self.config.loss.adversarial * terms["discriminator"], f"{where} (discriminator)")

@@ -65,7 +65,9 @@ def differences(ranks: Ranks) -> dict[str, float]:
         for step in range(STEPS):
             if step == STEPS // 2:
                 tested = engine(stage, {name: value.cpu().clone() for name, value in tested.state()})
-            tested.step(tested(*batch(step, ranks.rank)).mean(), RATE, "a test")
+            tested.backward(tested(*batch(step, ranks.rank)).mean(), "a test")
+            assert tested.problem() is None
+            assert tested.update(RATE)
         for kind, found, expected in (
             ("weights", tested.weights(), weights),
             ("average", tested.weights("ema"), average),

@@ -69,7 +69,7 @@ class RankPair:
 
 def _serve(connection: Connection) -> None:
     """Join the other rank, and run what is sent until the parent is gone."""
-    from rdpm.pipeline.training.engine import joined_ranks
+    from rdpm.pipeline.training.process_group import joined_ranks
 
     with joined_ranks(1) as ranks:
         while True:

@@ -110,11 +110,11 @@ IDENTITIES = {
 @pytest.mark.slow
 def test_a_training_with_another_identity_is_refused_by_the_field(halfway, inputs, tree) -> None:
     kind, out = halfway
-    before = tree(out.parent)
+    before = tree(out)
     for change, named in IDENTITIES[kind].items():
         with pytest.raises(ValueError) as refused:
             RUN[kind](config(kind, inputs, out, *OPTIONS, change))
         message = str(refused.value)
         assert f"{out} was made with other settings ({named})" in message
         assert "\n" not in message
-    assert tree(out.parent) == before
+    assert tree(out) == before

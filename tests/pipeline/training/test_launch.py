@@ -17,7 +17,7 @@ from rdpm.pipeline.foundation.records import read_record
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.stage import run
 from rdpm.pipeline.training.launch import under_launcher
-from tests.pipeline.training.trainings import arguments, checkpoint_steps, config, log_lines
+from tests.pipeline.training.trainings import arguments, checkpoint_steps, config, log_lines, train, worst
 
 OPTIONS = ["ranks=2", "micro_batch=4", "steps=100000", "checkpoint_every=100000", "engine.zero_stage=2"]
 
@@ -29,11 +29,12 @@ def steps_done(out: Path) -> int:
 
 @pytest.fixture
 def start(inputs, tmp_path, repository) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Start a generator's training of two ranks through the command line, and wait for so many steps."""
+    """Start a generator's training of several ranks through the command line, and wait for so many steps."""
     jobs = []
 
-    def start(out: Path, steps: int) -> subprocess.Popen:
-        command = [sys.executable, "-m", "rdpm", "train-generator", *arguments("generator", inputs, out, *OPTIONS)]
+    def start(out: Path, steps: int, *options: str) -> subprocess.Popen:
+        options = (*OPTIONS, *options)
+        command = [sys.executable, "-m", "rdpm", "train-generator", *arguments("generator", inputs, out, *options)]
         environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
         job = subprocess.Popen(
             command, cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -76,11 +77,39 @@ def test_ranks_get_the_config_as_a_file_and_sigterm_saves_and_ends_them(start, i
 
 @pytest.mark.slow
 def test_a_dead_rank_ends_the_job_and_is_named(start, tmp_path) -> None:
-    job = start(tmp_path / "out", 1)
+    job = start(tmp_path / "out", 1, "max_restarts=0")
     ranks_of(job)["1"].kill()
     printed, _ = job.communicate(timeout=60)
     assert job.returncode == 2, printed[-3000:]
     assert "rank 1 of 2 ended with exit code -9" in printed
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("ranks", "left", "killed"), [(4, 2, "1"), (2, 1, "0")])
+def test_a_dead_rank_is_survived_by_those_that_divide_the_batch(start, inputs, tmp_path, ranks, left, killed) -> None:
+    options = [f"ranks={ranks}", "micro_batch=2", "steps=60", "checkpoint_every=5"]
+    straight = tmp_path / "straight"
+    train(None, "generator", inputs, straight, *OPTIONS, *options, "ranks=1")
+    out = tmp_path / "out"
+    job = start(out, 12, *options)
+    ranks_of(job)[killed].kill()
+    printed, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, printed[-3000:]
+    assert f"rank {killed} of {ranks} died; starting again on {left} ranks" in printed
+    assert "continuing from step " in printed
+    assert [line["step"] for line in log_lines(out)] == list(range(1, 61))
+    assert worst(log_lines(out), log_lines(straight), "loss") < 1e-4
+    assert read_record(str(out)).finished
+
+
+@pytest.mark.slow
+def test_a_refusal_is_said_once_and_not_tried_again(start, tmp_path) -> None:
+    job = start(tmp_path / "out", 0, "optimizer.lr=1e30", "max_restarts=2")
+    printed, _ = job.communicate(timeout=120)
+    assert job.returncode == 2, printed[-3000:]
+    assert printed.count("the loss is nan at step ") == 1
+    assert "starting again" not in printed
+    assert "Traceback" not in printed
 
 
 @pytest.mark.slow

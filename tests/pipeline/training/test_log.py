@@ -1,5 +1,7 @@
 """The log of a training continues where the training does."""
 
+import json
+import math
 import sys
 from pathlib import Path
 
@@ -27,6 +29,21 @@ def test_a_continued_log_drops_lines_after_the_checkpoint(tmp_path: Path) -> Non
     board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
     assert [(event.step, event.value) for event in board.Scalars("loss")] == [(10, 1.0), (20, 2.0), (30, 7.0)]
     assert [event.step for event in board.Scalars("loss_by_step/2")] == [30]
+
+
+def test_a_log_is_json_whatever_is_measured(tmp_path: Path) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    (tmp_path / LOG).write_text('{"step": 1, "loss": NaN, "gradient_norm": Infinity}\n')  # by an older release
+    assert read_log(str(tmp_path / LOG)) == [{"step": 1, "loss": None, "gradient_norm": None}]
+    log = TrainingLog(str(tmp_path), True, 1)
+    log.write(2, loss=math.nan, gradient_norm=math.inf, adaptive_weight=-math.inf, loss_by_step=[1.0, math.nan, None])
+    log.close()
+    lines = [json.loads(line, parse_constant=refuse) for line in (tmp_path / LOG).read_text().splitlines()]
+    assert lines[0] == {"step": 1, "loss": None, "gradient_norm": None}
+    assert lines[1]["loss"] is lines[1]["gradient_norm"] is lines[1]["adaptive_weight"] is None
+    assert lines[1]["loss_by_step"] == [1.0, None, None]
 
 
 def test_other_ranks_write_nothing(tmp_path: Path) -> None:

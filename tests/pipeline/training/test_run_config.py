@@ -4,15 +4,15 @@ import dataclasses
 
 import pytest
 
-from rdpm.pipeline.foundation.config import field_docs, identity_of
-from rdpm.pipeline.training.checkpoint import Saved
+from rdpm.pipeline.foundation.config import field_docs, identity_of, load_config
 from rdpm.pipeline.training.engine import EngineConfig
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.draws import Draws, TrainingBatch
-from rdpm.pipeline.training.generator.inputs import TrainingStores
+from rdpm.pipeline.training.generator.inputs import TrainingStores, TrainingStreams
 from rdpm.pipeline.training.optimizers import OptimizerConfig
 from rdpm.pipeline.training.ranks import Ranks
 from rdpm.pipeline.training.run_config import RunConfig
+from rdpm.pipeline.training.saved_state import Saved
 from rdpm.pipeline.training.tokenizer.config import LossConfig, TrainTokenizerConfig
 
 SMALL = {"out": "o", "batch": 8, "micro_batch": 4, "steps": 4}
@@ -43,7 +43,7 @@ def test_both_trainings_have_the_fields_of_a_run_with_the_same_role(kind) -> Non
     "kind",
     [
         *(TrainTokenizerConfig, TrainGeneratorConfig, LossConfig, EngineConfig, OptimizerConfig),
-        *(Draws, Ranks, Saved, TrainingBatch, TrainingStores),
+        *(Draws, Ranks, Saved, TrainingBatch, TrainingStores, TrainingStreams),
     ],
 )
 def test_every_field_is_documented(kind) -> None:
@@ -69,7 +69,8 @@ def test_the_identity_of_a_training_is_what_decides_its_result() -> None:
         ({"keep_checkpoints": 0}, "keep_checkpoints is 0; use 1 or more"),
         ({"checkpoint_every": 75}, "checkpoint_every is 75; use a multiple of log_every 50"),
         ({"batch": 0}, "batch is 0"),
-        ({"ranks": 3}, "batch 8 is not a multiple of micro_batch 4 x 3 ranks"),
+        ({"ranks": 3}, "batch 8 "),
+        ({"max_restarts": -1}, "max_restarts is -1; use 0 or more"),
     ],
 )
 def test_a_run_that_cannot_be_is_refused_by_the_value(config, settings, named) -> None:
@@ -96,6 +97,39 @@ def test_settings_of_one_training_are_refused_by_the_value(config, settings, nam
     with pytest.raises(ValueError) as refused:
         config(**settings)
     assert named in str(refused.value)
+
+
+def test_micro_batches_of_the_generator_fit_the_ranks() -> None:
+    config = generator_config(batch=1024, micro_batch=64)
+    assert [config.micro_batch_on(ranks) for ranks in (1, 8, 16, 32, 1024)] == [64, 64, 64, 32, 1]
+    assert generator_config(batch=96, micro_batch=10).micro_batch_on(4) == 8  # three equal parts of 24
+    with pytest.raises(ValueError, match="batch 1024 cannot be shared equally by 24 ranks; use ranks=16 or ranks=32"):
+        config.micro_batch_on(24)
+    with pytest.raises(ValueError, match=r"use ranks=1024$"):
+        config.micro_batch_on(2048)
+
+
+def test_micro_batches_of_the_tokenizer_are_what_is_asked_for() -> None:
+    config = tokenizer_config(batch=128, micro_batch=16)
+    assert [config.micro_batch_on(ranks) for ranks in (1, 2, 4, 8)] == [16, 16, 16, 16]
+    with pytest.raises(ValueError, match="x 6 ranks; use ranks=4 or ranks=8, or another micro_batch, which changes"):
+        config.micro_batch_on(6)
+    with pytest.raises(ValueError, match="batch 128 is not a multiple of micro_batch 48; change one"):
+        tokenizer_config(batch=128, micro_batch=48)
+
+
+@pytest.mark.parametrize("name", ["d12", "d16", "d20"])
+def test_the_configs_of_imagenet_run_on_any_of_the_documented_ranks(repository, name) -> None:
+    for ranks in (1, 8, 16, 32, 64):
+        config = load_config(
+            TrainGeneratorConfig, "train-generator", f"{repository}/configs/imagenet256/{name}.yaml", [f"ranks={ranks}"]
+        )
+        assert config.micro_batch_on(ranks) * ranks <= config.batch == 1024
+
+
+def test_a_compiled_generator_whose_weights_are_split_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"compile is true at engine\.zero_stage 3"):
+        generator_config(compile=True, engine=EngineConfig(zero_stage=3))
 
 
 def test_an_engine_that_cannot_be_is_refused_by_the_value() -> None:

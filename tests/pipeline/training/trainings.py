@@ -14,10 +14,10 @@ from torch._dynamo.utils import counters
 from rdpm.jobs.arguments import parse
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.listing import list_images
-from rdpm.pipeline.training.engine import joined_ranks
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
-from rdpm.pipeline.training.generator.inputs import open_stores
+from rdpm.pipeline.training.generator.inputs import open_stores, open_streams
 from rdpm.pipeline.training.generator.stage import train_generator
+from rdpm.pipeline.training.process_group import joined_ranks
 from rdpm.pipeline.training.ranks import Ranks, barrier
 from rdpm.pipeline.training.run_config import RunConfig
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
@@ -36,7 +36,7 @@ GENERATOR = [
     "model.grid=4", "optimizer.lr=1e-3", "optimizer.warmup_steps=2", "ema_decay=0.9",
 ]  # fmt: skip
 COMMON = ["batch=8", "micro_batch=2", "log_every=1", "engine.precision=fp32"]
-CLOCKS = ("images_per_second", "data_wait", "peak_memory_bytes")
+CLOCKS = ("images_per_second", "data_wait", "own_seconds", "own_seconds_max", "peak_memory_bytes")
 
 
 def arguments(kind: str, folder: Path, out: Path, *options: str) -> list[str]:
@@ -58,10 +58,11 @@ def train(ranks: Ranks | None, kind: str, folder: Path, out: Path, *options: str
     settings = config(kind, folder, out, *options)
     with nullcontext(ranks) if ranks else joined_ranks(1) as ranks:
         if isinstance(settings, TrainTokenizerConfig):
-            train_tokenizer(settings, list_images(settings.images), ranks)
+            train_tokenizer(settings, list_images(settings.images), ranks, None)
         else:
             assert isinstance(settings, TrainGeneratorConfig)
-            train_generator(settings, open_stores(settings), ranks)
+            stores = open_stores(settings)
+            train_generator(settings, stores, open_streams(settings, stores), ranks, None)
 
 
 def train_traced(ranks: Ranks, kind: str, folder: Path, out: Path, *options: str) -> None:

@@ -106,9 +106,13 @@ def differences(ranks: Ranks) -> dict[str, float]:
     result = {"moved": max((after[name] - value).abs().max().item() for name, value in start.items())}
     for stage in (0, 1, 2, 3):
         torch.manual_seed(0)
-        step = TokenizerStep(config(stage), ranks, ACCUMULATION)
+        settings = config(stage)
+        step = TokenizerStep(settings, ranks, ACCUMULATION)
         for number, (images, seeds) in enumerate(micro_batches(ranks.rank)):
             step(images, seeds, number // ACCUMULATION, "a test")
+            lr = settings.optimizer.lr_at(number // ACCUMULATION, STEPS)
+            assert not any(engine.problem() for engine in step.engines.values())
+            assert all(engine.update(lr) for engine in step.engines.values())
         for name, model in expected.items():
             found = step.engines[name].weights()
             if ranks.first:
