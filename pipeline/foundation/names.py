@@ -35,4 +35,4 @@ def _quoted(character: str) -> str:
 
 def leads_out(path: str) -> bool:
     """Whether a relative path would leave the folder that it is appended to, or holds a NUL byte."""
-    return bool(_CLIMBS.search(path))
+    return (".." in path or "\0" in path) and bool(_CLIMBS.search(path))

@@ -37,17 +37,21 @@ def check_names(entry: Entry) -> None:
     Strangers choose both, and people make paths of them.
     """
     for what, text in (("class", entry.class_name), ("name", entry.name)):
-        where = f"image {entry.name!r} of class {entry.class_name!r} in {entry.url!r} has a {what} that"
+        problem = ""
         if not is_utf8(text):
-            raise ValueError(f"{where} is not UTF-8; rename it")
-        if leads_out(text) or (what == "class" and text.startswith(("/", "\\"))):
-            raise ValueError(f"{where} leads out of its folder; rename it")
+            problem = "is not UTF-8"
+        elif leads_out(text) or (what == "class" and text.startswith(("/", "\\"))):
+            problem = "leads out of its folder"
+        if problem:
+            raise ValueError(
+                f"image {entry.name!r} of class {entry.class_name!r} in {entry.url!r} has a {what} that {problem}; "
+                "rename it"
+            )
 
 
 def is_utf8(text: str) -> bool:
     """False for the name of a file in other bytes, which Python keeps as lone surrogates."""
     try:
-        text.encode()
+        return text.isascii() or bool(text.encode())
     except UnicodeEncodeError:
         return False
-    return True
