@@ -8,6 +8,7 @@ from functools import cached_property, partial
 import numpy as np
 
 from rdpm.pipeline.foundation.config import load_config
+from rdpm.pipeline.foundation.lease import Lease, held
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stores.repair import repair
@@ -60,10 +61,11 @@ def _verify(url: str, options: _Options, repair_by: list[str]) -> None:
     verify = partial(verify_store, store, accumulate, quiet=False, processes=processes, resume=options.resume)
     found = verify()
     if repair_by:
-        sweep(url)
-        if found.findings:
-            _repair(store, found, repair_by[0], repair_by[1:])
-            found = verify()
+        with held(store.url, f"{JOB} --repair") as lease:
+            sweep(url)
+            if found.findings:
+                _repair(store, found, lease, repair_by[0], repair_by[1:])
+                found = verify()
     if found.findings:
         first = "; ".join(finding.sentence for finding in found.findings[:5])
         raise ValueError(f"{len(found.findings)} problems in {store.url}: {first}")
@@ -96,7 +98,7 @@ class _FromCodes:
         return Codec(tokenizer_of(self.store, self.folder), _BATCH, torch.device("cpu")).accumulate
 
 
-def _repair(store: Store, found: Verification, path: str, overrides: list[str]) -> None:
+def _repair(store: Store, found: Verification, lease: Lease, path: str, overrides: list[str]) -> None:
     from rdpm.pipeline.tokenizing.plan import TokenizeConfig
     from rdpm.pipeline.tokenizing.stage import tokenize_again  # with Ray, which checking does not need
 
@@ -105,8 +107,7 @@ def _repair(store: Store, found: Verification, path: str, overrides: list[str]) 
     def make_again(folder: str, shards: list[int]) -> None:
         tokenize_again(replace(config, out=folder), store.manifest.plan, shards, lease)
 
-    with held(store.url, f"{JOB} --repair") as lease:
-        again = repair(store, found.findings, make_again)
+    again = repair(store, found.findings, make_again)
     say(f"verify: records restored; shards made again: {', '.join(map(str, again)) or 'none'}")
 
 

@@ -83,9 +83,8 @@ def _draw(configs: Sequence[SampleConfig], leases: Sequence[Lease]) -> list[Mani
         lease.check()
     manifests = []
     for config, plan, lease in zip(configs, plans, leases, strict=True):
-        lease.check()
         remove_nonce(config.out)
-        manifests.append(publish(config.out, plan))
+        manifests.append(publish(config.out, plan, lease))
         write_files(Store(config.out, manifests[-1]), config.formats, lease)
     return manifests
 

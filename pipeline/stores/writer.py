@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import saved_identity
 from rdpm.pipeline.foundation.environment import environment
+from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.stores.layout import create_arrays, encode_shard, metadata_objects
 from rdpm.pipeline.stores.staging import (
     committed_shards,
@@ -166,12 +167,12 @@ def committed_rejects(url: str, plan: Plan) -> list[tuple[str, str]]:
     return [reject for found in files.in_parallel(rejects, committed_shards(url, plan)) for reject in found]
 
 
-def publish(url: str, plan: Plan) -> Manifest:
+def publish(url: str, plan: Plan, lease: Lease | None = None) -> Manifest:
     """Write the manifest of a store whose shards are all committed.
 
     Every worker has read back what it committed, so no array is read here: commits are read, objects that a killed
     attempt left staged are put in place, and all sizes are compared. Raises ValueError that names what is missing or
-    has another size than its commit says.
+    has another size than its commit says, and LeaseLost. lease: of the store, where a job writes it.
     """
     missing = missing_shards(url, plan)
     if missing:
@@ -183,6 +184,8 @@ def publish(url: str, plan: Plan) -> Manifest:
     settle_all(url, plan)
     attested = list(files.in_parallel(lambda shard: _attested(url, plan, shard), range(plan.num_shards)))
     _check_sizes(url, plan, [sizes for _, _, sizes in attested])
+    if lease is not None:
+        lease.check()
     sweep(url)
     manifest = Manifest(
         plan,
@@ -190,6 +193,8 @@ def publish(url: str, plan: Plan) -> Manifest:
         {shard_name(shard): digest for shard, (_, digest, _) in enumerate(attested)},
         {name: hashlib.sha256(data).hexdigest() for name, data in metadata.items()},
     )
+    if lease is not None:
+        lease.check()
     files.write_json(files.join(url, MANIFEST), {**to_json(manifest), STORE_ID: manifest.store_id})
     return manifest
 

@@ -83,8 +83,7 @@ def _tokenize(config: TokenizeConfig, worklist: Worklist, encoder: type[ShardEnc
             raise
     lease.check()
     _check_rejects(config, plan)
-    lease.check()
-    manifest = publish(config.out, plan)
+    manifest = publish(config.out, plan, lease)
     lease.check()
     remove_worklists(config.out)
     remove_nonce(config.out)

@@ -13,7 +13,8 @@ import pytest
 
 from rdpm.jobs.cli import main
 from rdpm.pipeline.foundation import files
-from rdpm.pipeline.foundation.lease import held
+from rdpm.pipeline.foundation.lease import LeaseLost, held
+from rdpm.pipeline.stores.writer import publish, start_store
 from tests.pipeline.training.trainings import arguments
 
 JOBS = (
@@ -61,6 +62,18 @@ def test_every_kind_of_job_is_refused_while_another_start_writes_its_output(
         sentence = f"rdpm {job}: {tmp_path}/out is being written by somebody on "
         assert f"{sentence}" in capfd.readouterr().err
         assert [path.name for path in tmp_path.iterdir()] == ["out.lease"]
+
+
+def test_a_start_that_has_lost_its_lease_publishes_no_store(stores, tmp_path):
+    out, plan = f"{tmp_path}/store", stores.plan()
+    start_store(out, plan)
+    for shard in range(plan.num_shards):
+        stores.write(out, plan, shard)
+    with held(out, "tokenize") as lost:
+        files.write_bytes(f"{out}.lease/00000002.json", b"of somebody else")
+        with pytest.raises(LeaseLost, match="another start has taken it over"):
+            publish(out, plan, lost)
+    assert not files.exists(f"{out}/manifest.json")
 
 
 @pytest.mark.parametrize("option", ["--wait=soon", "--wait=-1", "--wait=1.5"])
