@@ -23,6 +23,7 @@ import pydantic
 import yaml
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.secrets import masked
 
 T = typing.TypeVar("T")
 
@@ -31,7 +32,7 @@ def load_config(kind: type[T], job: str, path: str | None, overrides: list[str])
     """The config dataclass `kind` of a job, from its file and overrides.
 
     A file may name its job with `job: NAME`; that must be this job. Raises ValueError, in one sentence, for a missing
-    file, an unknown key or a value of the wrong type.
+    file, an unknown key, a value of the wrong type, and credentials, which would end up in records and logs.
     """
     tree = _read_yaml(path) if path else {}
     file_job = tree.pop("job", job)
@@ -40,6 +41,7 @@ def load_config(kind: type[T], job: str, path: str | None, overrides: list[str])
     for override in overrides:
         _apply(tree, override)
     _check_keys(kind, tree, "")
+    _refuse_secrets(tree, "")
     return from_dict(kind, tree)
 
 
@@ -219,6 +221,17 @@ def _check_keys(kind: Any, tree: Any, prefix: str) -> None:
         if key not in known:
             raise ValueError(f"unknown config key {prefix}{key}; {_hint(owner, key, known, prefix)}")
         _check_keys(known[key], value, f"{prefix}{key}.")
+
+
+def _refuse_secrets(value: Any, key: str) -> None:
+    if isinstance(value, dict | list):
+        for name, inside in value.items() if isinstance(value, dict) else enumerate(value):
+            _refuse_secrets(inside, f"{key}.{name}".lstrip("."))
+    elif isinstance(value, str) and masked(value) != value:
+        raise ValueError(
+            f"config key {key} is {masked(value)!r}, which contains credentials; set them in the environment "
+            "(AWS_ACCESS_KEY_ID and so on) or in fsspec's configuration"
+        )
 
 
 def _hint(kind: type, key: str, known: dict[str, Any], prefix: str) -> str:

@@ -28,7 +28,7 @@ _SECRETS = tuple(
         r"(://)[^/@:\s]*:(?!\d+(?:[/?#]|\s|$))[^@\s]*(?=@)",  # user:password@host, but not host:port/...@...
         r"(https?://)[^/@:\s?#]+(?=@)",  # token@host; elsewhere that is a user (sftp) or a container (abfs)
         rf"((?:[?&]|%3F|%26)(?:[^=&\s]*?(?:{_IN_QUERY})[^=&\s]*?|key|code)(?:=|%3D))(?:(?!%26)[^&\s'\"])+",
-        r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:[\w-]+ )?)[^\s'\",]+",
+        r"(\bauthorization['\"]?\s*[:=]\s*['\"]?(?:[\w-]+ )?)[^\s'\",;(){}\[\]]+",
         r"(\bbearer )(?=\S*\d)[\w.~+/=-]{8,}",
         rf"({_NOT_IN_PATH}{_NAME}\s*=\s*)(?:{_QUOTED}|{_BARE})",
         rf"({_NOT_IN_PATH}['\"]{_NAME}['\"]\s*[:,]\s*b?){_QUOTED}",
