@@ -61,7 +61,7 @@ def _halves(part: _Part) -> list[_Part]:
 def _process(needs: Needs) -> Any:
     """A task that runs once, in a process that has done nothing else and ends with it."""
     fresh = {"env_vars": {"RDPM_PROCESS": uuid.uuid4().hex}}  # Ray shares no process between different environments
-    return ray.remote(_run).options(max_retries=0, max_calls=1, runtime_env=fresh, **options(needs))
+    return ray.remote(max_retries=0, max_calls=1, runtime_env=fresh, **options(needs))(_run)
 
 
 def _run(rehearse: Rehearse, shard: int, images: range, minutes: float) -> Exception | None:

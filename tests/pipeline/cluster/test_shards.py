@@ -13,23 +13,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from rdpm.pipeline.cluster.capacity import pool_for
 from rdpm.pipeline.cluster.probe import probe_of
-from rdpm.pipeline.cluster.session import Resources, session
+from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.cluster.shards import Preparation, ShardDone, ShardsDied, Work, run_shards
 from rdpm.pipeline.foundation import files
 
 RESOURCES = Resources(cpus=4, object_store_mb=128, actors=2, actor_cpus=0.5)
-
-
-@pytest.fixture(scope="module")
-def running() -> Iterator[None]:
-    """A session that all tests of this file share."""
-    with session(RESOURCES):
-        yield
-    assert not ray.is_initialized()
 
 
 def start(
