@@ -167,15 +167,16 @@ def create_bytes(url: str, data: bytes) -> bool:
         return False
 
 
-def link(source_url: str, url: str) -> bool:
+def link(source_url: str, url: str, replace: bool = False) -> bool:
     """Give the content of an object another name: True when this call did it, False when the name was there already.
 
-    A hard link on a local file system, or a copy where links are refused; elsewhere a copy that the server makes. There
-    two calls at once may both copy, so give one name to one content only. Raises FileNotFoundError for a lost source.
+    replace: give it the name even then. On a local file system it is a hard link, or a copy where those are refused;
+    elsewhere the server copies. There two calls at once may both copy, so give one name to one content only. Raises
+    FileNotFoundError for a lost source.
     """
     if is_local(url):
-        return local.link(local_path(source_url), local_path(url))
-    if exists(url):
+        return local.link(local_path(source_url), local_path(url), replace)
+    if not replace and exists(url):
         return False
     copy(source_url, url)
     return True

@@ -27,7 +27,7 @@ from rdpm.storage_schemas.manifest import (
     staged_name,
 )
 
-_STAGED_NAME = re.compile(r"(\d{5,})-[0-9a-f]{64}")
+_STAGED_NAME = re.compile(r"(\d{5,})-([0-9a-f]{64})")
 
 
 def stage(url: str, shard: int, data: bytes) -> ObjectDigest:
@@ -61,39 +61,33 @@ def read_commit(url: str, plan: Plan, shard: int) -> tuple[Commit, str]:
     return commit, hashlib.sha256(data).hexdigest()
 
 
-def settle(url: str, plan: Plan, commit: Commit, others: Iterable[ObjectDigest] = ()) -> None:
-    """Give the objects of a commit their keys, then delete the staged names of the commit and of `others`.
+def settle(url: str, plan: Plan, commit: Commit, others: Iterable[str] = (), at_once: int = 8) -> None:
+    """Give the objects of a commit their keys, then delete what is staged of them and of `others`, given by sha256.
 
-    Idempotent, and safe while others do the same. Raises ValueError when an object is neither staged nor at its key.
+    Idempotent, and safe while others do the same. A key may hold what an attempt of an earlier release left, which
+    wrote there before it committed; that is replaced. In a published store no key is touched. Raises ValueError when an
+    object is neither staged nor at its key. at_once: requests at the same time.
     """
-    for name, key in plan.objects(commit.shard).items():
-        _name_object(url, commit, name, key)
-    staged = {digest.sha256 for digest in (*commit.objects.values(), *others)}
+    if not files.exists(files.join(url, MANIFEST)):
+        keys = plan.objects(commit.shard)
+        for _ in files.in_parallel(lambda name: _place(url, commit, name, keys[name]), keys, at_once):
+            pass
+    staged = {digest.sha256 for digest in commit.objects.values()}.union(others)
     files.remove_all([files.join(url, staged_name(commit.shard, sha256)) for sha256 in sorted(staged)])
 
 
-def _name_object(url: str, commit: Commit, name: str, key: str) -> None:
-    """Give one object of a commit its key.
-
-    A key that is there already is read: an attempt of an earlier release, which wrote there before it committed, may
-    have left it. Then it is replaced, but never in a published store.
-    """
+def _place(url: str, commit: Commit, name: str, key: str) -> None:
+    """Give one object of a commit its key."""
     wanted, target = commit.objects[name], files.join(url, key)
-    source = files.join(url, staged_name(commit.shard, wanted.sha256))
-    with contextlib.suppress(FileNotFoundError):  # another has settled it and deleted the staged name
-        if files.link(source, target):
-            return
-    with contextlib.suppress(FileNotFoundError):
-        if files.digest_file(target) == wanted:
-            return
-    if files.exists(files.join(url, MANIFEST)):
-        return
-    data = b""
-    with contextlib.suppress(FileNotFoundError):
-        data = files.read_bytes(source)
-    if hashlib.sha256(data).hexdigest() != wanted.sha256:
-        raise unlike_commit(url, commit.shard, key)
-    files.write_bytes(target, data)
+    try:
+        files.link(files.join(url, staged_name(commit.shard, wanted.sha256)), target, replace=True)
+    except FileNotFoundError:  # another has placed it and deleted the staged name
+        try:
+            placed = files.digest_file(target) == wanted
+        except FileNotFoundError:
+            placed = False
+        if not placed:
+            raise unlike_commit(url, commit.shard, key) from None
 
 
 def unlike_commit(url: str, shard: int, key: str) -> ValueError:
@@ -107,14 +101,13 @@ def settle_all(url: str, plan: Plan) -> None:
     staged: dict[int, list[str]] = {}
     for name in files.list_names(files.join(url, STAGED)):
         if found := _STAGED_NAME.fullmatch(name):
-            staged.setdefault(int(found[1]), []).append(files.join(url, STAGED, name))
+            staged.setdefault(int(found[1]), []).append(found[2])
     if not staged:
         return
     left = [shard for shard in committed_shards(url, plan) if shard in staged]
 
     def finish(shard: int) -> None:
-        settle(url, plan, read_commit(url, plan, shard)[0])
-        files.remove_all(staged[shard])
+        settle(url, plan, read_commit(url, plan, shard)[0], staged[shard], at_once=1)  # and many shards at a time
 
     for _ in files.in_parallel(finish, left):
         pass

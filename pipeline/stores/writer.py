@@ -139,7 +139,7 @@ def write_shard(
     except FileNotFoundError:  # deleted as left over: the shard has a commit, or this error is raised again
         first = False
     kept = commit if first else read_commit(url, plan, shard)[0]
-    settle(url, plan, kept, objects.values())
+    settle(url, plan, kept, [digest.sha256 for digest in objects.values()])
     return kept
 
 

@@ -246,6 +246,8 @@ def test_a_link_gives_a_second_name_and_replaces_nothing(root):
     files.remove(files.join(root, "staged"))
     assert files.read_bytes(files.join(root, "new", "b")) == b"content"
     assert files.read_bytes(files.join(root, "taken")) == b"other"
+    assert files.link(files.join(root, "new", "b"), files.join(root, "taken"), replace=True)
+    assert files.read_bytes(files.join(root, "taken")) == b"content"
     with pytest.raises(FileNotFoundError):
         files.link(files.join(root, "staged", "a"), files.join(root, "c"))
 

@@ -140,7 +140,7 @@ def test_an_attempt_that_is_stopped_anywhere_while_another_does_everything_chang
         (winner,) = [pair for pair, expected in clean.items() if tree(url) == expected]
         winners.add(winner)
         assert verify_store(open_store(url)).findings == ()
-    assert place > 20
+    assert place > 15
     assert winners == {("this", "this"), ("other", "this")}
 
 
@@ -168,7 +168,7 @@ def test_whatever_an_attempt_that_was_killed_anywhere_leaves_is_completed_or_rep
         ]
         publish(url, plan)
         assert tree(url) == clean[first, second]
-    assert place > 20
+    assert place > 15
 
 
 @everywhere
@@ -180,7 +180,7 @@ def test_a_job_that_is_killed_anywhere_while_it_publishes_publishes_when_it_is_r
         start_store(url, plan)
         attempt(url, 0, "this")
         with monkeypatch.context() as patched:
-            patched.setattr(files, "link", lambda *_: killed())
+            patched.setattr(files, "link", lambda *_, **__: killed())
             with pytest.raises(KeyboardInterrupt):
                 attempt(url, 1, "other")
         assert files.list_names(files.join(url, "staged"))
@@ -192,7 +192,7 @@ def test_a_job_that_is_killed_anywhere_while_it_publishes_publishes_when_it_is_r
             break
         publish(url, plan)
         assert tree(url) == clean["this", "other"]
-    assert place > 20
+    assert place > 15
 
 
 @everywhere
@@ -228,7 +228,7 @@ def test_two_shards_with_the_same_bytes_do_not_share_what_is_staged(url, plan, a
     start_store(url, plan)
     labels = plan.objects(0)["label"], plan.objects(1)["label"]
     with monkeypatch.context() as patched:
-        patched.setattr(files, "link", lambda *_: killed())
+        patched.setattr(files, "link", lambda *_, **__: killed())
         with pytest.raises(KeyboardInterrupt):
             attempt(url, 0, "this")
     attempt(url, 1, "this")
@@ -247,7 +247,7 @@ def test_objects_that_an_earlier_release_left_without_a_commit_are_replaced_even
     attempt(url, 1, "this")
     if killed_before_linking:
         with monkeypatch.context() as patched:
-            patched.setattr(files, "link", lambda *_: killed())
+            patched.setattr(files, "link", lambda *_, **__: killed())
             with pytest.raises(KeyboardInterrupt):
                 attempt(url, 0, "this")
     else:
@@ -262,8 +262,9 @@ def test_nothing_in_a_published_store_is_replaced_even_if_it_is_damaged(url, pla
     for shard in (0, 1):
         attempt(url, shard, "this")
     publish(url, plan)
-    codes, commit = plan.objects(0)["codes"], "commits/00000.json"
+    codes, label, commit = plan.objects(0)["codes"], plan.objects(0)["label"], "commits/00000.json"
     files.write_bytes(files.join(url, codes), b"damage")
+    files.remove(files.join(url, label))
     damaged = tree(url)
     attempt(url, 0, "other")
     assert tree(url) == damaged
