@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from rdpm.pipeline.stream.cache import Cache, default_folder
+from tests.faults.mounts import small_disk
 
 PARTS = {"codes": [4000, 12_288, 8], "label": [40, 120, 4]}
 fork = multiprocessing.get_context("fork")
@@ -181,6 +182,20 @@ def test_a_full_disk_is_reported_before_anything_is_read(tmp_path):
     assert "has no room for 16484 more bytes" in refusal
     assert "make room there" in refusal
     assert (asked, left) == ([], [])
+
+
+def test_a_full_disk_ends_with_one_sentence_and_a_larger_one_goes_on(tmp_path):
+    with small_disk(tmp_path / "disk", 12) as disk:
+        folder = str(disk.folder / "cache")
+        for filler in (0, 12 * 1024):
+            (disk.folder / "filler").write_bytes(bytes(filler))
+            with pytest.raises(
+                ValueError, match=rf"{folder} has no room for 16484 more bytes \(No space left on device\)"
+            ):
+                opened(Cache(folder, 10**6), "a")
+        assert os.listdir(folder) == []
+        disk.resize(100)
+        assert opened(Cache(folder, 10**6), "a") == expected("a")
 
 
 def test_a_folder_that_cannot_be_created_is_named(tmp_path):

@@ -6,6 +6,7 @@
 The manifest is complete, with a commit for every shard, and is opened from disk like any other.
 """
 
+import hashlib
 import json
 import resource
 import sys
@@ -13,6 +14,7 @@ import sys
 import numpy as np
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.stores.layout import metadata_objects
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
 from rdpm.storage_schemas.manifest import STORE_ID, Manifest, Plan, shard_name, to_json
@@ -55,7 +57,8 @@ def publish_virtual(url: str, rows: int) -> None:
     )
     plan = Plan(KIND, rows, SHARD_ROWS, 256, arrays, identity)
     commits = {shard_name(shard): f"{shard:064x}" for shard in range(plan.num_shards)}
-    manifest = Manifest(plan, tuple(range(0, 1_000_000, 1000)), commits, {})
+    metadata = {name: hashlib.sha256(data).hexdigest() for name, data in metadata_objects(plan).items()}
+    manifest = Manifest(plan, tuple(range(0, 1_000_000, 1000)), commits, metadata)
     files.write_json(f"{url}/manifest.json", {**to_json(manifest), STORE_ID: manifest.store_id})
 
 
