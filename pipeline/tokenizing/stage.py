@@ -27,8 +27,7 @@ JOB = "tokenize"
 
 def run(config: TokenizeConfig) -> None:
     """Write the store config.out and its record, unless its record is finished. Raises ValueError; see `tokenize`."""
-    digest = read_card(config.tokenizer, "tokenizer").digest
-
+    digest, recorded = read_card(config.tokenizer, "tokenizer").digest, _recorded_digest(config)
     with contextlib.ExitStack() as stack:
 
         @functools.cache
@@ -36,7 +35,7 @@ def run(config: TokenizeConfig) -> None:
             return stack.enter_context(closing(Worklist(config.images, config.out)))
 
         def inputs() -> dict[str, Any]:
-            return {"tokenizer_digest": digest, "source": _recorded_digest(config) or listed().summary.digest}
+            return {"tokenizer_digest": digest, "source": recorded or listed().summary.digest}
 
         record = stack.enter_context(begin(JOB, config, inputs, (MANIFEST,)))
         if record.lease is None:
