@@ -43,7 +43,7 @@ def file_system(url: str, large: bool = False) -> tuple[Any, str]:
         raise ValueError(f"{url!r} needs a package that is not installed: {error}") from None
     if is_s3:
         sys.modules["s3fs.core"].set_custom_error_handler(is_passing)  # type: ignore[attr-defined]
-        fs.retries = 5 if large else 1
+        fs.retries = 3 if large else 1
     return fs, path
 
 

@@ -143,5 +143,6 @@ def reply_of(error: BaseException) -> tuple[int, str]:
 
 def _in_words(error: BaseException) -> str:
     status, code = reply_of(error)
-    reply = " ".join(str(part) for part in (status, code) if part)
-    return masked(" ".join(f"{reply or type(error).__name__} ({error})".split()))
+    reply = " ".join([str(status), "" if code.isdecimal() else code]) if status else type(error).__name__
+    text = getattr(error, "strerror", None) or str(error)
+    return masked(" ".join(f"{reply} ({text})".split()))
