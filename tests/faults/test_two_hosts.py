@@ -70,7 +70,7 @@ def test_a_host_that_is_killed_and_started_again_changes_nothing(pair, tmp_path)
     before = steps(killed)
     assert before < STEPS
     jobs[1] = pair.start(1, killed, 2)
-    wait_until(lambda: steps(killed) >= before + 8, 120, f"more steps: {pair.said()}", 0.02)
+    wait_until(lambda: steps(killed) >= before + 8, 240, f"more steps: {pair.said()}", 0.02)
     for family in pair.families:  # now both, also the one where they meet
         family.send(signal.SIGKILL)
     jobs = [pair.start(number, killed, 0) for number in (0, 1)]
