@@ -33,7 +33,8 @@ class Pair:
             "--rdzv-conf", f"is_host={not number}", "--local-addr", host.address, "--max-restarts", str(restarts),
         ]  # fmt: skip
         training = ["-m", "rdpm", "train-generator", *arguments("generator", self.inputs, out, *OPTIONS)]
-        return self.families[number].start(host.command(*torchrun, *training), host.environment, self.repository)
+        environment = host.environment | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see docs/running.md
+        return self.families[number].start(host.command(*torchrun, *training), environment, self.repository)
 
     def said(self) -> str:
         return "\n".join(family.printed() for family in self.families)
