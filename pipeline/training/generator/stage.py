@@ -23,7 +23,7 @@ from rdpm.pipeline.training.loop import run_steps
 from rdpm.pipeline.training.meters import peak_flops
 from rdpm.pipeline.training.optimizers import adamw
 from rdpm.pipeline.training.process_group import joined_ranks
-from rdpm.pipeline.training.ranks import Ranks
+from rdpm.pipeline.training.ranks import Ranks, given_by_first
 from rdpm.pipeline.training.saved_state import newest_step
 from rdpm.storage_schemas.cards import CARD, WEIGHTS, GeneratorOrigin, ModelCard
 
@@ -38,7 +38,11 @@ def run(config: TrainGeneratorConfig) -> None:
     stores = open_stores(config)
     with begin(JOB, config, lambda: {"store_ids": stores.ids}, (WEIGHTS, CARD), first_rank()) as record:
         if record.finished:
-            say(f"train-generator: {config.out} is already trained")
+            if first_rank():
+                say(f"train-generator: {config.out} is already trained")
+            if under_launcher():  # a rank that looked before another start finished it is waiting there
+                with joined_ranks(config.threads):
+                    given_by_first(record.finished)
             return
         if record.lease is not None and config.ranks > 1 and not under_launcher():
             launch(JOB, config, record.lease)
@@ -46,6 +50,8 @@ def run(config: TrainGeneratorConfig) -> None:
         streams = open_streams(config, stores)
         streams.fill(newest_step(config.out) * config.batch)  # before joining, so that no rank waits for it
         with joined_ranks(config.threads) as ranks:
+            if given_by_first(record.finished):
+                return
             card = train_generator(config, stores, streams, ranks, record.lease)
         if card is not None:
             record.finish({"digest": card.digest, "steps": card.steps})

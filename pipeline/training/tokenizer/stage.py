@@ -1,5 +1,6 @@
 """The stage that trains a tokenizer on labelled images."""
 
+import functools
 import time
 from dataclasses import asdict
 from typing import Any
@@ -42,8 +43,8 @@ def run(config: TrainTokenizerConfig) -> None:
             if listing is not None:
                 train_tokenizer(config, Listing.from_bytes(listing), ranks, None)
         return
-    source = list_images(config.images)
-    with begin(JOB, config, lambda: {"source": source.digest}, (WEIGHTS, CARD)) as record:
+    listed = functools.cache(lambda: list_images(config.images))
+    with begin(JOB, config, lambda: {"source": listed().digest}, (WEIGHTS, CARD)) as record:
         if record.finished:
             say(f"train-tokenizer: {config.out} is already trained")
             if under_launcher():
@@ -53,6 +54,7 @@ def run(config: TrainTokenizerConfig) -> None:
         if record.lease is not None and config.ranks > 1 and not under_launcher():
             launch(JOB, config, record.lease)
             return
+        source = listed()
         if len(source.classes) == 1:
             say(
                 f"train-tokenizer: all images are of one class, {source.classes[0]!r}; to train on several classes, "

@@ -11,10 +11,14 @@ from pathlib import Path
 
 import pytest
 
+from rdpm.jobs.arguments import parse
 from rdpm.jobs.cli import main
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.lease import LeaseLost, held
+from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.stores.writer import publish, start_store
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.inputs import open_stores
 from tests.pipeline.training.trainings import arguments
 
 JOBS = (
@@ -143,3 +147,22 @@ def test_a_refused_first_rank_ends_the_others_under_torchrun(inputs, tmp_path, r
     assert said.count(f"{tmp_path}/out is being written by somebody") == 1
     assert time.monotonic() - began < 60
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.long
+def test_ranks_that_wait_for_another_start_find_what_it_has_finished(inputs, tmp_path, repository):
+    """Under torchrun, the other ranks looked before it was finished, and wait for the first."""
+    torchrun = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=29652")
+    given = command("train-generator", inputs, tmp_path / "out")
+    assert main(["train-generator", *given]) == 0
+    path = f"{tmp_path}/out.record.json"
+    files.write_json(path, {**files.read_json(path), "finished": False})
+    config = parse(TrainGeneratorConfig, "train-generator", given)
+    with begin("train-generator", config, lambda: {"store_ids": open_stores(config).ids}) as record:
+        ranks = start("train-generator", [*given, "ranks=2", "--wait"], repository, torchrun)
+        assert any("waiting for it" in line for line in ranks.stdout)
+        time.sleep(5)
+        record.finish({"digest": "made", "steps": 4})
+    said, _ = ranks.communicate(timeout=100)
+    assert ranks.returncode == 0, said
+    assert said.count("is already trained") == 1
