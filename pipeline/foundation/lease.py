@@ -34,6 +34,8 @@ _WAIT, _LENT = "RDPM_WAIT", "RDPM_LEASE"  # in the environment, so that the proc
 _MARGIN = 1.1  # how much longer than the holder others believe in a lease, for what is on its way when it runs out
 _POLL = 60  # looks per period
 
+_given_back: set[str] = set()  # owners that this process has released, also where a full disk took no mark of it
+
 
 class LeaseLost(ValueError):
     """This process may write no more, because its lease has run out or another start has taken it."""
@@ -128,6 +130,7 @@ class Lease:
             self.check()
             self._write(released=True)
         self._holder = replace(self._holder, released=True)
+        _given_back.add(self._holder.owner)
 
     @contextlib.contextmanager
     def lent(self) -> Iterator[None]:
@@ -197,7 +200,7 @@ def _take(out: str, job: str, seconds: float, every: float) -> Lease:
 
 def _is_free(holder: Holder, unchanged: float) -> bool:
     """Whether another may take the lease of this holder, which has not changed for so many seconds."""
-    if holder.released:
+    if holder.released or holder.owner in _given_back:
         return True
     if holder.machine and holder.machine == machine():
         return is_gone(holder.pid, holder.process) or _ran_out(holder, _MARGIN)

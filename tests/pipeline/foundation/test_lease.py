@@ -131,6 +131,14 @@ def test_a_start_that_waits_gets_the_lease_when_it_is_released_and_gives_up_when
     assert "waiting for it" in capsys.readouterr().out
 
 
+def test_a_lease_that_a_full_disk_did_not_let_mark_as_released_is_free_for_the_same_process(out, monkeypatch):
+    with held(out, "sample"):
+        monkeypatch.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(OSError("the disk is full")))
+    monkeypatch.undo()
+    with held(out, "sample") as again:
+        assert again.number == 2
+
+
 def test_a_holder_that_lives_keeps_its_lease_beyond_a_period(out):
     with held(out, "sample", **SHORT) as mine:
         time.sleep(1.0)
