@@ -48,11 +48,24 @@ class Bucket(AbstractFileSystem):
     protocol = "bucket"
     async_impl = True  # what it says of s3fs: there are no folders, and many keys are deleted together
     objects: ClassVar[dict[str, bytes]] = {}
+    folders: ClassVar[Counter[str]] = Counter()  # objects below each of the upper folders
     latency: ClassVar[float] = 0.0
     requests: ClassVar[Counter[str]] = Counter()
     most_at_once: ClassVar[int] = 0
     _at_once: ClassVar[int] = 0
     _lock: ClassVar[threading.Lock] = threading.Lock()
+
+    @classmethod
+    def clear(cls) -> None:
+        """Delete everything."""
+        cls.objects.clear()
+        cls.folders.clear()
+
+    @classmethod
+    def put(cls, key: str, data: bytes) -> None:
+        """Put an object without a request."""
+        cls.folders.update(_upper_folders(key) if key not in cls.objects else ())
+        cls.objects[key] = data
 
     @classmethod
     def reset(cls, latency: float) -> None:
@@ -88,7 +101,7 @@ class Bucket(AbstractFileSystem):
         with self._request("PUT"), self._lock:
             if mode == "create" and path in self.objects:
                 raise FileExistsError(path)
-            self.objects[path] = bytes(value)
+            self.put(path, bytes(value))
 
     def put_file(self, lpath: str, rpath: str, **_: Any) -> None:
         with open(lpath, "rb") as file:
@@ -97,19 +110,20 @@ class Bucket(AbstractFileSystem):
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:
         """Like s3fs, which first asks for the size."""
         self.info(path1)
-        with self._request("COPY"):
+        with self._request("COPY"), self._lock:
             if path1 not in self.objects:
                 raise FileNotFoundError(path1)
-            self.objects[path2] = self.objects[path1]
+            self.put(path2, self.objects[path1])
 
     def rm_file(self, path: str, **_: Any) -> None:
         self.rm([path])
 
     def rm(self, path: str | list[str], recursive: bool = False, **_: Any) -> None:
         paths = list(self.find(path)) if isinstance(path, str) else path
-        with self._request("DELETE", len(paths)):
+        with self._request("DELETE", len(paths)), self._lock:
             for key in paths:
-                self.objects.pop(key, None)
+                if self.objects.pop(key, None) is not None:
+                    self.folders.subtract(_upper_folders(key))
 
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """Like s3fs: what is no object may be a folder, which takes a second request."""
@@ -117,7 +131,7 @@ class Bucket(AbstractFileSystem):
             if path in self.objects:
                 return {"name": path, "size": len(self.objects[path]), "type": "file"}
         with self._request("LIST"):
-            if any(key.startswith(path.rstrip("/") + "/") for key in list(self.objects)):
+            if self.folders[path.rstrip("/")]:
                 return {"name": path, "size": 0, "type": "directory"}
         raise FileNotFoundError(path)
 
@@ -141,6 +155,12 @@ class Bucket(AbstractFileSystem):
 
     def _open(self, path: str, mode: str = "rb", **options: Any) -> AbstractBufferedFile:
         return _File(self, path, mode, size=self.info(path)["size"])
+
+
+def _upper_folders(key: str) -> list[str]:
+    """The three uppermost folders of a key: bucket, store, and a folder of the store. Nobody asks for others."""
+    parts = key.split("/")[:-1]
+    return ["/".join(parts[:depth]) for depth in range(1, min(3, len(parts)) + 1)]
 
 
 class _File(AbstractBufferedFile):
@@ -172,16 +192,16 @@ def lay_out(url: str, plan: Plan, killed: int) -> None:
     digests = {name: ObjectDigest(len(data), hashlib.sha256(data).hexdigest()) for name, data in objects.items()}
     for shard in range(plan.num_shards):
         commit = Commit(shard, 2, (), digests)
-        Bucket.objects[f"{root}/{commit_name(shard)}"] = canonical_json(to_json(commit))
+        Bucket.put(f"{root}/{commit_name(shard)}", canonical_json(to_json(commit)))
         for name, key in plan.objects(shard).items():
             if shard >= plan.num_shards - killed:
                 key = f"staged/{shard_name(shard)}-{digests[name].sha256}"
-            Bucket.objects[f"{root}/{key}"] = objects[name]
+            Bucket.put(f"{root}/{key}", objects[name])
 
 
 def measure(shards: int, killed: int, latency: float) -> dict[str, Any]:
     """Requests of writing, and requests and time of publishing. See the module."""
-    Bucket.objects.clear()
+    Bucket.clear()
     Bucket.reset(0)
     few = plan_of(20)
     start_store("bucket://few/store", few)

@@ -24,7 +24,7 @@ _USAGE = {
     "prepare": f"digits [key=value ...] {_WAIT}",
     "describe": f"{_CONFIG} [--json]",
     "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",
-    "verify": f"STORE [tokenizer=FOLDER | --repair {_OPTIONS}]",
+    "verify": f"STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair {_OPTIONS}]",
 }
 
 

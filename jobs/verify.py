@@ -7,6 +7,7 @@ from functools import cached_property, partial
 
 import numpy as np
 
+from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.foundation.lease import Lease, held
 from rdpm.pipeline.foundation.progress import say
@@ -14,6 +15,7 @@ from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stores.repair import repair
 from rdpm.pipeline.stores.staging import sweep
 from rdpm.pipeline.stores.verification import Accumulate, Verification, verify_store
+from rdpm.storage_schemas.manifest import STAGED
 
 JOB = "verify"
 _BATCH = 64
@@ -119,6 +121,11 @@ def _tell(store: Store, compared: bool, found: Verification) -> None:
         agreed = f"accumulated is what the codes give in {found.accumulated} rows"
         left_out = "not checked: whether accumulated is what the codes give; tokenizer=FOLDER checks it"
         say(f"verify: {agreed if compared else left_out}")
+    late = len(files.list_names(files.join(store.url, STAGED)))
+    if late:
+        say(
+            f"verify: {STAGED}/ holds {late} objects of attempts that came too late; the job, or --repair, deletes them"
+        )
 
 
 def _labels(found: Verification, classes: tuple[str, ...]) -> str:

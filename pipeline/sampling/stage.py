@@ -18,6 +18,7 @@ from rdpm.pipeline.sampling.formats import NAMES, write_files
 from rdpm.pipeline.sampling.plan import SampleConfig, sample_plan
 from rdpm.pipeline.sampling.worker import SetToDraw, ShardSampler, locate
 from rdpm.pipeline.stores.reader import Store
+from rdpm.pipeline.stores.staging import sweep
 from rdpm.pipeline.stores.writer import missing_shards, publish, start_store
 from rdpm.storage_schemas.manifest import MANIFEST, Manifest, Plan
 
@@ -36,6 +37,7 @@ def run_sets(configs: list[SampleConfig]) -> None:
         for config in configs:
             record = leases.enter_context(_begin(config))
             if record.lease is None:
+                sweep(config.out)
                 say(f"sample: {config.out} is already there")
             else:
                 unfinished.append((config, record, record.lease))

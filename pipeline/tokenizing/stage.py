@@ -14,6 +14,7 @@ from rdpm.pipeline.foundation.records import begin, read_record
 from rdpm.pipeline.images.sources.source import open_source
 from rdpm.pipeline.images.worklist import ListingGone, Worklist, remove_worklists
 from rdpm.pipeline.inference.batches import device_kind
+from rdpm.pipeline.stores.staging import sweep
 from rdpm.pipeline.stores.writer import committed_rejects, difference, missing_shards, publish, start_store
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
 from rdpm.pipeline.tokenizing.encoding import encode_shards, shard_work
@@ -39,6 +40,7 @@ def run(config: TokenizeConfig) -> None:
 
         record = stack.enter_context(begin(JOB, config, inputs, (MANIFEST,)))
         if record.lease is None:
+            sweep(config.out)
             say(f"tokenize: {config.out} is already there")
             return
         manifest = _tokenize(config, listed(), ShardEncoder, record.lease)

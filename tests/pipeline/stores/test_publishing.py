@@ -25,7 +25,7 @@ def test_writing_a_shard_asks_a_fixed_number_of_times():
 
 def test_publishing_reads_no_array_and_a_second_time_moves_nothing(stores, monkeypatch):
     url, plan = "bucket://here/store", stores.plan(rows=60)
-    Bucket.objects.clear()
+    Bucket.clear()
     start_store(url, plan)
     for shard in range(plan.num_shards):
         write_shard(url, plan, shard, stores.columns(plan, shard), stores.index(plan, shard))
