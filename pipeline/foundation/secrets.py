@@ -58,16 +58,24 @@ def masked(text: str) -> str:
 
 
 def mask_output() -> None:
-    """From now on, tracebacks of errors that nobody catches, and all log messages of this process, are masked."""
+    """From now on, errors that nobody catches, and all log messages of this process, are masked.
+
+    An OSError of a thread becomes one line: a full disk shows in the main thread too, as a sentence.
+    """
     sys.excepthook = lambda kind, error, trace: _print(traceback.format_exception(kind, error, trace))
-    threading.excepthook = lambda given: _print(
-        traceback.format_exception(given.exc_type, given.exc_value, given.exc_traceback)
-    )
+    threading.excepthook = _print_of_thread
     logging.setLogRecordFactory(_record)
 
 
 def _print(lines: list[str]) -> None:
     print(masked("".join(lines)), end="", file=sys.stderr)
+
+
+def _print_of_thread(given: threading.ExceptHookArgs) -> None:
+    if isinstance(given.exc_value, OSError):
+        _print([f"{given.exc_value}\n"])
+    elif given.exc_type is not SystemExit:  # which is how a thread may end
+        _print(traceback.format_exception(given.exc_type, given.exc_value, given.exc_traceback))
 
 
 def _record(*arguments: Any, **options: Any) -> logging.LogRecord:

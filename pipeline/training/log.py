@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.local import naming
 
 LOG = "log.jsonl"
 
@@ -37,38 +38,35 @@ class TrainingLog:
     def write(self, step: int, **metrics: Any) -> None:
         """Add one line. The value of a metric is a number, or a list by step t, with None where there is none.
 
-        A value that is not finite becomes None too: JSON has no such number. Raises ValueError when the disk is full.
+        A value that is not finite becomes None too: JSON has no such number. Raises OSError when the disk is full.
         """
         if not self._file:
             return
         metrics = {name: _finite(value) for name, value in {"step": step, **metrics}.items()}
-        try:
+        with naming(self._file.name):
             self._file.write(_line(metrics))
-        except OSError as error:
-            raise ValueError(
-                f"{self._file.name} cannot be written ({error.strerror}); make room, and run it again to continue"
-            ) from None
-        for name, value in metrics.items():
-            parts = (
-                {f"{name}/{t + 1}": part for t, part in enumerate(value)} if isinstance(value, list) else {name: value}
-            )
-            for part, number in parts.items():
-                if number is not None:
-                    self._board.add_scalar(part, number, step)
+            for name, value in metrics.items():
+                many = isinstance(value, list)
+                parts = {f"{name}/{t + 1}": part for t, part in enumerate(value)} if many else {name: value}
+                for part, number in parts.items():
+                    if number is not None:
+                        self._board.add_scalar(part, number, step)
         if self._run:
             self._run.log(metrics, step=step)
 
     def picture(self, step: int, name: str, pixels: np.ndarray) -> None:
         """Add a picture, (H, W, C) uint8, to TensorBoard."""
         if self._file:
-            self._board.add_image(name, pixels, step, dataformats="HWC")
+            with naming(self._file.name):
+                self._board.add_image(name, pixels, step, dataformats="HWC")
 
     def close(self) -> None:
         """Write everything to disk and close the log."""
         if self._file:
-            os.fsync(self._file.fileno())
-            self._file.close()
-            self._board.close()
+            with naming(self._file.name):
+                os.fsync(self._file.fileno())
+                self._file.close()
+                self._board.close()
         if self._run:
             self._run.finish()
 
