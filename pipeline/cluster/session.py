@@ -13,6 +13,7 @@ from typing import Any
 import ray
 import ray.data
 from ray._private import ray_constants, services
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
 _LONGEST_CONNECT = 10  # seconds to wait for the head of a cluster to answer
 
@@ -133,12 +134,9 @@ def _private() -> Iterator[None]:
 
 
 def _read_token_again() -> None:
-    """Make Ray forget the token that it read from the environment. Ray before 2.52 knows no tokens."""
-    with contextlib.suppress(ImportError):
-        from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
-
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+    """Make Ray forget the token that this process has read from the environment before."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def cluster_device(wanted: str, resources: Resources) -> str:

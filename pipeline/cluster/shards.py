@@ -164,7 +164,7 @@ def _graph(shards: list[int], work: Work, pool: Pool, counted: Attempts) -> ray.
             return counted.run(TASK, shard, lambda: _columns(shard, prepare(shard)))
 
         dataset = dataset.map_batches(task, batch_size=None, **options(pool.task))
-    return dataset.map_batches(
+    return dataset.map_batches_internal(  # map_batches refuses GPUs unless a number of rows cuts the blocks
         _Replica,
         fn_constructor_kwargs={"work": work, "attempts": counted},
         batch_size=None,

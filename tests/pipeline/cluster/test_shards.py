@@ -1,4 +1,4 @@
-"""Runs of shards on Ray: what workers get, refusals, and shards that kill their process.
+"""Runs of shards on Ray: what fits it, what workers get, refusals, failures, and what kills a process.
 
 Workers and records are defined inside functions, so that they are pickled by value; Ray's processes import no tests.
 """
@@ -13,14 +13,24 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 
 from rdpm.pipeline.cluster.capacity import pool_for
+from rdpm.pipeline.cluster.isolate import find_killers
 from rdpm.pipeline.cluster.probe import probe_of
-from rdpm.pipeline.cluster.session import Resources
+from rdpm.pipeline.cluster.session import Resources, session
 from rdpm.pipeline.cluster.shards import Preparation, ShardDone, ShardsDied, Work, run_shards
 from rdpm.pipeline.foundation import files
 
 RESOURCES = Resources(cpus=4, object_store_mb=128, actors=2, actor_cpus=0.5)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[None]:
+    """A session that all tests of this file share."""
+    with session(RESOURCES):
+        yield
+    assert not ray.is_initialized()
 
 
 def start(
@@ -183,3 +193,93 @@ def test_a_shard_whose_storage_fails_is_tried_again_and_at_last_fails_alone(runn
         done.extend(each.rows for each in start(list(range(5)), None, Worker, tmp_path / "store"))
     assert sorted(done) == [0, 1, 3, 4]
     assert Counter(int(path.name[0]) for path in tries.iterdir()) == {0: 1, 1: 3, 2: 3, 3: 2, 4: 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"actors": 2, "actor_cpus": 1.9, "actor_memory_mb": 0, "task_memory_mb": 0},
+            "2 model replicas need 1.9 CPUs each and a decoding task 1 CPU, and the 1 nodes of Ray have 4 CPUs: "
+            "at most 1 fit",
+        ),
+        ({"actors": 7}, "7 model replicas need 0.5 CPUs, 512 MiB each and a decoding task 1 CPU, 512 MiB"),
+        ({"task_cpus": 5}, "a decoding task 5 CPUs, 512 MiB, and the 1 nodes of Ray have 4 CPUs, "),
+        ({"task_memory_mb": 10**7}, "a decoding task 1 CPU, 10000000 MiB"),
+        ({"actors": 1, "actor_memory_mb": 10**7}, "a model replica needs 0.5 CPUs, 10000000 MiB"),
+        ({"min_gpus": 1}, "there are 0 GPUs, fewer than resources.min_gpus 1; add GPUs or lower it"),
+    ],
+)  # fmt: skip
+def test_what_can_never_run_on_this_machine_is_refused_with_the_numbers(running, change, words) -> None:
+    with pytest.raises(ValueError) as refused:
+        pool_for(replace(RESOURCES, **change), False, True, 1, 100)
+    assert words in str(refused.value)
+
+
+@pytest.mark.slow
+def test_what_just_fits_is_taken(running) -> None:
+    pool = pool_for(replace(RESOURCES, actors=6), False, True, 1, 100)
+    assert pool.least == pool.first == pool.most == 6
+    assert pool_for(replace(RESOURCES, actors=8), False, False, 1, 100).most == 8  # no tasks beside them
+    assert pool_for(replace(RESOURCES, actors=6), False, True, 1, 4).most == 4  # no more than shards
+    with pytest.raises(ValueError, match=r"8 model replicas need .* at most 6 fit"):
+        pool_for(replace(RESOURCES, actors=8), False, True, 1, 100)
+
+
+@pytest.mark.slow
+def test_the_number_of_replicas_follows_the_cores_unless_less_fits(running) -> None:
+    few = replace(RESOURCES, actors=0)
+    assert pool_for(few, False, True, 1, 100).most == min(6, max(1, (os.cpu_count() or 2) // 2))
+    assert pool_for(replace(few, actor_cpus=2.9), False, True, 1, 100).most == 1
+
+
+@pytest.mark.slow
+def test_memory_is_reserved_by_the_size_of_a_shard_unless_the_config_says_how_much(running) -> None:
+    usual = pool_for(RESOURCES, False, True, 100 * 2**20, 10)
+    assert usual.task == {"CPU": 1.0, "memory": 712 * 2**20}
+    assert usual.replica == {"CPU": 0.5, "memory": 712 * 2**20}
+    said = pool_for(replace(RESOURCES, actor_memory_mb=0, task_memory_mb=300), False, True, 100 * 2**20, 10)
+    assert said.task == {"CPU": 1.0, "memory": 300 * 2**20}
+    assert said.replica == {"CPU": 0.5}
+    assert pool_for(RESOURCES, False, False, 1, 10).task == {}
+
+
+@pytest.mark.slow
+def test_a_replica_on_a_gpu_is_refused_where_there_is_none(running) -> None:
+    with pytest.raises(ValueError, match=r"a model replica needs 0.5 CPUs, 1 GPU, 512 MiB.* 0 GPUs.* does not fit"):
+        pool_for(replace(RESOURCES, actors=1), True, True, 1, 10)
+
+
+@pytest.mark.slow
+def test_the_defaults_fit_a_machine_of_four_cpus(running) -> None:
+    assert pool_for(Resources(), False, True, 1, 10).least >= 1
+
+
+@pytest.mark.long
+def test_the_images_that_kill_two_processes_alone_are_found_and_one_that_dies_once_is_not(running, tmp_path) -> None:
+    """Of shard 7, image 2 kills, and image 4 is the victim of something else once. Of shard 8 nothing kills alone."""
+
+    def rehearse(shard: int, images: range) -> None:
+        with Path(tmp_path, "pids").open("a") as file:
+            file.write(f"{os.getpid()} ")
+        victim = Path(tmp_path, "victim")
+        if shard == 7 and len(images) == 1 and 4 in images and not victim.exists():
+            victim.touch()
+            os._exit(1)
+        if shard == 7 and 2 in images:
+            os._exit(1)
+
+    found = find_killers(rehearse, {7: 5, 8: 2}, {"CPU": 1.0}, 1.0)
+    assert found == {7: (2,)}
+    pids = (tmp_path / "pids").read_text().split()
+    assert len(pids) == len(set(pids))  # every part in a process of its own
+
+
+@pytest.mark.slow
+def test_a_refusal_of_the_work_is_raised(running) -> None:
+    def rehearse(shard: int, images: range) -> None:
+        raise ValueError(f"shard {shard} wants another tokenizer")
+
+    with pytest.raises(ValueError, match=r"^shard 3 wants another tokenizer$"):
+        find_killers(rehearse, {3: 4}, {"CPU": 1.0}, 0)
