@@ -202,8 +202,8 @@ class Checkpoints:
                 files.remove(self._attempt(step))
             rank, problem = problems[0]
             raise SharedError(
-                f"checkpoint {self._path(step)} cannot be written on rank {rank} of {self.ranks.count} ({problem}); "
-                "make room, and run it again to continue from the last checkpoint, which is undamaged"
+                f"checkpoint {self._path(step)} is not written, because of rank {rank} of {self.ranks.count}: "
+                f"{problem} (the last checkpoint is undamaged; run it again to continue from there)"
             )
         return [result for result, _ in outcomes]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from rdpm.pipeline.foundation import files
-from rdpm.pipeline.foundation.local import naming
+from rdpm.pipeline.foundation.disk import naming
 
 LOG = "log.jsonl"
 

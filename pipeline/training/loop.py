@@ -102,9 +102,11 @@ def _update(
     elif not writing:
         checkpoints.publish()
     if bad:
+        checkpoints.finish()
         raise _refusal(config, number, ranks, gather(problem))
     lr = config.optimizer.lr_at(number, config.steps)
     if not all(engine.update(lr) for engine in engines.values()):
+        checkpoints.finish()
         raise _refusal(config, number, ranks, [GRADIENT])
     return bool(stopping)
 

@@ -62,8 +62,9 @@ class AdamWithEMA(torch.optim.AdamW):
 def adamw(model: nn.Module, config: OptimizerConfig, ema_decay: float) -> AdamWithEMA:
     """The generator's optimizer: no weight decay on norms, biases and embeddings."""
     embeddings = {id(p) for module in model.modules() if isinstance(module, nn.Embedding) for p in module.parameters()}
-    decayed = [p for p in model.parameters() if p.ndim >= 2 and id(p) not in embeddings]
-    plain = [p for p in model.parameters() if p.ndim < 2 or id(p) in embeddings]
+    shapes = {p: getattr(p, "ds_shape", p.shape) for p in model.parameters()}  # ZeRO-3 may have flattened it
+    decayed = [p for p, shape in shapes.items() if len(shape) >= 2 and id(p) not in embeddings]
+    plain = [p for p, shape in shapes.items() if len(shape) < 2 or id(p) in embeddings]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     return AdamWithEMA(groups, lr=config.lr, betas=config.betas, ema_decay=ema_decay)
 

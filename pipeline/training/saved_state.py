@@ -81,6 +81,9 @@ class SavedState(Mapping[str, Tensor]):
         file, full = self._tensors[name]
         return file.get_tensor(full)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors  # a mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 

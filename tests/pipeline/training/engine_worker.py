@@ -2,8 +2,13 @@
 
 import torch
 
+from rdpm.models.autoencoder import AutoencoderConfig
+from rdpm.models.codebook import QuantizerConfig
+from rdpm.models.discriminator import DiscriminatorConfig, DiscriminatorPair
 from rdpm.models.generator import GeneratorConfig
-from rdpm.pipeline.training.engine import Engine, EngineConfig
+from rdpm.models.schedule import Schedule
+from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
+from rdpm.pipeline.training.engine import Engine, EngineConfig, building
 from rdpm.pipeline.training.generator.step import GeneratorLoss
 from rdpm.pipeline.training.optimizers import OptimizerConfig, adamw
 from rdpm.pipeline.training.ranks import Ranks
@@ -75,3 +80,37 @@ def differences(ranks: Ranks) -> dict[str, float]:
             if ranks.first:
                 result[f"{stage} {kind}"] = max((found[n] - e.detach()).abs().max().item() for n, e in expected.items())
     return result
+
+
+def built_in_parts(ranks: Ranks) -> dict[str, int]:
+    """Generator, tokenizer and discriminator are built under ZeRO-3 and without. Returns by name how many weights this
+    rank held right after building, or -1 where the weights are not the same bits."""
+    result = {}
+    for name, build in BUILT.items():
+        whole, parts = {}, {}
+        for stage, found in ((0, whole), (3, parts)):
+            torch.manual_seed(5)
+            config = EngineConfig(stage, "fp32", CLIP)
+            with building(config):
+                built = build()
+            held = sum(parameter.numel() for parameter in built.parameters())
+            tested = Engine(built, torch.optim.Adam(built.parameters()), config, MICRO, 1)
+            found |= {key: value.clone() for key, value in tested.state("weight", "buffer")}
+        same = whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
+        result[name] = held if same else -1
+    return result
+
+
+def _aligned() -> GeneratorLoss:
+    built = GeneratorLoss(SPACE)
+    built.generator.align_head(torch.randn(SPACE.codebook_size, SPACE.code_dim))
+    return built
+
+
+BUILT = {
+    "generator": _aligned,
+    "tokenizer": lambda: Tokenizer(
+        TokenizerConfig(16, AutoencoderConfig(1, 8, (1, 2), 1, (2,), 4), QuantizerConfig(64, 8), Schedule(num_steps=4))
+    ),
+    "discriminator": lambda: DiscriminatorPair(DiscriminatorConfig(8, 2), 1),
+}

@@ -1,6 +1,7 @@
 """On every rank: meters fed with what this rank saw."""
 
 from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -8,6 +9,7 @@ from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import TokenizerConfig
 from rdpm.pipeline.training.meters import StepLossMeter, TermMeter
+from rdpm.pipeline.training.pace import Window
 from rdpm.pipeline.training.ranks import Ranks
 
 CPU = torch.device("cpu")
@@ -36,3 +38,15 @@ def step_losses(ranks: Ranks) -> list[dict[str, Any]]:
         meter.add(steps, scale * (steps + ranks.rank).float())
         found.append(meter.take())
     return found
+
+
+def windows(ranks: Ranks) -> tuple[list[dict[str, float]], list[str]]:
+    """Windows of 5, 10 and 10 steps, in which the second rank is slow, and what is said of it."""
+    said: list[str] = []
+    lines = []
+    with patch("rdpm.pipeline.training.pace.say", said.append):
+        window = Window("a job", 8, 0, ranks)
+        for done in (5, 15, 25):
+            window.waited += 0.2
+            lines.append(window.close(done, 0.3 if ranks.first else 1.8))
+    return lines, said

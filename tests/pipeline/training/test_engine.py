@@ -1,8 +1,8 @@
-"""Weights and their average under every ZeRO stage equal plain torch, through a save and a load, on two ranks."""
+"""Weights and their average under every ZeRO stage equal plain torch, from the first weights on, on two ranks."""
 
 import pytest
 
-from tests.pipeline.training.engine_worker import differences
+from tests.pipeline.training.engine_worker import built_in_parts, differences
 
 
 @pytest.mark.slow
@@ -12,3 +12,8 @@ def test_weights_and_their_average_equal_plain_torch_in_every_zero_stage(two_ran
     for stage in (0, 1, 2, 3):
         assert result[f"{stage} weights"] < 2e-6
         assert result[f"{stage} average"] < 2e-6
+
+
+@pytest.mark.slow
+def test_zero_3_builds_in_parts_the_same_weights_to_the_bit(two_ranks) -> None:
+    assert two_ranks.run(built_in_parts) == [{"generator": 0, "tokenizer": 0, "discriminator": 0}] * 2

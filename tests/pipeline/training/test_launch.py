@@ -107,7 +107,7 @@ def test_a_refusal_is_said_once_and_not_tried_again(start, tmp_path) -> None:
     job = start(tmp_path / "out", 0, "optimizer.lr=1e30", "max_restarts=2")
     printed, _ = job.communicate(timeout=120)
     assert job.returncode == 2, printed[-3000:]
-    assert printed.count("the loss is nan at step ") == 1
+    assert printed.count("rdpm train-generator: the loss is nan at step ") == 1
     assert "starting again" not in printed
     assert "Traceback" not in printed
 

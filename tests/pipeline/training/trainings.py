@@ -1,6 +1,7 @@
 """Small trainings of both kinds, for one rank in this process, for a rank of several, and for the command line."""
 
 import json
+import math
 import shutil
 from contextlib import nullcontext
 from functools import partialmethod
@@ -8,18 +9,22 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from rdpm.jobs.arguments import parse
+from rdpm.models.discriminator import DiscriminatorPair
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.listing import list_images
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.inputs import open_stores, open_streams
 from rdpm.pipeline.training.generator.stage import train_generator
+from rdpm.pipeline.training.generator.step import GeneratorLoss
 from rdpm.pipeline.training.process_group import joined_ranks
 from rdpm.pipeline.training.ranks import Ranks, barrier
 from rdpm.pipeline.training.run_config import RunConfig
+from rdpm.pipeline.training.saved_state import SavedState
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.stage import train_tokenizer
 
@@ -63,6 +68,68 @@ def train(ranks: Ranks | None, kind: str, folder: Path, out: Path, *options: str
             assert isinstance(settings, TrainGeneratorConfig)
             stores = open_stores(settings)
             train_generator(settings, stores, open_streams(settings, stores), ranks, None)
+
+
+def refusal(ranks: Ranks | None, kind: str, folder: Path, out: Path, *options: str) -> str:
+    """The sentence with which a training ends."""
+    try:
+        train(ranks, kind, folder, out, *options)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("the training came to its end")
+
+
+class _NaNBackward(torch.autograd.Function):
+    """The same values, whose gradient is NaN."""
+
+    @staticmethod
+    def forward(ctx, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(ctx, gradient: Tensor) -> Tensor:
+        return gradient * math.nan
+
+
+def poisoned_refusal(
+    ranks: Ranks, part: str, call: int, loss: float, kind: str, folder: Path, out: Path, *options: str
+) -> str:
+    """The same for a training in which the last rank gets a NaN gradient, or a loss that is not finite.
+
+    part: the module at whose `call`-th forward pass this happens. loss: added to the loss; with 0, the gradient is NaN.
+    """
+    owner: Any = {"generator": GeneratorLoss, "discriminator": DiscriminatorPair}[part]
+    forward, calls = owner.forward, 0
+
+    def poisoned(module: nn.Module, *inputs: Tensor) -> Any:
+        nonlocal calls
+        output = forward(module, *inputs)
+        calls += torch.is_grad_enabled()
+        if calls != call or ranks.rank != ranks.count - 1:
+            return output
+        if loss:
+            return output + loss
+        return (_NaNBackward.apply(output[0]), output[1]) if isinstance(output, tuple) else _NaNBackward.apply(output)
+
+    with patch.object(owner, "forward", poisoned):
+        return refusal(ranks, kind, folder, out, *options)
+
+
+def looked_up(ranks: Ranks, folder: Path, out: Path, stage: int) -> tuple[int, list[str]]:
+    """How many tensors a checkpoint of the generator has, and which of them a rank reads whole when it continues."""
+    options = ["checkpoint_every=1", f"engine.zero_stage={stage}"]
+    train(ranks, "generator", folder, out, "steps=1", *options)
+    names = []
+
+    def look_up(saved: SavedState, name: str) -> Tensor:
+        names.append(name)
+        return read(saved, name)
+
+    read = SavedState.__getitem__
+    with patch.object(SavedState, "__getitem__", look_up):
+        train(ranks, "generator", folder, out, "steps=2", *options)
+    parts = sorted((out / "checkpoints" / "step-00000001").glob("*.safetensors"))
+    return len(SavedState([str(path) for path in parts], "generator")), names
 
 
 def train_traced(ranks: Ranks, kind: str, folder: Path, out: Path, *options: str) -> None:

@@ -1,6 +1,10 @@
 """What a tokenizer's training says and logs: its images, its losses, and the metrics of held-out images."""
 
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +15,7 @@ from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.foundation.records import read_record
 from rdpm.pipeline.training.log import read_log
 from rdpm.pipeline.training.tokenizer.stage import run
-from tests.pipeline.training.trainings import checkpoint_steps, config
+from tests.pipeline.training.trainings import arguments, checkpoint_steps, config
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +93,31 @@ def test_images_of_a_single_class_are_pointed_out(images, tmp_path, monkeypatch)
     run(config("tokenizer", tmp_path, tmp_path / "out", "steps=1"))
     assert len(said) == 1
     assert "all images are of one class, '7'" in said[0]
+
+
+@pytest.mark.slow
+def test_only_the_first_rank_lists_the_images(inputs, tmp_path, repository) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    jobs = []
+    for rank in (1, 0):  # a source that cannot be listed, on the second rank
+        folder = inputs if rank == 0 else tmp_path / "nothing"
+        options = ["steps=1", "checkpoint_every=1", "ranks=2", "micro_batch=4"]
+        command = [sys.executable, "-m", "rdpm", "train-tokenizer"]
+        command += arguments("tokenizer", folder, tmp_path / "out", *options)
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+        variables |= {"MASTER_ADDR": "127.0.0.1", "CUDA_VISIBLE_DEVICES": ""}
+        environment = os.environ | {name: str(value) for name, value in variables.items()}
+        jobs.append(
+            subprocess.Popen(
+                command, cwd=repository, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+        )
+    try:
+        printed = [job.communicate(timeout=200)[0] for job in jobs]
+        assert [job.returncode for job in jobs] == [0, 0], printed
+        assert checkpoint_steps(tmp_path / "out") == [1]
+    finally:
+        for job in jobs:
+            job.kill()
