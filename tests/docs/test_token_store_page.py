@@ -2,11 +2,13 @@
 
 import math
 import re
+import shutil
 import subprocess
 
 import numpy as np
 import pytest
 
+from rdpm.jobs.cli import main
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.layout import fill_value
 from rdpm.pipeline.stores.writer import leave_environment, publish, start_store, write_shard
@@ -31,6 +33,22 @@ def test_the_code_runs_without_rdpm(page, tmp_path, stores, python):
         [*python, "-W", "ignore", "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_commands_run(page, repository, tmp_path, monkeypatch, capsys):
+    """On the first release's store and tokenizer, with the config of the job that made the store."""
+    old = repository / "tests" / "fixtures" / "v1"
+    for name in ("store", "tokenizer"):
+        shutil.copytree(old / name, tmp_path / name)
+    shutil.copy(old / "configs" / "store.yaml", tmp_path / "store.yaml")
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```sh\n(.*?)```", page, flags=re.DOTALL)
+    for line in block.splitlines():
+        program, *arguments = line.split()
+        assert (program, main(arguments)) == ("rdpm", 0), capsys.readouterr().err
+        assert "is undamaged" in capsys.readouterr().out
+    assert len(block.splitlines()) == 4
 
 
 def test_the_table_of_arrays_is_what_is_written(page):
