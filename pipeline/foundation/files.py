@@ -6,6 +6,7 @@ that does not answer, and one that says so in a sentence for a full disk.
 """
 
 import contextlib
+import contextvars
 import fnmatch
 import hashlib
 import json
@@ -17,13 +18,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from rdpm.pipeline.foundation import local
-from rdpm.pipeline.foundation.local import disk_full as disk_full
+from rdpm.pipeline.foundation import local, remote
+from rdpm.pipeline.foundation.disk import disk_full as disk_full
+from rdpm.pipeline.foundation.disk import naming
+from rdpm.pipeline.foundation.disk import together as together
 from rdpm.pipeline.foundation.remote import AT_ONCE, SLOW, ask, copy, file_system, kind_of, open_remote, put, put_file
 from rdpm.pipeline.foundation.remote import is_local as is_local
 from rdpm.pipeline.foundation.remote import local_path as local_path
-from rdpm.pipeline.foundation.remote import remove as remove_folder
-from rdpm.pipeline.foundation.remote import remove_all as remove_objects
 from rdpm.pipeline.foundation.retries import StorageUnavailable as StorageUnavailable
 from rdpm.pipeline.foundation.retries import persist, reply_of
 from rdpm.storage_schemas.canonical import canonical_json
@@ -108,7 +109,7 @@ def atomic_file(url: str) -> Iterator[Any]:
             publish(True)
         return
     with (
-        local.naming(tempfile.gettempdir()),
+        naming(tempfile.gettempdir()),
         tempfile.NamedTemporaryFile() as file,
     ):  # closing a remote one publishes it
         yield file
@@ -195,7 +196,7 @@ def in_parallel(
             for item in items:
                 if len(waiting) >= at_once:
                     yield waiting.popleft().result()
-                waiting.append(pool.submit(function, item))
+                waiting.append(pool.submit(contextvars.copy_context().run, function, item))
             while waiting:
                 yield waiting.popleft().result()
         finally:
@@ -234,17 +235,13 @@ def remove(url: str) -> None:
         elif kind and is_local(url):
             ask(url, "rm", recursive=True)
         elif kind:
-            remove_folder(url)
+            remote.remove(url)
 
 
 def remove_all(urls: Sequence[str]) -> None:
     """Delete objects of one file system, in few requests where it can; does nothing for those that are not there."""
-    if urls and not is_local(urls[0]):
-        remove_objects(urls)
-        return
-    for url in urls:
-        with contextlib.suppress(FileNotFoundError):
-            ask(url, "rm_file")
+    if urls:
+        remote.remove_all(urls)
 
 
 def list_names(url: str) -> list[str]:

@@ -6,7 +6,6 @@ hidden one, `.[NAME.]MACHINE-PID-STARTED-RANDOM.tmp`, and is removed by a later 
 """
 
 import contextlib
-import ctypes
 import errno
 import functools
 import hashlib
@@ -18,17 +17,24 @@ import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from rdpm.pipeline.foundation.disk import (
+    EXCHANGE,
+    NO_REPLACE,
+    as_one,
+    make_folder,
+    naming,
+    rename,
+    sync_file,
+    sync_folder,
+)
 from rdpm.pipeline.foundation.processes import is_gone, machine, started
 
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _REFUSED = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}  # by file systems without hard links
-_NO_REPLACE, _EXCHANGE = 1, 2  # flags of renameat2
 _DAY = 86400.0
 _HIDDEN = re.compile(
     r"\.(?:(?P<name>.+)\.)?(?P<machine>[0-9a-f]*)-(?P<pid>\d+)-(?P<started>\d*)-[0-9a-f]{8}\.(?P<kind>tmp|old)"
 )
 _swept: set[tuple[int, str]] = set()  # (process, folder) where a process has looked for leftovers
-_unfinished: set[str] = set()  # hidden folders that are synced as a whole before they get their name
 
 
 @contextlib.contextmanager
@@ -51,17 +57,14 @@ def nameless(path: str) -> Iterator[tuple[Any, Callable[[bool], None]]]:
 
         def publish(replace: bool) -> None:
             file.flush()
-            durable = not _is_unfinished(path)
-            if durable:
-                os.fsync(file.fileno())
+            sync_file(file.fileno(), path)
             if not replace:
                 _link_file(file, temporary if named else None, path)
             else:
                 if not named:
                     _link_file(file, None, temporary)
                 os.replace(temporary, path)
-            if durable:
-                sync_folder(folder)
+            sync_folder(folder)
 
         try:
             with file:
@@ -79,7 +82,7 @@ def _link_file(file: Any, name: str | None, path: str) -> None:
     try:
         os.link(name, path)
     except OSError as refused:
-        if refused.errno not in _REFUSED or not _rename(name, path, _NO_REPLACE):
+        if refused.errno not in _REFUSED or not rename(name, path, NO_REPLACE):
             raise
 
 
@@ -101,8 +104,7 @@ def link(source: str, path: str, replace: bool = False) -> bool:
             except FileExistsError:
                 return False
         return True
-    if not _is_unfinished(path):
-        sync_folder(folder)
+    sync_folder(folder)
     return True
 
 
@@ -119,16 +121,14 @@ def folder_in_place(path: str) -> Iterator[str]:
     _sweep(parent)
     new = _hidden(parent, name)
     old = new.removesuffix("tmp") + "old"
-    os.mkdir(new)
-    _unfinished.add(new + "/")
     try:
         with naming(path, new):
-            yield new
-            _sync_all(new)
+            os.mkdir(new)
+            with as_one(new):
+                yield new
             _publish_folder(new, old, path)
         sync_folder(parent)
     finally:
-        _unfinished.discard(new + "/")
         _discard(new)  # the old one, or half of the new one
         _discard(old)
 
@@ -144,104 +144,9 @@ def _publish_folder(new: str, old: str, path: str) -> None:
                 raise
         _discard(old)
         with contextlib.suppress(FileNotFoundError):  # another writer is between its two steps
-            if _rename(new, path, _EXCHANGE):
+            if rename(new, path, EXCHANGE):
                 return
             os.rename(path, old)
-
-
-def _rename(source: str, path: str, flag: int) -> bool:
-    """Linux's renameat2 with a flag; False where the system or the file system does not have it."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    if function and function(-100, os.fsencode(source), -100, os.fsencode(path), flag) == 0:  # -100: names as usual
-        return True
-    number = ctypes.get_errno() if function else errno.ENOSYS
-    if number in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
-        return False
-    raise OSError(number, os.strerror(number), path)
-
-
-def make_folder(folder: str) -> None:
-    """Make a folder and those above it, and bring their names to disk."""
-    if not folder or os.path.isdir(folder):
-        return
-    parent = os.path.dirname(folder)
-    make_folder(parent)
-    try:
-        os.mkdir(folder)
-    except FileExistsError:  # another process was faster, or it is a file
-        if not os.path.isdir(folder):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), folder) from None
-    except OSError as error:
-        raise _named(error, folder) from None
-    if not _is_unfinished(folder):
-        sync_folder(parent)
-
-
-def sync_folder(folder: str) -> None:
-    """Bring the names in a folder to disk, where its file system can do that."""
-    try:
-        handle = os.open(folder or ".", os.O_RDONLY)
-    except PermissionError:  # one may write there, but not look
-        return
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.EOPNOTSUPP):
-            raise
-    finally:
-        os.close(handle)
-
-
-def _sync_all(folder: str) -> None:
-    """Bring everything in a folder to disk at once: for many files much faster than one by one."""
-    function = getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
-    if function is None:  # not Linux
-        os.sync()
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        if function(handle) != 0:
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), folder)
-    finally:
-        os.close(handle)
-
-
-def _is_unfinished(path: str) -> bool:
-    return any(path.startswith(folder) for folder in _unfinished)
-
-
-@contextlib.contextmanager
-def naming(path: str, temporary: str = "") -> Iterator[None]:
-    """Errors of the block speak of `path`, not of its temporary name, and of a full disk in words."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is not None and error.filename in (None, temporary):
-            error.filename = path
-        named = _named(error, path)
-        if named is error:
-            raise
-        raise named from error
-
-
-def _named(error: OSError, path: str) -> OSError:
-    return disk_full(str(error.filename or path), error.errno) if error.errno in _FULL else error
-
-
-def disk_full(path: str, number: int = errno.ENOSPC) -> OSError:
-    """The error that `path` could not be written because its disk is full, as one sentence that says what to do."""
-    place = os.path.abspath(path)
-    while not os.path.lexists(place) or not os.path.ismount(place):
-        place = os.path.dirname(place)
-    status = os.statvfs(place)
-    free = f"{status.f_bavail * status.f_frsize / 1e6:.1f} of {status.f_blocks * status.f_frsize / 1e6:.1f} MB free"
-    if number == errno.EDQUOT:
-        what = f"your quota at {place} is used up"
-    elif status.f_files and not status.f_favail:
-        what = f"the disk at {place} can hold no more files"
-    else:
-        what = f"the disk at {place} is full ({free})"
-    return OSError(number, f"cannot write {path}: {what}; make room there and run the command again")
 
 
 def _hidden(folder: str, name: str = "") -> str:
@@ -267,7 +172,7 @@ def _sweep(folder: str) -> None:
     A writer on this machine is known to be gone. Of another machine's writer nobody knows, so what it left goes after a
     day without a change. An old folder that was hidden and not replaced gets its name back.
     """
-    if (os.getpid(), folder) in _swept or _is_unfinished(folder):
+    if (os.getpid(), folder) in _swept:
         return
     _swept.add((os.getpid(), folder))
     for entry in os.scandir(folder or "."):

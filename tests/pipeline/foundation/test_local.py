@@ -85,7 +85,7 @@ def test_where_names_cannot_be_exchanged_the_next_writer_brings_the_old_folder_b
     """As on NFS: there the old folder is out of sight for a moment."""
     from rdpm.pipeline.foundation import local
 
-    monkeypatch.setattr(local, "_rename", lambda *_: False)
+    monkeypatch.setattr(local, "rename", lambda *_: False)
     target = tmp_path / "png"
     fill(str(target), "old", 1)
     out_of_sight = 0
