@@ -6,8 +6,8 @@ when it ends, however it ends; what is left there are deaths.
 
 import contextlib
 import faulthandler
-import itertools
 import pickle
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -36,20 +36,19 @@ class _Ledger:
     """The attempts that have begun and not ended. Runs as an actor; one that is restarted has forgotten them."""
 
     def __init__(self) -> None:
-        self._open: dict[int, tuple[str, int]] = {}
-        self._numbers = itertools.count()
+        self._open: dict[str, tuple[str, int]] = {}
 
-    def begin(self, stage: str, shard: int) -> int | None:
-        """The number of a new attempt, or None if the shard has died too often in this stage."""
+    def begin(self, stage: str, shard: int) -> str | None:
+        """The id of a new attempt, or None if the shard has died too often in this stage."""
         if list(self._open.values()).count((stage, shard)) >= MOST_DEATHS:
             return None
-        number = next(self._numbers)
-        self._open[number] = (stage, shard)
-        return number
+        attempt = uuid.uuid4().hex
+        self._open[attempt] = (stage, shard)
+        return attempt
 
-    def end(self, number: int) -> None:
+    def end(self, attempt: str) -> None:
         """The attempt is over, and its process lives."""
-        self._open.pop(number, None)
+        self._open.pop(attempt, None)
 
 
 @dataclass(frozen=True)
@@ -67,13 +66,13 @@ class Attempts:
         """The block that the work returns, or one that says why there is none."""
         try:
             self.probe.check()
-            number = ray.get(self.ledger.begin.remote(stage, shard))
-            if number is None:
+            attempt = ray.get(self.ledger.begin.remote(stage, shard))
+            if attempt is None:
                 return {SHARD: [shard], DIED: [stage]}
             try:
                 return persistently(work, self.minutes)
             finally:
-                self.ledger.end.remote(number)
+                self.ledger.end.remote(attempt)
         except (ValueError, OSError) as error:
             return ending(shard, error)
 

@@ -103,9 +103,10 @@ def _lack(replica: Needs, task: Needs, replicas: int, min_gpus: int) -> str:
     nodes = _nodes()
     names = ("CPU", *(name for name in ("GPU", "memory") if name in replica or name in task))
     have = "; ".join(sorted({_words({name: node.get(name, 0) for name in names}) for node in nodes}))
+    whose = "Ray's node has" if len(nodes) == 1 else f"Ray's {len(nodes)} nodes have"
     fit = f"at most {room} fit" if room else "that does not fit"
     return (
-        f"{which}{beside}, and the {len(nodes)} nodes of Ray have {have}: {fit}; lower resources.actors, actor_cpus, "
+        f"{which}{beside}, and {whose} {have}: {fit}; lower resources.actors, actor_cpus, "
         "task_cpus, actor_memory_mb or task_memory_mb, or give Ray more (resources.cpus, or larger nodes)"
     )
 

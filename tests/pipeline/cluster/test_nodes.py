@@ -102,7 +102,7 @@ def test_a_job_waits_for_gpus_and_fails_when_they_do_not_come_instead_of_using_c
     job, process = work("gpus", wait_seconds=4, actor_memory_mb=0)
     assert process.wait(90) == 1
     assert "waiting for 0.9 CPUs, 1 GPU, at most 4 s" in job.printed()
-    assert "a model replica needs 0.9 CPUs, 1 GPU, and the 1 nodes of Ray have 2 CPUs, 0 GPUs" in job.printed()
+    assert "a model replica needs 0.9 CPUs, 1 GPU, and Ray's node has 2 CPUs, 0 GPUs" in job.printed()
     assert where(tmp_path / "out") == []
     job, process = work("gpus", min_gpus=2, wait_seconds=300)
     wait_until(lambda: "waiting for 2 GPUs" in job.printed(), 90, "the line")

@@ -201,11 +201,11 @@ def test_a_shard_whose_storage_fails_is_tried_again_and_at_last_fails_alone(runn
     [
         (
             {"actors": 2, "actor_cpus": 1.9, "actor_memory_mb": 0, "task_memory_mb": 0},
-            "2 model replicas need 1.9 CPUs each and a decoding task 1 CPU, and the 1 nodes of Ray have 4 CPUs: "
+            "2 model replicas need 1.9 CPUs each and a decoding task 1 CPU, and Ray's node has 4 CPUs: "
             "at most 1 fit",
         ),
         ({"actors": 7}, "7 model replicas need 0.5 CPUs, 512 MiB each and a decoding task 1 CPU, 512 MiB"),
-        ({"task_cpus": 5}, "a decoding task 5 CPUs, 512 MiB, and the 1 nodes of Ray have 4 CPUs, "),
+        ({"task_cpus": 5}, "a decoding task 5 CPUs, 512 MiB, and Ray's node has 4 CPUs, "),
         ({"task_memory_mb": 10**7}, "a decoding task 1 CPU, 10000000 MiB"),
         ({"actors": 1, "actor_memory_mb": 10**7}, "a model replica needs 0.5 CPUs, 10000000 MiB"),
         ({"min_gpus": 1}, "there are 0 GPUs, fewer than resources.min_gpus 1; add GPUs or lower it"),
