@@ -59,7 +59,7 @@ def _verify(url: str, options: _Options, repair_by: list[str]) -> None:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = store.manifest.plan.num_shards // _SHARDS_PER_PROCESS
     processes = options.processes or max(1, min(cores, most))
-    accumulate = _FromCodes(store, options.tokenizer, max(1, cores // processes)) if options.tokenizer else None
+    accumulate = _FromCodes(store, options.tokenizer, cores, processes) if options.tokenizer else None
     verify = partial(verify_store, store, accumulate, quiet=False, processes=processes, resume=options.resume)
     found = verify()
     if repair_by:
@@ -82,8 +82,10 @@ class _FromCodes:
     """What is verified."""
     folder: str
     """Folder or URL of the tokenizer that wrote the store."""
-    threads: int
-    """Threads of the process."""
+    cores: int
+    """Cores of the machine."""
+    processes: int
+    """Processes that share them."""
 
     def __call__(self, codes: np.ndarray) -> np.ndarray:
         """See `Accumulate`. Raises ValueError unless the tokenizer wrote the store."""
@@ -96,7 +98,8 @@ class _FromCodes:
         from rdpm.pipeline.inference.codec import Codec  # with torch, which checking bytes does not need
         from rdpm.pipeline.tokenizing.plan import tokenizer_of
 
-        torch.set_num_threads(self.threads)
+        if self.processes > 1:
+            torch.set_num_threads(max(1, self.cores // self.processes))
         return Codec(tokenizer_of(self.store, self.folder), _BATCH, torch.device("cpu")).accumulate
 
 

@@ -14,7 +14,8 @@ V1 = Path(__file__).parents[1] / "fixtures" / "v1"
 
 
 @pytest.mark.slow
-def test_codes_are_compared_with_the_tokenizer_in_every_process(tmp_path, capsys):
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.long)])
+def test_codes_are_compared_with_the_tokenizer_in_every_process(tmp_path, capsys, processes):
     good = open_store(str(V1 / "store"))
     assert main(["verify", good.url, f"tokenizer={V1}/tokenizer"]) == 0
     assert f"accumulated is what the codes give in {len(good)} rows" in capsys.readouterr().out
@@ -25,7 +26,7 @@ def test_codes_are_compared_with_the_tokenizer_in_every_process(tmp_path, capsys
         columns["accumulated"] = np.roll(columns["accumulated"], 1, axis=0)
         write_shard(url, plan, shard, columns, good.shard_index(shard).to_pydict(), good.commit(shard).rejected)
     publish(url, plan)
-    assert main(["verify", url, f"tokenizer={V1}/tokenizer", "processes=2"]) == 2
+    assert main(["verify", url, f"tokenizer={V1}/tokenizer", f"processes={processes}"]) == 2
     said = capsys.readouterr().err
     assert f"{plan.num_shards} problems" in said
     assert "accumulated/c/0/0/0/0 differs from what the codes give" in said

@@ -119,7 +119,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_processes_end_with_the_one_that_started_them_even_if_it_is_killed(clean, tmp_path, python, repository):
     (tmp_path / "driver.py").write_text(DRIVER)
     environment = {**os.environ, "PYTHONPATH": str(repository)}

@@ -7,6 +7,7 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
 
 
+@pytest.mark.slow
 def test_publishing_asks_once_per_shard_with_64_requests_under_way():
     """Six objects per shard. Besides the commits there are some listings, and settling what was killed."""
     asked = measure(shards=300, killed=0, latency=0.1)
