@@ -21,8 +21,6 @@ from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 from rdpm.pipeline.tokenizing.rows import ShardRows, images_of, read_rows
 from rdpm.storage_schemas.manifest import Plan
 
-_ROUNDS = 3  # of a shard that dies: as it is, without the images that kill its decoder, and its encoder
-
 Killers = Mapping[int, tuple[int, ...]]
 """By shard, the images that kill their worker, numbered from 0 in the shard."""
 
@@ -86,8 +84,8 @@ def encode_shards(work: ShardWork, shards: list[int], config: TokenizeConfig) ->
     """Write and commit these shards in the session that is open.
 
     A shard that kills its processes is taken apart, and encoded without the images that did it, which become rejects.
-    Yields shards as they are done. Raises ValueError for what cannot run; ShardsDied for shards that die in every
-    round; see `run_shards` for more.
+    Yields shards as they are done. Raises ValueError for what cannot run; ShardsDied for shards in which no image kills
+    alone; see `run_shards` for more.
     """
     resources, killers = config.resources, dict[int, tuple[int, ...]]()
     device = work.plan.tokens.device
@@ -95,17 +93,17 @@ def encode_shards(work: ShardWork, shards: list[int], config: TokenizeConfig) ->
     first = partial(work.first_image, shards[0])
     image = sight(f"the image {work.keys(shards[0])[0]!r} of images={config.images}", first)
     probe = probe_of([config.out], [image])
-    for number in range(_ROUNDS):
+    while True:
         pool = pool_for(resources, on_gpus, True, work.shard_bytes(), len(shards))
         preparation = Preparation(partial(work.read, killers=killers), ShardRows)
         try:
             yield from run_shards(shards, Work(preparation, work.encoder, work.arguments), resources, pool, probe)
             return
         except ShardsDied as died:
-            if number == _ROUNDS - 1:
+            known, shards = killers, sorted(died.stages)
+            killers = _with_killers_of(work, died.stages, known, resources, pool)
+            if killers == known:
                 raise
-            shards = sorted(died.stages)
-            killers = _with_killers_of(work, died.stages, killers, resources, pool)
 
 
 def _with_killers_of(
