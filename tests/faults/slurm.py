@@ -28,6 +28,7 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 ReturnToService=2
+KillWait=2
 SlurmdParameters=config_overrides
 NodeName={host} NodeAddr=127.0.0.1 CPUs=8 RealMemory=8000 State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
@@ -72,7 +73,7 @@ class Slurm:
 
     def run(self, *command: str) -> str:
         """What a command of SLURM prints."""
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60, check=False)
         return done.stdout + done.stderr
 
     def submit(self, script: Path) -> str:
@@ -85,5 +86,8 @@ class Slurm:
 
     def close(self) -> None:
         """End the jobs and the daemons."""
+        if (self.folder / "slurmd.pid").exists():
+            self.run("scancel", "--user=root")
+            wait_until(lambda: not self.run("squeue", "--noheader").strip(), 30, "the end of the jobs")
         self.family.close()
         shutil.rmtree(self.folder, ignore_errors=True)

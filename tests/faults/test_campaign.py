@@ -90,12 +90,12 @@ def on_cluster(run, digits, faulty_s3, ray_cluster, repository) -> Part:
 
     def part(tally: Tally, folder: Path) -> None:
         url, proxy = faulty_s3(tally.seed, latency=0.03)
-        for number, (pixels, label) in enumerate(zip(digits[0][:480], digits[1][:480], strict=True)):
+        for number, (pixels, label) in enumerate(zip(digits[0][:200], digits[1][:200], strict=True)):
             path = folder / "images" / str(label) / f"{number:04d}.png"
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(pixels).save(path)
         sizes = ["shard_rows=8", "batch=4", "resources.actor_cpus=0.5", f"tokenizer={run}/tokenizer"]
-        sampling = ["sampler.guidance=1.5", "per_class=100", "formats=[npz,tar]", f"generator={run}/generator"]
+        sampling = ["sampler.guidance=1.5", "per_class=60", "formats=[npz,tar]", f"generator={run}/generator"]
         commands = {
             "tokenize": ["tokenize", f"images={folder}/images", "views=[center,flip]", "chunk_rows=4", *sizes],
             "sample": ["sample", *sampling, *sizes],

@@ -36,13 +36,13 @@ def made_small(script: str, changes: dict[str, str], log: Path) -> str:
 
 @pytest.fixture
 def submit(slurm, tmp_path, repository):
-    """Submits a script from the checkout, with this Python's commands first."""
+    """Submits a script from the checkout, with this Python's commands behind the others."""
 
     def submit(script: str) -> str:
         path = tmp_path / "job.sh"
         head, rest = script.split("\n", 1)
         commands = Path(sys.executable).parent
-        setup = f"cd {shlex.quote(str(repository))}\nexport PATH={shlex.quote(str(commands))}:$PATH PYTHONPATH=$PWD\n"
+        setup = f"cd {shlex.quote(str(repository))}\nexport PATH=$PATH:{shlex.quote(str(commands))} PYTHONPATH=$PWD\n"
         comments = re.match(r"(#SBATCH.*\n)+", rest).group()
         path.write_text(f"{head}\n{comments}{setup}{rest.removeprefix(comments)}")
         job = slurm.submit(path)
