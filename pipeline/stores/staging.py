@@ -70,8 +70,9 @@ def settle(url: str, plan: Plan, commit: Commit, others: Iterable[str] = (), at_
     """
     if not files.exists(files.join(url, MANIFEST)):
         keys = plan.objects(commit.shard)
-        for _ in files.in_parallel(lambda name: _place(url, commit, name, keys[name]), keys, at_once):
-            pass
+        with files.together():
+            for _ in files.in_parallel(lambda name: _place(url, commit, name, keys[name]), keys, at_once):
+                pass
     staged = {digest.sha256 for digest in commit.objects.values()}.union(others)
     files.remove_all([files.join(url, staged_name(commit.shard, sha256)) for sha256 in sorted(staged)])
 

@@ -132,8 +132,9 @@ def write_shard(
         assert values.dtype == np.dtype(spec.dtype), (spec.name, values.dtype)
     objects: dict[str, ObjectDigest] = {}
     try:
-        for name, data in _encoded(plan, shard, columns, index):
-            objects[name] = stage(url, shard, data)
+        with files.together():
+            for name, data in _encoded(plan, shard, columns, index):
+                objects[name] = stage(url, shard, data)
         commit = Commit(shard, len(rows), rejected, objects)
         first = files.create_bytes(files.join(url, commit_name(shard)), canonical_json(to_json(commit)))
     except FileNotFoundError:  # deleted as left over: the shard has a commit, or this error is raised again
