@@ -26,7 +26,7 @@ class Pool:
     task: Needs
     """Of a decoding task; empty where there are none."""
     least: int
-    """Fewest replicas; more than on a cluster of one node, where nothing can come or go."""
+    """Fewest replicas: one on a cluster, and all of them on this machine, where none can come."""
     first: int
     """Replicas at the start."""
     most: int
@@ -117,8 +117,8 @@ def _wait(replica: Needs, task: Needs, resources: Resources) -> None:
     A placement group asks for them, so an autoscaler starts nodes. Raises ValueError if the nodes lack them after
     `wait_seconds`; for GPUs that other jobs use it waits on.
     """
-    bundles = [{"GPU": 1.0}] * resources.min_gpus or [dict(replica)]
-    group = placement_group([*bundles, *([dict(task)] if task else [])])
+    gpus_or_one = [{"GPU": 1.0}] * resources.min_gpus or [dict(replica)]
+    group = placement_group([bundle for bundle in (*gpus_or_one, dict(task)) if bundle] or [{"CPU": 0.01}])
     start, said = time.monotonic(), False
     try:
         while True:

@@ -134,24 +134,21 @@ def test_eight_gpus_with_eight_cpus_leave_a_cpu_for_decoding(cluster, work, tmp_
     assert "pool 7 40" in job.printed()
 
 
-def tokenize(cluster: RayCluster, folder: Path, log: Path, repository: Path) -> str:
-    """Run `rdpm tokenize` of the folder's images on the cluster. Returns what it prints; it must fail."""
-    job = Family(log)
-    settings = [
-        f"images={folder}/images", f"tokenizer={folder}/tokenizer", f"out={folder}/stores/store", "shard_rows=4",
-        "chunk_rows=4", "batch=4", f"resources.address={cluster.address}",
-    ]  # fmt: skip
-    command = [sys.executable, "-m", "rdpm", "tokenize", *settings]
-    assert job.start(command, cluster.environment, repository).wait(180) == 2, job.printed()
-    assert not list((folder / "stores").glob("store/commits/*")), "a shard is committed"
-    return " ".join(job.printed().split())
+def refused(cluster: RayCluster, folder: Path, repository: Path, job: str, *settings: str) -> str:
+    """Run a job on the cluster that writes 20 rows. Returns what it prints; it must fail before it writes a shard."""
+    family, out = Family(folder / f"{job}.log"), f"{folder}/stores/{job}"
+    where = [f"tokenizer={folder}/tokenizer", f"out={out}", "batch=4", f"resources.address={cluster.address}"]
+    command = [sys.executable, "-m", "rdpm", job, *where, "shard_rows=4", *settings]
+    assert family.start(command, cluster.environment, repository).wait(180) == 2, family.printed()
+    assert not list(Path(out).glob("commits/*"))
+    return " ".join(family.printed().split())
 
 
 @pytest.mark.long
 @pytest.mark.parametrize(
     ("hidden", "words"),
     [
-        ("stores", r"does not see out={}/stores/store as the driver does (it is not there); use a path or URL"),
+        ("stores", r"does not see out={}/stores/tokenize as the driver does (it is not there); use a path or URL"),
         (
             "images",
             r"does not see the image '0/0000.png' of images={}/images as the driver does (it reads other bytes)",
@@ -162,7 +159,7 @@ def test_a_node_that_does_not_see_what_the_driver_sees_is_named(
     cluster, tmp_path, exports, digits, repository, hidden, words
 ) -> None:
     """The head runs nothing. The other node has a folder of its own in the place of a shared one."""
-    exports.tokenizer(str(tmp_path / "tokenizer"))
+    exports.generator(str(tmp_path / "generator"), exports.tokenizer(str(tmp_path / "tokenizer")))
     for number, pixels in enumerate(digits[0][:20]):
         path = tmp_path / "images" / str(number % 2) / f"{number:04d}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,9 +170,12 @@ def test_a_node_that_does_not_see_what_the_driver_sees_is_named(
     if subprocess.run([*own, "true"], capture_output=True, check=False).returncode:
         pytest.skip("this machine forbids mounts")
     cluster.add(cpus=4, within=own)
-    printed = tokenize(cluster, tmp_path, tmp_path / "job.log", repository)
+    printed = refused(cluster, tmp_path, repository, "tokenize", f"images={tmp_path}/images", "chunk_rows=4")
     assert "rdpm tokenize: node 1" in printed
     assert words.format(tmp_path) in printed
+    if hidden == "stores":
+        printed = refused(cluster, tmp_path, repository, "sample", f"generator={tmp_path}/generator", "per_class=10")
+        assert f"does not see out={tmp_path}/stores/sample as the driver does (it is not there)" in printed
 
 
 @pytest.mark.long
