@@ -19,7 +19,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from rdpm.pipeline.foundation import local, remote
-from rdpm.pipeline.foundation.disk import disk_full as disk_full
 from rdpm.pipeline.foundation.disk import naming
 from rdpm.pipeline.foundation.disk import together as together
 from rdpm.pipeline.foundation.remote import AT_ONCE, SLOW, ask, copy, file_system, kind_of, open_remote, put, put_file

@@ -95,8 +95,8 @@ def link(source: str, path: str, replace: bool = False) -> bool:
     except FileNotFoundError:
         raise
     except OSError as refused:  # taken, no hard links here, or the source is on another disk, or another user's
-        if isinstance(refused, FileExistsError) and not replace:
-            return False
+        if isinstance(refused, FileExistsError) and (not replace or os.path.samefile(source, path)):
+            return replace
         with open(source, "rb") as data, nameless(path) as (file, publish):
             shutil.copyfileobj(data, file)
             try:

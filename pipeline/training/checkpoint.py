@@ -28,6 +28,7 @@ from torch import Tensor
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import identity_of, saved_identity
+from rdpm.pipeline.foundation.disk import sync_folder
 from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.records import first_change
 from rdpm.pipeline.training.engine import Engine
@@ -220,7 +221,6 @@ class Checkpoints:
         """Complete a checkpoint and give it its name; then remove the checkpoints that are not kept."""
         attempt, path = self._attempt(saved.step), self._path(saved.step)
         files.write_json(files.join(attempt, RECORD), asdict(saved))
-        _sync_folder(attempt)
         self._check_lease()
         try:
             os.rename(attempt, path)
@@ -228,7 +228,7 @@ class Checkpoints:
             if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
                 raise ValueError("another start of this training has written it") from None
             raise
-        _sync_folder(self.folder)
+        sync_folder(self.folder)
         complete = complete_checkpoints(self.folder)
         kept = [one.step for one in complete[-self.keep :]]
         kept += [step for _, step in sorted((s.score, s.step) for s in complete if s.score is not None)[:1]]  # the best
@@ -251,19 +251,3 @@ def _parts(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             part, size = {}, 0
     if part or not tensors:
         yield part
-
-
-def _sync_folder(path: str) -> None:
-    """Bring the names in a folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _digest(path: str) -> ObjectDigest | None:
-    try:
-        return files.digest_file(path)
-    except FileNotFoundError:
-        return None

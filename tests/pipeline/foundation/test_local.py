@@ -211,15 +211,21 @@ def step(name, work):
 def folder():
     with files.atomic_folder(f"{root}/out/png") as made:
         files.write_bytes(f"{made}/class/1", b"1")
+def together():
+    with files.together():
+        files.write_bytes(f"{root}/out/staged/1", b"data")
+        list(files.in_parallel(lambda n: files.write_bytes(f"{root}/out/staged/{n}", b"data"), range(2, 5)))
 step("write", lambda: files.write_bytes(f"{root}/out/deep/er/file", b"data"))
 step("replace", lambda: files.write_bytes(f"{root}/out/deep/er/file", b"other"))
 step("create", lambda: files.create_bytes(f"{root}/out/once", b"data"))
 step("link", lambda: files.link(f"{root}/out/once", f"{root}/out/again/linked"))
 step("folder", folder)
 step("folder again", folder)
+step("together", together)
 """
 
 CALL = re.compile(r"^(?:\[pid +\d+\] |\d+ +)?(\w+)\((.*)\) += (-?\d+)")
+TOGETHER = ("", "/1", "/2", "/3", "/4")
 NAMING = {"rename", "renameat", "renameat2", "link", "linkat", "mkdir", "mkdirat"}
 
 
@@ -251,6 +257,11 @@ def test_data_are_on_disk_before_their_name_and_the_name_before_the_call_returns
             steps[step].append(("sync", re.search(r"<(.*)>", arguments)[1]))
         elif step and call in NAMING:
             steps[step].append((call, re.findall(r'"([^"]+)"', arguments)[-1]))
+    names, syncs = ([path for call, path in steps["together"] if (call == "sync") is kind] for kind in (False, True))
+    assert {f"{root}/out/staged/{number}" for number in range(1, 5)} <= set(names)
+    assert syncs == sorted(syncs, key=os.path.isdir)
+    assert sorted(syncs) == sorted(f"{root}/out{name}" for name in ("", *(f"/staged{n}" for n in TOGETHER)))
+    assert [call for call, _ in steps.pop("together")[-len(syncs) :]] == ["sync"] * len(syncs)
     assert set(steps) == {"write", "replace", "create", "link", "folder", "folder again"}
     for step, events in steps.items():
         made = [(place, name) for place, (call, name) in enumerate(events) if call != "sync"]
