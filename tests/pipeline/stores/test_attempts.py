@@ -49,17 +49,21 @@ def attempt(stores, plan) -> Callable[[str, int, str], None]:
     return write
 
 
-@pytest.fixture(params=["local", "memory"])
+@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.long)])
 def url(request, tmp_path) -> Iterator[str]:
     """Where a store may lie."""
-    place = str(tmp_path / "store") if request.param == "local" else "memory://attempts/store"
+    root = {"local": str(tmp_path), "memory": "memory://attempts"}.get(request.param) or request.getfixturevalue("s3")
+    place = f"{root}/store"
     yield place
     files.remove(place)
 
 
 everywhere = pytest.mark.parametrize(
     "url",
-    [pytest.param("memory", marks=pytest.mark.slow), pytest.param("local", marks=pytest.mark.long)],
+    [
+        pytest.param("memory", marks=pytest.mark.slow),
+        *(pytest.param(at, marks=pytest.mark.long) for at in ("local", "s3")),
+    ],
     indirect=True,
 )
 
