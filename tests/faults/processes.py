@@ -1,7 +1,8 @@
 """Processes that a test has started, with all that they start in turn. They are found and ended by their ids.
 
 Every process of a family carries the family's mark in its environment, which children inherit. So those are found whose
-parents are dead, and nothing else is ever touched.
+parents are dead, and nothing else is ever touched. Children of theirs that overwrite the mark are found while they have
+that parent, and remembered.
 """
 
 import contextlib
@@ -22,7 +23,7 @@ class Family:
     """A command and everything below it. `log` receives what they print."""
 
     def __init__(self, log: Path) -> None:
-        self.log, self._started = log, list[subprocess.Popen]()
+        self.log, self._started, self._seen = log, list[subprocess.Popen](), set[psutil.Process]()
         self.mark = {_MARK: uuid.uuid4().hex}
         """The variable that makes a process a member."""
 
@@ -40,13 +41,17 @@ class Family:
 
     def members(self, part: str = "") -> list[psutil.Process]:
         """The live processes of the family whose command line contains `part`."""
-        found = []
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error):
-                mine = process.environ().get(_MARK) == self.mark[_MARK]
-                if mine and process.status() != psutil.STATUS_ZOMBIE and part in " ".join(process.cmdline()):
+                if process.environ().get(_MARK) == self.mark[_MARK]:
+                    self._seen |= {process, *process.children(recursive=True)}  # Ray's workers overwrite their mark
+        self._seen = {process for process in self._seen if _lives(process)}
+        found = []
+        for process in self._seen:
+            with contextlib.suppress(psutil.Error):
+                if part in " ".join(process.cmdline()):
                     found.append(process)
-        return found
+        return sorted(found, key=lambda process: process.pid)
 
     def send(self, number: int, part: str = "") -> int:
         """Send a signal to every such process. Returns to how many."""
@@ -69,6 +74,12 @@ class Family:
     def printed(self, characters: int = 4000) -> str:
         """The end of what they have printed."""
         return self.log.read_text(errors="replace")[-characters:] if self.log.exists() else ""
+
+
+def _lives(process: psutil.Process) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
 
 
 def wait_until(true: Callable[[], object], seconds: float, what: str, pause: float = 0.05) -> None:

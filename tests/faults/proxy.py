@@ -30,6 +30,8 @@ class Proxy:
         self.server, self.seed, self.shares, self.latency = server, seed, dict(shares), latency
         self.counts: Counter[str] = Counter()
         self.requests: Counter[str] = Counter()
+        self.commits = 0
+        """Requests that put a commit of a shard."""
         self.sent = 0  # bytes of the contents of complete replies
         self._loop = asyncio.new_event_loop()
         self._ready = threading.Event()
@@ -67,6 +69,7 @@ class Proxy:
     def _drawn(self, request: web.Request) -> str:
         """The fault of this request, "" for none."""
         self.requests[request.method] += 1
+        self.commits += request.method == "PUT" and "/commits/" in request.path
         number = self.requests.total()
         draw = random.Random(f"{self.seed} {number}").random()
         for kind, share in self.shares.items():

@@ -20,7 +20,7 @@ KINDS = ("worker killed", "worker stopped", "node killed", "driver killed")
 SHARES = {"throttle": 0.02, "conflict": 0.25, "reset": 0.02, "lost reply": 0.02, "cut reply": 0.02}
 _CPUS = 2  # of each node
 _LONGEST = 240  # seconds that an undisturbed job may take
-_STARTS = 40  # of one job, at most
+_STARTS = 60  # of one job, at most
 
 
 @dataclass(frozen=True)
@@ -75,11 +75,10 @@ class Part:
     def _through(self, name: str, out: str) -> None:
         """One output, with faults, to its end."""
         for _ in range(_STARTS):
-            job, puts = self._start(name, out), self.proxy.requests["PUT"]
+            job, commits = self._start(name, out), self.proxy.commits
             while job.poll() is None:
                 time.sleep(self.draw.uniform(0.2, 2.0))
-                at_work = self.proxy.requests["PUT"] > puts + 20  # otherwise few starts would come to their work
-                if at_work and self.tally.wants(*KINDS):
+                if self.proxy.commits > commits and self.tally.wants(*KINDS):  # every start commits something
                     self._disturb(job)
                 self._count()
             if job.returncode == 0:
@@ -99,11 +98,10 @@ class Part:
             self.cluster.nodes.pop().close()
             self.cluster.add(_CPUS)
         else:
-            workers = [process for node in self.cluster.nodes for process in node.members("ray::")]
-            busy = [process for process in workers if "IDLE" not in " ".join(process.cmdline())]
-            if not busy:
+            workers = [process for node in self.cluster.nodes for process in node.members("ray::Map")]
+            if not workers:
                 return
-            victim = self.draw.choice(busy)
+            victim = self.draw.choice(workers)
             try:
                 if kind == "worker killed":
                     victim.kill()
