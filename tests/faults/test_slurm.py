@@ -66,7 +66,7 @@ def test_a_stopped_training_is_requeued_and_ends_as_if_it_had_not_been(submit, s
     def steps() -> int:
         return (out / "log.jsonl").read_bytes().count(b"\n") if (out / "log.jsonl").exists() else 0
 
-    wait_until(lambda: steps() > 10 or slurm.state(job) == "FAILED", 120, "steps")
+    wait_until(lambda: steps() > 10 or slurm.state(job) == "FAILED", 240, "steps")
     assert slurm.state(job) == "RUNNING", log.read_text()
     slurm.run("scancel", "--batch", "--signal=TERM", job)  # what --signal=B:TERM@300 does in time
     wait_until(lambda: slurm.state(job) == "PENDING", 120, f"the requeued job: {log.read_text()}")
