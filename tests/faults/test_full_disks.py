@@ -40,14 +40,15 @@ def copies(folder: Path) -> None:
         files.create_bytes(str(folder / f"made-{number}"), bytes(5000))
 
 
-@pytest.fixture
-def writers(stores, exports, tmp_path) -> dict[str, Write]:
+@pytest.fixture(scope="module")
+def writers(stores, exports, tmp_path_factory) -> dict[str, Write]:
     """What writes into a folder that does not exist yet, by name."""
-    exports.generator(f"{tmp_path}/run/generator", exports.tokenizer(f"{tmp_path}/run/tokenizer"))
-    drawn = _draw_here(_config_of(f"{tmp_path}/run", f"{tmp_path}/drawn"))
+    own = tmp_path_factory.mktemp("writers")
+    exports.generator(f"{own}/run/generator", exports.tokenizer(f"{own}/run/tokenizer"))
+    drawn = _draw_here(_config_of(f"{own}/run", f"{own}/drawn"))
 
     def samples(folder: Path) -> None:
-        with held(f"{tmp_path}/lease", "sample") as lease:
+        with held(f"{own}/lease", "sample") as lease:
             write_files(Store(str(folder), drawn.manifest), tuple(NAMES), lease)
 
     def samples_there(folder: Path) -> None:

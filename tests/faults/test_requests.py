@@ -4,7 +4,7 @@ import hashlib
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 
 import fsspec
@@ -64,7 +64,12 @@ def while_faulty(proxy: Proxy, kind: str, times: int, request: Callable[[], obje
         return running.result(60)
 
 
-@pytest.mark.parametrize("kind", ["lost reply", "conflict", "throttle", "reset"])
+def mostly_long(names: Iterable[str], *quick: str) -> list:
+    """Parameters of a test, of which only some do not wait for `make test-long`."""
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.long) for name in names]
+
+
+@pytest.mark.parametrize("kind", mostly_long(("lost reply", "conflict", "throttle", "reset"), "lost reply", "conflict"))
 def test_whose_object_it_is_stays_known_when_replies_are_lost(faulty_s3, kind):
     root, proxy = faulty_s3()
     assert while_faulty(proxy, kind, 2, lambda: files.create_bytes(f"{root}/lease", b"mine")) is True
@@ -72,7 +77,7 @@ def test_whose_object_it_is_stays_known_when_replies_are_lost(faulty_s3, kind):
     assert files.read_bytes(f"{root}/lease") == b"mine"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_of_many_that_create_one_object_through_faults_exactly_one_has_made_it(faulty_s3):
     root, proxy = faulty_s3(seed=5, shares={"lost reply": 0.2, "throttle": 0.1, "conflict": 0.2, "reset": 0.1})
     with ThreadPoolExecutor(6) as pool:
@@ -100,10 +105,7 @@ ASK = {
 }
 
 
-QUICK = ("read", "is_file", "list_names", "create")
-
-
-@pytest.mark.parametrize("request_name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.long) for n in ASK])
+@pytest.mark.parametrize("request_name", mostly_long(ASK, "is_file", "list_names"))
 def test_a_server_that_stays_busy_is_one_error_and_never_an_answer(faulty_s3, request_name, monkeypatch):
     """Not an object that is missing, nor an empty folder. Tries of several layers do not multiply."""
     monkeypatch.setenv(PATIENCE, "0.2")
@@ -180,7 +182,7 @@ class Stalled:
             one.close()
 
 
-@pytest.mark.parametrize("limit", ["read timeout", "deadline"])
+@pytest.mark.parametrize("limit", mostly_long(("read timeout", "deadline"), "deadline"))
 def test_a_request_that_is_never_answered_is_made_again(s3, s3_server, monkeypatch, limit):
     from rdpm.pipeline.foundation import remote
 
@@ -220,11 +222,23 @@ def test_a_wrong_endpoint_is_one_sentence_and_local_errors_are_not_made_again(s3
     fsspec.filesystem("s3").clear_instance_cache()
 
 
-def test_a_small_read_is_one_request_and_64_are_in_flight(faulty_s3):
-    root, proxy = faulty_s3(latency=0.05)
+def test_a_small_read_is_one_request(faulty_s3):
+    root, proxy = faulty_s3()
     files.write_bytes(f"{root}/a", b"content")
     before = proxy.requests.total()
+    assert set(files.in_parallel(lambda _: files.read_bytes(f"{root}/a"), range(20))) == {b"content"}
+    assert proxy.requests.total() - before == 20
+
+
+@pytest.mark.long
+def test_64_requests_are_in_flight(faulty_s3):
+    root, proxy = faulty_s3()
+    files.write_bytes(f"{root}/a", b"content")
+    proxy.latency, before = 6.0, proxy.counts["latency"]
     began = time.monotonic()
-    assert set(files.in_parallel(lambda _: files.read_bytes(f"{root}/a"), range(128))) == {b"content"}
-    assert proxy.requests.total() - before == 128
-    assert time.monotonic() - began < 128 * 0.05 / 2
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(lambda: list(files.in_parallel(lambda _: files.read_bytes(f"{root}/a"), range(64))))
+        while proxy.counts["latency"] - before < 64 and time.monotonic() - began < 6:
+            time.sleep(0.05)
+        assert proxy.counts["latency"] - before == 64  # none of them is answered yet
+        assert set(running.result(60)) == {b"content"}

@@ -18,7 +18,7 @@ from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.foundation.secrets import masked
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 
-EXAMPLES = settings(max_examples=300, deadline=None, derandomize=True, database=None)
+EXAMPLES = settings(max_examples=150, deadline=None, derandomize=True, database=None)
 SECRET = "je7MtGbClwBF+2Zp9Utk=h3yCo8nvbEXAMPLEKEY"
 PLACES = [
     "https://{}@host/data",
