@@ -117,14 +117,14 @@ def test_missing_credentials_are_reported_in_one_sentence(s3, monkeypatch, capfd
 
 
 @pytest.mark.long
-def test_two_jobs_on_one_store_write_one_store_and_no_credentials(
+def test_of_two_jobs_on_one_store_one_waits_and_neither_writes_credentials(
     anywhere, s3_server, tmp_path, exports, digit_folder, python, repository, tree
 ):
     exports.tokenizer(str(tmp_path / "tokenizer"))
     resources = {"cpus": 4, "object_store_mb": 128, "actors": 1, "actor_cpus": 0.5}
     config = {"images": digit_folder, "tokenizer": str(tmp_path / "tokenizer"), "shard_rows": 4, "chunk_rows": 2}
     (tmp_path / "store.yaml").write_text(yaml.safe_dump({"job": "tokenize", **config, "resources": resources}))
-    command = [*python, "-m", "rdpm", "tokenize", str(tmp_path / "store.yaml"), f"out={anywhere}/store"]
+    command = [*python, "-m", "rdpm", "tokenize", "--wait", str(tmp_path / "store.yaml"), f"out={anywhere}/store"]
     jobs = [
         subprocess.Popen(command, cwd=repository, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         for _ in range(2)
