@@ -18,6 +18,7 @@ _STARTED_HERE = "RDPM_STARTED_RANKS"
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _PR_SET_PDEATHSIG = 1
 _REFUSED = 2  # exit code of a rank that gave a reason, which would be the same again
+_STOPPED = 128 + signal.SIGTERM
 
 
 class RankDied(ValueError):
@@ -93,8 +94,10 @@ def _run_ranks(job: str, config: RunConfig) -> None:
             sys.exit(128 + stopped.sigval)
         except ChildFailedError as failed:
             codes = {rank: failure.exitcode for rank, failure in failed.failures.items()}
-            killed = [rank for rank, code in codes.items() if code < 0]  # the others only noticed it
-            rank = killed[0] if killed else failed.get_first_failure()[0]
+            if _STOPPED in codes.values():  # a rank was told to stop, and all have saved a checkpoint
+                sys.exit(_STOPPED)
+            later = {_REFUSED: 1, -signal.SIGTERM: 2}  # the others say that they lost the dead one, or we end them
+            rank = min(codes, key=lambda rank: (later.get(codes[rank], 0), codes[rank] > 0, rank))
             died = RankDied(rank, config.ranks, codes[rank])
             raise died if codes[rank] != _REFUSED else ValueError(str(died)) from None
 
