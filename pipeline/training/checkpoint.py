@@ -251,3 +251,10 @@ def _parts(tensors: dict[str, Tensor]) -> Iterator[dict[str, Tensor]]:
             part, size = {}, 0
     if part or not tensors:
         yield part
+
+
+def _digest(path: str) -> ObjectDigest | None:
+    try:
+        return files.digest_file(path)
+    except FileNotFoundError:
+        return None
