@@ -102,7 +102,7 @@ def test_a_dead_rank_is_survived_by_those_that_divide_the_batch(start, inputs, t
     assert read_record(str(out)).finished
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_refusal_is_said_once_and_not_tried_again(start, tmp_path) -> None:
     job = start(tmp_path / "out", 0, "optimizer.lr=1e30", "max_restarts=2")
     printed, _ = job.communicate(timeout=120)

@@ -95,7 +95,7 @@ def test_images_of_a_single_class_are_pointed_out(images, tmp_path, monkeypatch)
     assert "all images are of one class, '7'" in said[0]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_the_first_rank_lists_the_images(inputs, tmp_path, repository) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
