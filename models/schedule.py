@@ -47,16 +47,16 @@ class Schedule:
         return [forms[self.kind](t) for t in range(1, T + 1)]
 
     @property
-    def alpha(self) -> Float[Tensor, "T"]:
+    def alpha(self) -> Float[Tensor, " T"]:
         """Weight of the residual in the mix. It increases with t, and alpha_T = 1."""
         return torch.tensor(self._alphas(), dtype=torch.float64).float()
 
     @property
-    def beta(self) -> Float[Tensor, "T"]:
+    def beta(self) -> Float[Tensor, " T"]:
         """Weight of the noise in the mix: alpha_t^2 + beta_t^2 = 1."""
         return torch.tensor([math.sqrt(1 - a * a) for a in self._alphas()], dtype=torch.float64).float()
 
     @property
-    def gamma(self) -> Float[Tensor, "T"]:
+    def gamma(self) -> Float[Tensor, " T"]:
         """Weight of step t in the quantization loss (Eq. 4)."""
         return self.alpha if self.weighted else torch.ones(self.num_steps)

@@ -26,6 +26,7 @@ from rdpm.pipeline.evaluation.protocol import NEIGHBOURS
 from rdpm.pipeline.evaluation.splits import check_classes, check_tokenizer, load_all
 from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.exports.weights import load_tokenizer
+from rdpm.pipeline.foundation import files
 
 SMALLEST_PERCEPTUAL = 16  # VGG16 halves an image four times
 

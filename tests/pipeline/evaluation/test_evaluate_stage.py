@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import json
 
 import numpy as np
@@ -213,3 +214,10 @@ def test_the_stage_writes_metrics_once_and_refuses_other_settings(run, tmp_path,
     assert (tmp_path / "metrics.json").read_bytes() == metrics
     with pytest.raises(ValueError, match="draws 10 -> 3"):
         run_stage(dataclasses.replace(config, draws=3))
+
+
+def test_the_record_holds_the_digest_of_a_file_that_extracts(run, tmp_path):
+    path = tmp_path / "judge.pt2"
+    path.write_bytes(b"a program")
+    digests = inputs.input_digests(run.config(extractor=str(path)))
+    assert digests["extractor_digest"] == hashlib.sha256(b"a program").hexdigest()
