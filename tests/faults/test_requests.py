@@ -122,6 +122,7 @@ def test_a_server_that_stays_busy_is_one_error_and_never_an_answer(faulty_s3, re
     assert files.read_bytes(f"{root}/a") == b"content"
 
 
+@pytest.mark.slow
 def test_who_waits_long_is_told_once(faulty_s3, monkeypatch, capsys):
     from rdpm.pipeline.foundation import retries
 
@@ -182,6 +183,7 @@ class Stalled:
             one.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", mostly_long(("read timeout", "deadline"), "deadline"))
 def test_a_request_that_is_never_answered_is_made_again(s3, s3_server, monkeypatch, limit):
     from rdpm.pipeline.foundation import remote
@@ -202,6 +204,7 @@ def test_a_request_that_is_never_answered_is_made_again(s3, s3_server, monkeypat
         fsspec.filesystem("s3").clear_instance_cache()
 
 
+@pytest.mark.slow
 def test_a_wrong_endpoint_is_one_sentence_and_local_errors_are_not_made_again(s3, monkeypatch, capsys, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -139,6 +139,7 @@ def test_a_lease_that_a_full_disk_did_not_let_mark_as_released_is_free_for_the_s
         assert again.number == 2
 
 
+@pytest.mark.slow
 def test_a_holder_that_lives_keeps_its_lease_beyond_a_period(out):
     with held(out, "sample", **BUSY) as mine:
         time.sleep(2.0)
@@ -207,6 +208,7 @@ def test_a_holder_whose_storage_answers_too_late_has_lost_the_lease(out, monkeyp
         assert mine.lost
 
 
+@pytest.mark.slow
 def test_a_holder_survives_a_storage_that_fails_for_less_than_a_period(out, monkeypatch):
     with held(out, "sample", **BUSY) as mine, monkeypatch.context() as broken:
         broken.setattr(files, "write_json", lambda *_: (_ for _ in ()).throw(OSError("503")))
@@ -281,6 +283,7 @@ def test_a_file_that_is_no_lease_is_refused_by_name(out):
             pass
 
 
+@pytest.mark.slow
 def test_a_lent_lease_is_used_and_not_released_by_the_borrower(out):
     with held(out, "sample", **BUSY) as mine:
         with mine.lent():

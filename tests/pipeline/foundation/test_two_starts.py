@@ -86,6 +86,7 @@ def test_a_wait_that_is_no_whole_number_of_seconds_is_refused(option, tmp_path, 
     assert f"{option} is no whole number of seconds" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_command_waits_as_long_as_it_is_told_to(tmp_path, capfd):
     nowhere = [f"{name}={tmp_path}/nowhere" for name in ("tokenizer", "images", "train_images", "samples")]
     evaluate = ["evaluate", *nowhere, f"out={tmp_path}/out"]
