@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_start_and_memory_are_flat_from_a_million_rows_to_a_billion(tmp_path, repository: Path, python):
     """10^9 rows are 244,141 shards, each with its digest in the manifest; the window is 2 shards."""
     command = [*python, str(Path(__file__).with_name("virtual_store.py"))]

@@ -72,7 +72,7 @@ def test_one_and_three_replicas_write_the_same_store_from_folders_and_a_tar(
     assert all("image" in index[number]["reason"] for number in rejected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_finished_store_is_recognized_without_listing_its_containers_again(
     tmp_path: Path, tokenizer, folder, monkeypatch, capsys
 ) -> None:
