@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch.distributed.rendezvous import rendezvous
 
 from rdpm.pipeline.training.engine import load_deepspeed
@@ -29,6 +30,7 @@ def joined_ranks(threads: int) -> Iterator[Ranks]:
     """
     end_with_launcher()
     torch.set_num_threads(threads)
+    linear = F.linear
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
@@ -57,6 +59,7 @@ def joined_ranks(threads: int) -> Iterator[Ranks]:
             together = ranks.count == 1 or isinstance(error, SystemExit)  # SIGTERM ends every rank after the same step
             raise
         finally:
+            F.linear = linear  # which ZeRO-3 replaces for the whole process
             if together:
                 barrier()
                 load_deepspeed().comm.destroy_process_group()

@@ -182,7 +182,7 @@ def test_after_step_is_called_with_every_step(tokenizer, generator):
     assert torch.equal(torch.stack([accumulated for _, accumulated in shown], 1), samples.accumulated)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 def test_the_compiled_step_is_one_graph_and_draws_the_same_codes(unchecked, tokenizer, generator):
     """With guidance, randomness, truncation and known codes at once; the step has no graph break."""

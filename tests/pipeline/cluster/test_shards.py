@@ -172,7 +172,7 @@ def test_shards_that_kill_their_process_or_are_stuck_are_given_up_and_named_afte
     assert died.value.stages == dict.fromkeys((1, 3), {"preparation": "task", "worker": "actor"}[part])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_shard_whose_storage_fails_is_tried_again_and_at_last_fails_alone(running, tmp_path, monkeypatch) -> None:
     """Shard 1 fails twice, shard 2 always, and shard 3 is reset by its peer once."""
     tries = tmp_path / "tries"

@@ -22,7 +22,7 @@ def digits():
     return (pixels[:1500], labels[:1500]), (pixels[1500:], labels[1500:])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_held_out_digits_are_recognized(digits):
     (pixels, labels), (unseen, truth) = digits
     classifier = train_classifier(ClassifierConfig(num_classes=10), pixels, labels, seed=0)

@@ -69,7 +69,7 @@ def test_two_processes_that_write_one_started_store_leave_the_same_bytes(tmp_pat
         assert tree(url) == tree(expected.url)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_that_start_one_store_leave_the_same_bytes(tmp_path, anywhere, stores, tree, python, repository):
     plan = stores.plan(rows=4)
     put_facts(tmp_path / "facts", plan, stores)
