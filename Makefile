@@ -42,10 +42,10 @@ ablate-tokenizer: install ## the paper's Table 2 on the digits: runs/ablation/ta
 	$(RDPM) ablate-tokenizer $(DEMO)/ablation.yaml
 
 check: lint ## lint and the quick tests, about a minute on 2 cores: before every commit
-	$(PYTEST) -n 3 --dist worksteal -m "not slow and not long"
+	$(PYTEST) -n 2 --dist worksteal -m "not slow and not long"
 
 test: install ## the test suite, under 5 minutes on 2 cores
-	$(PYTEST) -n 3 --dist worksteal
+	$(PYTEST) -n 2 --dist worksteal
 
 test-long: install ## the tests that take minutes each
 	$(PYTEST) -m long

@@ -307,7 +307,7 @@ def test_the_extreme_words_give_finite_values(monkeypatch):
     assert -6.2 < x[0, 0] < -6
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_compiled_noise_equals_eager_noise_bit_for_bit(unchecked, backend):

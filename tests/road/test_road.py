@@ -122,7 +122,7 @@ def test_the_road_ends_in_metrics_samples_and_a_report(clean_run: Path) -> None:
     assert "https://" not in report
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_finished_work_is_not_done_again(clean_run: Path) -> None:
     before = {name: (p.stat().st_mtime_ns) for name in files_of(clean_run) for p in [clean_run / name]}
     for job, arguments in commands(clean_run).items():

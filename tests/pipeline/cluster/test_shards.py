@@ -133,7 +133,7 @@ def test_a_refusal_is_raised_in_its_own_words(running, tmp_path, part) -> None:
         run([0, 1], Preparation(prepare, numbers.record), Worker, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("part", ["preparation", pytest.param("worker", marks=pytest.mark.long)])
 def test_shards_that_kill_their_process_or_are_stuck_are_given_up_and_named_after_three_deaths(
     running, tmp_path, part
