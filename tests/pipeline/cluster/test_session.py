@@ -62,7 +62,7 @@ def left_behind(folder: Path, address: str) -> dict[str, str]:
     return {"RAY_TMPDIR": str(folder)}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_stale_file_and_a_stale_variable_are_not_followed_and_ray_hears_loopback_only(short, repository) -> None:
     job = Job(repository, **left_behind(short, "127.0.0.1:9"), RAY_ADDRESS="127.0.0.1:9")
     assert job.facts["cpus"] == 3

@@ -39,7 +39,7 @@ def test_another_file_is_refused_before_it_is_unpickled(tmp_path, monkeypatch):
         InceptionExtractor(str(wrong), 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_inceptions_features_do_not_depend_on_the_batch(made_weights, made_inception):
     pixels = _images(3, 16)
     outputs = made_inception.extract(pixels)
