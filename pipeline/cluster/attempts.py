@@ -20,16 +20,10 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.retries import is_passing
 
 MOST_DEATHS = 3
-_TRIES, _LONGEST_WAIT = (
-    3,
-    60,
-)  # of a shard whose storage or network fails; seconds between them. Requests have their own
-SHARD, DIED, REFUSED, FAILED = (
-    "shard",
-    "died",
-    "refused",
-    "failed",
-)  # columns of blocks; the last three tell how it ended
+_TRIES = 3  # of a shard whose storage or network fails; requests are tried again by themselves
+_LONGEST_WAIT = 60  # seconds between two tries
+SHARD = "shard"  # column of every block
+DIED, REFUSED, FAILED = "died", "refused", "failed"  # columns of a block that tells how its shard ended
 
 
 class _Ledger:

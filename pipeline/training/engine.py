@@ -59,7 +59,7 @@ def building(config: EngineConfig) -> contextlib.AbstractContextManager:
     if config.zero_stage < 3:
         return contextlib.nullcontext()
     settings = {"train_micro_batch_size_per_gpu": 1, "zero_optimization": {"stage": 3}}
-    return load_deepspeed().zero.Init(config_dict_or_path=settings, tensor_overrides=(), mem_efficient_linear=False)
+    return load_deepspeed().zero.Init(config_dict_or_path=settings, tensor_overrides=())
 
 
 class Engine:

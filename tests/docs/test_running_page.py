@@ -115,7 +115,9 @@ def test_ray_takes_the_cluster_config(page) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     (config,) = [yaml.safe_load(text) for text in blocks(page, "yaml") if "cluster_name" in text]
-    validate_config(prepare_config(config))
+    prepared = prepare_config(config)
+    validate_config(prepared)  # raises for a key that Ray does not know
+    assert prepared["provider"]["worker_ips"] == ["node2", "node3"]
 
 
 def test_the_entrypoint_of_the_rayjob_makes_a_config(page, repository, monkeypatch) -> None:

@@ -12,6 +12,7 @@ from rdpm.pipeline.foundation.lease import held
 from rdpm.pipeline.sampling.formats import NAMES, write_files
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.training.log import TrainingLog
+from tests.faults.campaign.tally import refusal
 from tests.faults.mounts import small_disk
 from tests.pipeline.sampling.conftest import _config_of, _draw_here
 from tests.pipeline.training.trainings import train
@@ -94,15 +95,6 @@ def test_a_writer_names_the_full_disk_and_a_second_run_ends_in_the_same_bytes(wr
         writers[name](disk.folder / "out")
         assert content(disk.folder / "out") == expected
     assert refused > 1
-
-
-def refusal(work: Callable[[], object]) -> str:
-    """The words with which some work ends; "" if it comes to its end."""
-    try:
-        work()
-    except (OSError, ValueError) as error:
-        return str(error)
-    return ""
 
 
 @pytest.mark.slow

@@ -216,6 +216,7 @@ def test_a_holder_survives_a_storage_that_fails_for_less_than_a_period(out, monk
         broken.undo()
         time.sleep(1.2)
         mine.check()
+        assert not mine.lost
 
 
 @pytest.mark.parametrize("skew", [-3e8, 3e8])
