@@ -8,17 +8,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.sampling.stage import sample_set
 from rdpm.pipeline.training.generator.stage import run as train
-from rdpm.storage_schemas.canonical import canonical_json
-from rdpm.storage_schemas.manifest import plan_to_json
 from tests.faults.campaign import cluster, gradients, ranks, writers
 from tests.faults.campaign.tally import KILLS, Tally
+from tests.pipeline.stores.facts import put_facts
 from tests.pipeline.stores.test_store_faults import WRITER
 from tests.pipeline.training.trainings import config, log_lines
 
@@ -45,12 +43,7 @@ def visible(folder: str | Path) -> dict[str, bytes]:
 def builder(stores, repository, python, tmp_path) -> writers.Stores:
     """A token store of 9 shards that is made in no time, here or in a process that can be killed."""
     plan, facts = stores.plan(rows=66), tmp_path / "facts"
-    facts.mkdir()
-    (facts / "plan.json").write_bytes(canonical_json(plan_to_json(plan)))
-    for shard in range(plan.num_shards):
-        columns = {f"columns.{name}": values for name, values in stores.columns(plan, shard).items()}
-        index = {f"index.{name}": values for name, values in stores.index(plan, shard).items()}
-        np.savez(facts / f"{shard}.npz", **columns, **index)
+    put_facts(facts, plan, stores)
     stores.build(str(tmp_path / "example"), plan)
     keys = [(key, shard) for shard in range(plan.num_shards) for key in plan.objects(shard).values()]
     objects = tuple((key, shard, files.digest_file(str(tmp_path / "example" / key)).sha256) for key, shard in keys)

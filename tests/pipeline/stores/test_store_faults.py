@@ -7,7 +7,6 @@ import subprocess
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import zarr
 
@@ -15,8 +14,7 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.reader import DamagedStore, Store, open_store
 from rdpm.pipeline.stores.verification import verify_store
 from rdpm.pipeline.stores.writer import committed_rejects, missing_shards, publish, start_store
-from rdpm.storage_schemas.canonical import canonical_json
-from rdpm.storage_schemas.manifest import plan_to_json
+from tests.pipeline.stores.facts import put_facts
 
 ARRAYS = ("codes", "noise_seed", "label", "accumulated", "latents")
 SHARD = 1  # the shard whose objects are damaged
@@ -217,12 +215,7 @@ publish(url, plan)
 def test_a_writer_killed_repeatedly_leaves_the_bytes_of_a_clean_run(tmp_path, stores, tree, python, repository):
     plan = stores.plan(rows=200)
     facts, killed = tmp_path / "facts", str(tmp_path / "killed")
-    facts.mkdir()
-    (facts / "plan.json").write_bytes(canonical_json(plan_to_json(plan)))
-    for shard in range(plan.num_shards):
-        columns = {f"columns.{name}": values for name, values in stores.columns(plan, shard).items()}
-        index = {f"index.{name}": values for name, values in stores.index(plan, shard).items()}
-        np.savez(facts / f"{shard}.npz", **columns, **index)
+    put_facts(facts, plan, stores)
     began = time.monotonic()
     expected = stores.build(str(tmp_path / "clean"), plan)
     seconds = time.monotonic() - began

@@ -3,12 +3,10 @@
 import subprocess
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from rdpm.pipeline.stores.writer import publish, start_store
-from rdpm.storage_schemas.canonical import canonical_json
-from rdpm.storage_schemas.manifest import Plan, plan_to_json
+from tests.pipeline.stores.facts import put_facts
 
 WRITER = """
 import random, sys, time
@@ -32,16 +30,6 @@ for turn, url in enumerate(urls):
     for shard in order:
         write_shard(url, plan, shard, part(shard, "columns"), part(shard, "index"))
 """
-
-
-def put_facts(folder: Path, plan: Plan, stores) -> None:
-    """What a writer in another process needs: the plan and the columns of every shard."""
-    folder.mkdir()
-    (folder / "plan.json").write_bytes(canonical_json(plan_to_json(plan)))
-    for shard in range(plan.num_shards):
-        columns = {f"columns.{name}": values for name, values in stores.columns(plan, shard).items()}
-        index = {f"index.{name}": values for name, values in stores.index(plan, shard).items()}
-        np.savez(folder / f"{shard}.npz", **columns, **index)
 
 
 def run_together(facts: Path, urls: list[str], python: list[str], repository: Path) -> list[str]:
