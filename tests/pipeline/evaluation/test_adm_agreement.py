@@ -19,7 +19,7 @@ from rdpm.pipeline.evaluation.image_sets import ArchiveImages
 from rdpm.pipeline.evaluation.manifold import precision_recall
 from tests.pipeline.evaluation import adm_formulas as adm
 
-IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "40"))
+IMAGES = int(os.environ.get("RDPM_AGREEMENT_IMAGES", "24"))
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_no_class_name_leads_out_of_the_folder_and_every_class_has_a_folder_of_i
     assert written.manifest.plan.samples.classes == HOSTILE
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_memory_does_not_grow_from_1_000_to_50_000_images(tmp_path, store):
     """The peak while samples.npz is written is that of one shard."""
     peaks = {}

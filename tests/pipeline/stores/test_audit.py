@@ -123,7 +123,7 @@ def opened(url: str) -> Store | None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("turns", [200, pytest.param(1000, marks=pytest.mark.long)])
+@pytest.mark.parametrize("turns", [100, pytest.param(1000, marks=pytest.mark.long)])
 def test_many_flips_cuts_and_deletions_are_all_found_and_none_is_ever_read(tmp_path, stores, tree, turns):
     plan = stores.plan(rows=10)
     url = str(tmp_path / "store")
