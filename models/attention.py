@@ -3,6 +3,7 @@
 import importlib.util
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -30,4 +31,5 @@ def attend(
             return F.scaled_dot_product_attention(q, k, v)
     from flash_attn import flash_attn_func
 
-    return flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
+    return flash_attn_func(q, k, v, deterministic=torch.are_deterministic_algorithms_enabled()).transpose(1, 2)

@@ -11,6 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.rendezvous import rendezvous
 
+from rdpm.pipeline.training.determinism import deterministic_operations
 from rdpm.pipeline.training.engine import load_deepspeed
 from rdpm.pipeline.training.launch import end_with_launcher
 from rdpm.pipeline.training.ranks import Ranks, SharedError, barrier, forget_groups
@@ -20,13 +21,14 @@ _ALL_READY, _ANSWER = timedelta(days=1), timedelta(minutes=30)
 
 
 @contextlib.contextmanager
-def joined_ranks(threads: int) -> Iterator[Ranks]:
+def joined_ranks(threads: int, deterministic: bool = False) -> Iterator[Ranks]:
     """For the length of the block, join the process group that torchrun or deepspeed set up, or one of a single rank.
 
     Ranks may come up to a day apart, because one may list images or fill its cache first. Then they answer each other
     within half an hour. Afterwards this process can join another group. A SharedError is raised on the first rank; the
     others end with exit code 2, so that it is said once. After another error in the block, this process does not wait
-    for the other ranks. Raises ConnectionError when another rank is gone.
+    for the other ranks. deterministic: see `deterministic_operations`. Raises ConnectionError when another rank is
+    gone.
     """
     end_with_launcher()
     torch.set_num_threads(threads)
@@ -34,7 +36,7 @@ def joined_ranks(threads: int) -> Iterator[Ranks]:
     if not torch.cuda.is_available():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DS_SKIP_CUDA_CHECK", "1")
-    with _launcher_variables():
+    with deterministic_operations(deterministic), _launcher_variables():
         device = torch.device("cpu")
         if torch.cuda.is_available():
             device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

@@ -32,6 +32,9 @@ class RunConfig:
     as many of the ranks that are left as divide the batch. 0 for never. Your own launcher has its own option for it."""
     threads: int = field(default=1, metadata=EXECUTION)
     """CPU threads of each rank."""
+    deterministic: bool = field(default=False, metadata=EXECUTION)
+    """Use only operations that give the same bits in every run: on the same GPUs, ranks and versions, a training that
+    was stopped and continued ends with the bits of one that was not. It costs time on a GPU and nothing on a CPU."""
     validate_every: int = field(default=1000, metadata=EXECUTION)
     """Steps between validations; a multiple of log_every."""
     log_every: int = field(default=50, metadata=EXECUTION)

@@ -49,7 +49,7 @@ def run(config: TrainGeneratorConfig) -> None:
             return
         streams = open_streams(config, stores)
         streams.fill(newest_step(config.out) * config.batch)  # before joining, so that no rank waits for it
-        with joined_ranks(config.threads) as ranks:
+        with joined_ranks(config.threads, config.deterministic) as ranks:
             if given_by_first(record.finished):
                 return
             card = train_generator(config, stores, streams, ranks, record.lease)

@@ -38,7 +38,7 @@ def run(config: TrainTokenizerConfig) -> None:
     when the training fails.
     """
     if not first_rank():
-        with joined_ranks(config.threads) as ranks:
+        with joined_ranks(config.threads, config.deterministic) as ranks:
             listing = given_by_first(None)
             if listing is not None:
                 train_tokenizer(config, Listing.from_bytes(listing), ranks, None)
@@ -60,7 +60,7 @@ def run(config: TrainTokenizerConfig) -> None:
                 f"train-tokenizer: all images are of one class, {source.classes[0]!r}; to train on several classes, "
                 "name the folder that holds the class folders"
             )
-        with joined_ranks(config.threads) as ranks:
+        with joined_ranks(config.threads, config.deterministic) as ranks:
             given_by_first(source.to_bytes() if ranks.count > 1 else None)
             card = train_tokenizer(config, source, ranks, record.lease)
         if card is not None:
