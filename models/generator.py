@@ -1,6 +1,8 @@
 """The generator f (Eq. 6): noise, label, step and accumulated latents to logits over the codebook."""
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -58,12 +60,24 @@ def step_embedding(steps: Int[Tensor, " b"], size: int) -> Float[Tensor, "b size
 
 
 _RENAMED_PARAMETERS = {"labels": "label_embedding", "steps": "step_mlp"}
+_SEPARATE_MODULATION = re.compile(r"transformer\.(?:blocks\.(\d+)\.)?modulation\.(weight|bias)")
 
 
-def current_name(parameter: str) -> str:
-    """The current name of a generator's parameter, from that name or the one that files of version 1 give it."""
-    first, dot, rest = parameter.partition(".")
-    return _RENAMED_PARAMETERS.get(first, first) + dot + rest
+def current_parts(parameters: Iterable[str]) -> dict[str, list[str]]:
+    """A generator's parameters by their current names, each with those of a file of any release that make it up.
+
+    Parts follow each other along the first axis. Checkpoints of version 1 call two modules otherwise. Before version 3
+    every block, and after them the last norm, had a product of its own for its modulations.
+    """
+    parts: dict[str, list[tuple[float, str]]] = {}
+    for parameter in parameters:
+        first, dot, rest = parameter.partition(".")
+        name, place = _RENAMED_PARAMETERS.get(first, first) + dot + rest, 0.0
+        if separate := _SEPARATE_MODULATION.fullmatch(name):
+            block, kind = separate.groups()
+            name, place = f"transformer.adaln.{kind}", float(block) if block else math.inf
+        parts.setdefault(name, []).append((place, parameter))
+    return {name: [parameter for _, parameter in sorted(found)] for name, found in parts.items()}
 
 
 class Generator(nn.Module):
@@ -116,11 +130,25 @@ class Generator(nn.Module):
 
         labels: classes, or vectors in the space of their embedding, such as a mix of two classes.
         """
+        return self.from_modulations(noise, accumulated, self.modulations(labels, steps))
+
+    def modulations(
+        self, labels: Int[Tensor, " b"] | Float[Tensor, "b width"], steps: Int[Tensor, " b"]
+    ) -> Float[Tensor, "b n width"]:
+        """All that y and t do: what `from_modulations` needs of them."""
+        classes = labels if labels.is_floating_point() else self.label_embedding(labels)
+        return self.transformer.modulations(self.step_mlp(step_embedding(steps, 256)) + classes)
+
+    def from_modulations(
+        self,
+        noise: Float[Tensor, "b d h w"],
+        accumulated: Float[Tensor, "b d h w"],
+        modulations: Float[Tensor, "b n width"],
+    ) -> Float[Tensor, "b h w K"]:
+        """`forward` with modulations that are computed already: those of all T steps need one product."""
         h, w = noise.shape[-2:]
         x = self.project(torch.cat([noise, accumulated], dim=1).flatten(2).transpose(1, 2))
-        classes = labels if labels.is_floating_point() else self.label_embedding(labels)
-        condition = self.step_mlp(step_embedding(steps, 256)) + classes
-        return self.head(self.transformer(x, condition)).float().unflatten(1, (h, w))
+        return self.head(self.transformer(x, modulations)).float().unflatten(1, (h, w))
 
 
 def code_loss(logits: Float[Tensor, "b h w K"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, " b"]:

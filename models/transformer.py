@@ -51,7 +51,7 @@ def rotate(
 
 
 class Block(nn.Module):
-    """Attention and SwiGLU, each gated by AdaLN-Zero from the condition (b, d)."""
+    """Attention and SwiGLU, each gated by AdaLN-Zero."""
 
     def __init__(self, width: int, heads: int, backend: Backend) -> None:
         super().__init__()
@@ -61,7 +61,6 @@ class Block(nn.Module):
         self.out = nn.Linear(width, width, bias=False)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
-        self.modulation = nn.Linear(width, 6 * width)
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         b, s, d = x.shape
@@ -76,11 +75,12 @@ class Block(nn.Module):
     def forward(
         self,
         x: Float[Tensor, "b s d"],
-        condition: Float[Tensor, "b d"],
+        modulations: Float[Tensor, "b 6 d"],
         cos: Float[Tensor, "s half"],
         sin: Float[Tensor, "s half"],
     ) -> Float[Tensor, "b s d"]:
-        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(F.silu(condition)).chunk(6, dim=-1)
+        """modulations: shift, scale and gate of the attention, then those of the SwiGLU."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulations.unbind(1)
         x = x + gate1.unsqueeze(1) * self.attention(modulate(x, shift1, scale1), cos, sin)
         return x + gate2.unsqueeze(1) * self.feed_forward(modulate(x, shift2, scale2))
 
@@ -97,7 +97,7 @@ class Transformer(nn.Module):
         self.activation_checkpointing = activation_checkpointing
         self.width = 64 * depth
         self.blocks = nn.ModuleList(Block(self.width, depth, backend) for _ in range(depth))
-        self.modulation = nn.Linear(self.width, 2 * self.width)
+        self.adaln = nn.Linear(self.width, (6 * depth + 2) * self.width)
         angles = rotary_angles(grid, 64)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -105,16 +105,23 @@ class Transformer(nn.Module):
         self._init()
 
     def _init(self) -> None:
-        for name, module in self.named_modules():
+        for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
-                module.apply(zero if "modulation" in name else xavier)  # AdaLN-Zero: every block starts as identity
+                module.apply(xavier)
+        self.adaln.apply(zero)  # AdaLN-Zero: every block starts as the identity
 
-    def forward(self, x: Float[Tensor, "b s d"], condition: Float[Tensor, "b d"]) -> Float[Tensor, "b s d"]:
+    def modulations(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
+        """Six vectors for each block, and shift and scale of the last norm, in one product.
+
+        They depend on the condition alone, so a sampler computes those of all steps before the first one.
+        """
+        return self.adaln(F.silu(condition)).unflatten(1, (-1, self.width))
+
+    def forward(self, x: Float[Tensor, "b s d"], modulations: Float[Tensor, "b n d"]) -> Float[Tensor, "b s d"]:
         x = x + self.positions
-        for block in self.blocks:
+        for block, mine in zip(self.blocks, modulations[:, :-2].split(6, dim=1), strict=True):
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, condition, self.cos, self.sin, use_reentrant=False)
+                x = checkpoint(block, x, mine, self.cos, self.sin, use_reentrant=False)
             else:
-                x = block(x, condition, self.cos, self.sin)
-        shift, scale = self.modulation(F.silu(condition)).chunk(2, dim=-1)
-        return modulate(x, shift, scale)
+                x = block(x, mine, self.cos, self.sin)
+        return modulate(x, modulations[:, -2], modulations[:, -1])

@@ -4,12 +4,13 @@ import dataclasses
 import hashlib
 from typing import Any
 
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from rdpm.models.attention import Backend
-from rdpm.models.generator import Generator, current_name
+from rdpm.models.generator import Generator, current_parts
 from rdpm.models.noise import NOISE_VERSION
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.exports.card import generator_config, read_card, tokenizer_config
@@ -66,5 +67,6 @@ def load_generator(folder: str, attention: Backend = "sdpa") -> tuple[Generator,
     """
     card = read_card(folder, "generator")
     generator = Generator(dataclasses.replace(generator_config(card), attention=attention))
-    _ready(generator, {current_name(name): weight for name, weight in _read_weights(folder, card).items()})
+    weights = _read_weights(folder, card)
+    _ready(generator, {n: torch.cat([weights[p] for p in parts]) for n, parts in current_parts(weights).items()})
     return generator, card

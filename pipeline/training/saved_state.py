@@ -1,18 +1,19 @@
 """What a checkpoint on disk holds: its record, and tensors, of which a rank reads only what it needs."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from rdpm.models.generator import current_name
+from rdpm.models.generator import current_parts
 from rdpm.pipeline.foundation import files
 from rdpm.storage_schemas.manifest import ObjectDigest
 
-CHECKPOINT_VERSION = 2
+CHECKPOINT_VERSION = 3
 RECORD = "checkpoint.json"
 
 
@@ -29,7 +30,7 @@ class Saved:
     parts: dict[str, ObjectDigest]
     """Digest of each file by name."""
     version: int = CHECKPOINT_VERSION
-    """Version of the checkpoint. In version 1, some parameters of the generator had other names."""
+    """Version of the checkpoint. Before it, some parameters of the generator had other names (`current_parts`)."""
 
 
 def checkpoint_folder(out: str) -> str:
@@ -70,16 +71,17 @@ class SavedState(Mapping[str, Tensor]):
     def __init__(self, paths: list[str], engine: str) -> None:
         prefix = f"{engine}/"
         self._files = [safe_open(path, framework="pt") for path in paths]
-        self._tensors = {
-            _current(name.removeprefix(prefix)): (file, name)
+        saved = {
+            name.removeprefix(prefix): (file, name)
             for file in self._files
             for name in file.keys()  # noqa: SIM118, no mapping
             if name.startswith(prefix)
         }
+        self._tensors = {name: [saved[part] for part in parts] for name, parts in _current(saved).items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        file, full = self._tensors[name]
-        return file.get_tensor(full)
+        parts = [file.get_tensor(full) for file, full in self._tensors[name]]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
 
     def __contains__(self, name: object) -> bool:
         return name in self._tensors  # a mapping's own would read the tensor
@@ -92,13 +94,23 @@ class SavedState(Mapping[str, Tensor]):
 
     def flat_part(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start ... stop - 1 of a flattened tensor, (at most stop - start,). Reads no other rows of it."""
-        file, full = self._tensors[name]
-        rows = file.get_slice(full)
-        count, *shape = rows.get_shape() or [1]
-        size = max(1, math.prod(shape))  # of a row
-        first, last = min(start // size, count), min(-(-stop // size), count)
-        part = rows[first:last] if rows.get_shape() else file.get_tensor(full)
-        return part.flatten()[start - first * size : stop - first * size]
+        found = []
+        for file, full in self._tensors[name]:
+            part, size = _elements(file, full, start, stop)
+            found.append(part)
+            start, stop = start - size, stop - size
+        return torch.cat(found)
+
+
+def _elements(file: Any, name: str, start: int, stop: int) -> tuple[Tensor, int]:
+    """Those of the elements start ... stop - 1 of a flattened tensor of a file that it has, and its size."""
+    rows = file.get_slice(name)
+    count, *shape = rows.get_shape() or [1]
+    row = max(1, math.prod(shape))
+    start, stop = max(0, start), max(0, stop)
+    first, last = min(start // row, count), min(-(-stop // row), count)
+    part = rows[first:last] if rows.get_shape() else file.get_tensor(name)
+    return part.flatten()[start - first * row : stop - first * row], count * row
 
 
 def flat_part(state: Mapping[str, Tensor], name: str, start: int, stop: int) -> Tensor:
@@ -114,8 +126,17 @@ def named(state: Mapping[str, Tensor], *kinds: str) -> dict[str, Tensor]:
     return {own: state[name] for (kind, own), name in parts if kind in kinds}
 
 
-def _current(tensor: str) -> str:
-    """Today's name of a tensor, given its name in a checkpoint of any version."""
-    kind, _, parameter = tensor.partition("/")
-    module, dot, name = parameter.partition(".")
-    return f"{kind}/generator.{current_name(name)}" if (module, dot) == ("generator", ".") else tensor
+def _current(tensors: Iterable[str]) -> dict[str, list[str]]:
+    """The tensors of a checkpoint by their current names, each with those of any version that make it up."""
+    current: dict[str, list[str]] = {}
+    generators: dict[str, list[str]] = {}
+    for tensor in tensors:
+        owner, dot, parameter = tensor.partition("/generator.")
+        if dot:
+            generators.setdefault(owner + dot, []).append(parameter)
+        else:
+            current[tensor] = [tensor]
+    for prefix, parameters in generators.items():
+        for name, parts in current_parts(parameters).items():
+            current[prefix + name] = [prefix + part for part in parts]
+    return current

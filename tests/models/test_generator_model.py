@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rdpm.models.codebook import Codebook, QuantizerConfig
-from rdpm.models.generator import Generator, GeneratorConfig, code_loss, current_name, step_embedding
+from rdpm.models.generator import Generator, GeneratorConfig, code_loss, current_parts, step_embedding
 
 
 def make_inputs(b=4):
@@ -107,13 +107,33 @@ def test_rows_and_columns_are_not_swapped(generator):
     assert moved.argmax() == 1 * 4 + 3
 
 
-def test_parameters_of_version_1_have_current_names(generator):
+def test_parameters_of_every_release_have_current_names(generator):
     """Version 1 called the embedding of labels `labels`, and the MLP on the step `steps`."""
     current = set(generator.state_dict())
     old = {name.replace("label_embedding.", "labels.").replace("step_mlp.", "steps.") for name in current}
     assert len(old - current) == 5
-    assert {current_name(name) for name in old} == current
-    assert all(current_name(name) == name for name in current)
+    assert set(current_parts(old)) == current
+    assert current_parts(current) == {name: [name] for name in current}
+
+
+def test_separate_modulations_of_former_releases_are_put_together(generator):
+    """Before version 3 every block had a layer of its own, and the last norm one of two vectors."""
+    width, depth = generator.transformer.width, 12
+    names = [f"transformer.blocks.{i}.modulation" for i in range(depth)] + ["transformer.modulation"]
+    whole = torch.randn((6 * depth + 2) * width, 3)
+    saved = dict(zip([f"{name}.weight" for name in names], whole.split(6 * width), strict=True))
+    parts = current_parts(sorted(saved))  # files keep names in alphabetical order: 0, 1, 10, 11, 2, ...
+    assert list(parts) == ["transformer.adaln.weight"]
+    assert torch.equal(torch.cat([saved[part] for part in parts["transformer.adaln.weight"]]), whole)
+
+
+def test_modulations_computed_once_give_the_same_logits(generator):
+    noise, labels, steps, accumulated = make_inputs()
+    modulations = generator.modulations(labels, steps)
+    expected = generator(noise, labels, steps, accumulated)
+    assert torch.equal(generator.from_modulations(noise, accumulated, modulations), expected)
+    vectors = generator.label_embedding(labels)
+    assert torch.equal(generator.modulations(vectors, steps), modulations)
 
 
 @pytest.mark.parametrize("size", [8, 256])

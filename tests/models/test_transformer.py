@@ -17,20 +17,46 @@ def make_inputs(b=3, depth=DEPTH, grid=GRID):
     return torch.randn(b, grid * grid, 64 * depth), torch.randn(b, 64 * depth)
 
 
+def run(model, x, condition):
+    """The transformer on a condition instead of modulations."""
+    return model(x, model.modulations(condition))
+
+
 def test_every_block_starts_as_the_identity():
     model = make_transformer(depth=3)
     x, condition = make_inputs(depth=3)
-    for block in model.blocks:
-        assert torch.equal(block(x, condition, model.cos, model.sin), x)
-    torch.testing.assert_close(model(x, condition), F.rms_norm(x + model.positions, (192,), eps=1e-6))
+    modulations = model.modulations(condition)
+    assert modulations.shape == (3, 20, 192)
+    for number, block in enumerate(model.blocks):
+        assert torch.equal(block(x, modulations[:, 6 * number : 6 * number + 6], model.cos, model.sin), x)
+    torch.testing.assert_close(model(x, modulations), F.rms_norm(x + model.positions, (192,), eps=1e-6))
 
 
 def test_a_block_with_random_weights_is_not_the_identity(randomize):
     model = randomize(make_transformer())
     x, condition = make_inputs()
-    out = model.blocks[0](x, condition, model.cos, model.sin)
+    modulations = model.modulations(condition)[:, :6]
+    out = model.blocks[0](x, modulations, model.cos, model.sin)
     assert not torch.allclose(out, x, atol=1e-2)
-    assert not torch.allclose(out, model.blocks[0](x, -condition, model.cos, model.sin), atol=1e-2)
+    assert not torch.allclose(out, model.blocks[0](x, -modulations, model.cos, model.sin), atol=1e-2)
+
+
+def test_every_block_and_the_last_norm_have_modulations_of_their_own(randomize):
+    """One product gives what a linear layer per block gives, and each part of it moves its own block."""
+    model = randomize(make_transformer(depth=3))
+    x, condition = make_inputs(depth=3)
+    found = model.modulations(condition)
+    parts = [6 * model.width] * 3 + [2 * model.width]
+    for number, (weight, bias) in enumerate(
+        zip(model.adaln.weight.split(parts), model.adaln.bias.split(parts), strict=True)
+    ):
+        alone = F.linear(F.silu(condition), weight, bias).unflatten(1, (-1, model.width))
+        torch.testing.assert_close(found[:, 6 * number : 6 * number + 6], alone)
+    heard = []
+    for block in model.blocks:
+        block.register_forward_pre_hook(lambda _, inputs: heard.append(inputs[1]))
+    model(x, found)
+    assert torch.equal(torch.cat(heard, 1), found[:, :18])
 
 
 def test_a_block_is_that_of_llama_with_adaln(randomize):
@@ -38,11 +64,10 @@ def test_a_block_is_that_of_llama_with_adaln(randomize):
     width, heads, s = 128, 2, GRID * GRID
     block = randomize(Block(width, heads, "sdpa")).double()
     angles = rotary_angles(GRID, 64).double()
-    x, condition = torch.randn(2, s, width).double(), torch.randn(2, width).double()
+    x, modulations = torch.randn(2, s, width).double(), 0.2 * torch.randn(2, 6, width).double()
     turn = torch.polar(torch.ones_like(angles), angles)
-    for i, out in enumerate(block(x, condition, angles.cos(), angles.sin())):
-        parts = (F.silu(condition[i]) @ block.modulation.weight.T + block.modulation.bias).split(width)
-        shift1, scale1, gate1, shift2, scale2, gate2 = parts
+    for i, out in enumerate(block(x, modulations, angles.cos(), angles.sin())):
+        shift1, scale1, gate1, shift2, scale2, gate2 = modulations[i]
         h = x[i]
         y = h / (h.square().mean(-1, keepdim=True) + 1e-6).sqrt() * (1 + scale1) + shift1
         q, k, v = (y @ weight.T for weight in block.qkv.weight.chunk(3))
@@ -116,7 +141,7 @@ def test_rotation_is_computed_in_float32():
 def test_a_constant_input_has_a_different_output_at_every_position(randomize):
     """Rotary positions alone would give one output everywhere."""
     model = randomize(make_transformer())
-    out = model(torch.randn(1, 1, 128).expand(1, GRID * GRID, 128), torch.randn(1, 128))[0]
+    out = run(model, torch.randn(1, 1, 128).expand(1, GRID * GRID, 128), torch.randn(1, 128))[0]
     assert (torch.cdist(out, out) + 10 * torch.eye(GRID * GRID)).min() > 0.1
 
 
@@ -140,8 +165,8 @@ def test_images_of_a_batch_do_not_mix(randomize):
     model = randomize(make_transformer())
     x, condition = make_inputs()
     for i in range(3):
-        alone = model(x[i : i + 1], condition[i : i + 1])[0]
-        torch.testing.assert_close(model(x, condition)[i], alone, atol=1e-4, rtol=1e-4)
+        alone = run(model, x[i : i + 1], condition[i : i + 1])[0]
+        torch.testing.assert_close(run(model, x, condition)[i], alone, atol=1e-4, rtol=1e-4)
 
 
 def test_recomputing_changes_neither_outputs_nor_gradients(randomize):
@@ -151,7 +176,7 @@ def test_recomputing_changes_neither_outputs_nor_gradients(randomize):
     results = []
     for model in (plain, recomputing):
         leaf, given = x.clone().requires_grad_(), condition.clone().requires_grad_()
-        out = model.train()(leaf, given)
+        out = run(model.train(), leaf, given)
         out.square().sum().backward()
         results.append([out.detach(), leaf.grad, given.grad, *(weight.grad for weight in model.parameters())])
     for one, other in zip(*results, strict=True):
@@ -164,7 +189,7 @@ def test_a_block_is_recomputed_in_backward_only_when_configured_and_training(rec
     calls = []
     model.blocks[0].qkv.register_forward_hook(lambda *_: calls.append(1))
     x, condition = make_inputs()
-    model(x.requires_grad_(), condition).sum().backward()
+    run(model, x.requires_grad_(), condition).sum().backward()
     assert len(calls) == runs
 
 
@@ -177,5 +202,4 @@ def test_width_is_64_times_depth_and_heads_are_depth(depth):
 
 def test_only_the_modulations_have_biases():
     biases = [name for name, weight in make_transformer().named_parameters() if weight.ndim == 1]
-    assert biases
-    assert all("modulation" in name for name in biases)
+    assert biases == ["adaln.bias"]
