@@ -176,7 +176,7 @@ def _limit_seconds(products: Mapping[Product, int], device: torch.device) -> flo
 def gemm_share(
     work: Callable[[], object], products: Mapping[Product, int], device: torch.device, rounds: int = 3
 ) -> dict[str, float]:
-    """The share of the speed of plain products that `work` reaches; medians over rounds, after a call that is not counted.
+    """The share of the speed of plain products that `work` reaches; medians over rounds after an uncounted call.
 
     work: a call that runs `products`. Returns gemm_share, the absolute figures of both sides (tflops, product_tflops,
     in 10^12 floating-point operations per second), and the seconds of a call.
