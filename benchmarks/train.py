@@ -1,25 +1,32 @@
 """A generator's training step that is fed by the stream, against the same step on tensors in memory.
 
-    python -m benchmarks.train [--depth 2] [--batch 64] [--steps 30] [--compile] [--attention sdpa]
-                               [--activation-checkpointing]
+    python -m benchmarks.train [--depth 2] [--batch 64] [--steps 30] [--precision bf16] [--threads 2] [--compile]
+                               [--attention sdpa] [--activation-checkpointing]
 
 Prints step_ratio (fed step over step in memory), data_wait (share of the fed steps' time), noise_share (drawing noise
-and rebuilding z'_{t-1}, over the step), images_per_s and, on a known GPU, mfu. It is plain torch with AdamW and
-bfloat16 autocast, so it runs where DeepSpeed does not. Codes are random, at the paper's shape: 10 maps of 16 x 16 codes
-out of 4,096.
+and rebuilding z'_{t-1}, over the step), images_per_s and, on a known GPU, mfu. It is plain torch with the training's
+optimizer (AdamW and the average of the weights) and bfloat16 autocast, so it runs where DeepSpeed does not. Codes are
+random, at the paper's shape: 10 maps of 16 x 16 codes out of 4,096.
+
+Shares of the speed of plain products (`benchmarks.products` says of which), and both speeds in 10^12 operations per
+second: gemm_share of the whole step with its optimizer, gradient_share of the step without it, forward_share of a
+forward pass without gradients, with weights that are held in the precision, as the sampler holds them.
 """
 
 import argparse
+import copy
 import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks.products import Product, gemm_share, recorded
 from benchmarks.untrained import token_identity
 from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.flops import generator_forward_flops
@@ -31,6 +38,7 @@ from rdpm.pipeline.stores.writer import publish, start_store, write_shard
 from rdpm.pipeline.stream.token_stream import StreamConfig, TokenBatch, TokenStream
 from rdpm.pipeline.training.generator.draws import Draws, TrainingBatch, training_batch
 from rdpm.pipeline.training.meters import peak_flops
+from rdpm.pipeline.training.optimizers import OptimizerConfig, adamw
 from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import token_arrays
 
@@ -64,9 +72,9 @@ class Step:
             activation_checkpointing=options.activation_checkpointing,
         )
         self.device, self.model = device, Generator(space).to(device)
-        if options.compile:
-            self.model.compile()
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, fused=device.type == "cuda")
+        torch.nn.init.normal_(self.model.head.weight, std=0.02)
+        self.bf16 = options.precision == "bf16"
+        self.optimizer = adamw(self.model, OptimizerConfig(), ema_decay=0.9999)
         self.quantizer = Quantizer(QuantizerConfig(4096, 32), Schedule()).to(device)
         self.draws = Draws("stored", 1, 0.1, space.num_classes, 0)
 
@@ -74,14 +82,55 @@ class Step:
         """Noise and accumulated latents of a batch."""
         return training_batch(self.quantizer, batch, self.draws, self.device)
 
-    def update(self, inputs: TrainingBatch) -> None:
-        """Forward, backward, AdamW."""
+    def autocast(self) -> torch.autocast:
+        """The precision of the products."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def gradient(self, inputs: TrainingBatch) -> None:
+        """Forward and backward pass."""
         *given, codes = inputs.arguments
-        with torch.autocast(self.device.type, torch.bfloat16):
+        self.optimizer.zero_grad()
+        with self.autocast():
             logits = self.model(*given)
         code_loss(logits, codes).mean().backward()
+
+    def update(self, inputs: TrainingBatch) -> None:
+        """Forward, backward, optimizer and average."""
+        self.gradient(inputs)
         self.optimizer.step()
-        self.optimizer.zero_grad()
+
+    def forward(self, inputs: TrainingBatch) -> Callable[[], object]:
+        """A forward pass without gradients, as a sampler runs it, of a copy of the model."""
+        held = copy.deepcopy(self.model).to(torch.bfloat16 if self.bf16 else torch.float32)
+
+        @torch.no_grad()
+        def run() -> None:
+            with self.autocast():
+                held(*inputs.arguments[:-1])
+
+        return run
+
+
+def shares(step: Step, inputs: TrainingBatch, compile: bool) -> dict[str, float]:
+    """The speed of the step and of its parts over that of their products, and both speeds. Compiles the model."""
+    works = {
+        "gemm": lambda: step.update(inputs),
+        "gradient": lambda: step.gradient(inputs),
+        "forward": step.forward(inputs),
+    }
+    products: dict[str, Counter[Product]] = {}
+    for name, work in works.items():
+        with recorded() as products[name]:
+            work()
+    if compile:
+        step.model.compile()
+        works["forward"] = step.forward(inputs)
+    result = {}
+    for name, work in works.items():
+        found = gemm_share(work, products[name], step.device)
+        result[f"{name}_share"] = found["gemm_share"]
+        result[f"{name}_tflops"], result[f"{name}_product_tflops"] = found["tflops"], found["product_tflops"]
+    return result
 
 
 def seconds_each(work: Callable[[], object], count: int, device: torch.device, warmup: int = 3) -> list[float]:
@@ -107,6 +156,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict[str, float | str]:
     total = rounds * (part + 3)
     batches: Iterator[TokenBatch] = stream.batches(0, total + 1, batch=options.batch, micro_batch=options.batch)
     resident = next(batches)
+    found = shares(step, step.inputs(resident), options.compile)
     waited, fed, alone = stream.wait_seconds, [], []
     for _ in range(rounds):
         fed += seconds_each(lambda: step.update(step.inputs(next(batches))), part, device)
@@ -119,6 +169,9 @@ def measure(options: argparse.Namespace, folder: str) -> dict[str, float | str]:
         "depth": options.depth,
         "batch": options.batch,
         "attention": options.attention,
+        "precision": options.precision,
+        "threads": torch.get_num_threads(),
+        **found,
         "step_ratio": median / statistics.median(alone),
         "data_wait": (stream.wait_seconds - waited) / (total * statistics.mean(fed)),
         "noise_share": statistics.median(inputs) / median,
@@ -140,8 +193,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--attention", default="sdpa", help="sdpa, math or flash_attn")
     parser.add_argument("--activation-checkpointing", action="store_true", help="recompute activations")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    parser.add_argument("--threads", type=int, default=0, help="CPU threads; 0 for PyTorch's own choice")
     parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
+    if options.threads:
+        torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         print(json.dumps(measure(options, folder)))
 
