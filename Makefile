@@ -11,7 +11,7 @@ STORE ?= runs/imagenet256/store
 
 .DEFAULT_GOAL := help
 PYTEST := $(BIN)/python -m pytest
-.PHONY: help install demo check test test-long lint format tokenize-imagenet ablate-tokenizer clean
+.PHONY: help install demo check test test-long gpu lint format tokenize-imagenet ablate-tokenizer clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -49,6 +49,9 @@ test: install ## the test suite, under 5 minutes on 2 cores
 
 test-long: install ## the tests that take minutes each
 	$(PYTEST) -m long
+
+gpu: ## what only a GPU can show: tests, benchmarks, the tables of docs/benchmarks.md; GPU="--minutes 9.5" for a part of it
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(GPU)
 
 lint: install ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check .

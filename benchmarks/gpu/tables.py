@@ -11,7 +11,7 @@ from benchmarks.gpu.parts import Part
 from benchmarks.gpu.running import read
 
 BEGIN, END = "<!-- gpu: written by `make gpu` from here -->", "<!-- gpu: to here -->"
-_NEVER, _LEFT_OUT = "*never run*", "*left out:"
+_NEVER = "*never run"
 _ON = ("device", "driver", "torch, CUDA", "commit")
 
 
@@ -65,11 +65,11 @@ def _table(table: Table, parts: Sequence[Part], out: Path, old: dict[str, list[s
             kept = old.get(row, [])
             if result is not None:
                 lines.append([row, *_cells(table, result)])
-            elif len(kept) == len(heads) and not kept[1].startswith((_NEVER, _LEFT_OUT)):
+            elif len(kept) == len(heads) and not kept[1].startswith(_NEVER):
                 lines.append(kept)
             else:
-                why = f"{_LEFT_OUT} {', '.join(part.missing)} is not installed*" if part.missing else _NEVER
-                lines.append([row, why, *[""] * (len(heads) - 2)])
+                why = f": {', '.join(part.missing)} is not installed" if part.missing else ""
+                lines.append([row, f"{_NEVER}{why}*", *[""] * (len(heads) - 2)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
