@@ -1,6 +1,7 @@
 """On a GPU where TF32 is allowed: what must be exact to float32 is computed in float32 all the same."""
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -22,10 +23,14 @@ BACKENDS: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn.co
 
 
 @pytest.fixture(autouse=True)
-def fast_products(monkeypatch) -> None:
+def fast_products() -> Iterator[None]:
     """TF32 wherever PyTorch may use it; for convolutions that is its default."""
+    former = [backend.fp32_precision for backend in BACKENDS]
     for backend in BACKENDS:
-        monkeypatch.setattr(backend, "fp32_precision", "tf32")
+        backend.fp32_precision = "tf32"
+    yield
+    for backend, precision in zip(BACKENDS, former, strict=True):
+        backend.fp32_precision = precision
 
 
 @pytest.fixture(scope="module")

@@ -32,4 +32,4 @@ def test_copies_out_of_the_stream_arrive_equal_without_waiting(stores, tmp_path,
     assert len(arrived) == 100
     for copies in arrived:
         for name, (expected, found) in copies.items():
-            assert np.array_equal(found.cpu().numpy(), expected), name
+            assert found.cpu().numpy().tobytes() == expected.tobytes(), name  # latents here may be NaN

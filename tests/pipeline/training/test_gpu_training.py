@@ -50,7 +50,7 @@ def test_a_micro_batch_never_waits_for_the_device(inputs, tmp_path, no_waits, no
         losses.mean().backward()
         meter.add(given.steps, losses)
         torch.cuda.set_sync_debug_mode("default")
-    assert meter.take()["loss"] > 0
+    assert torch.isfinite(losses).all()
 
 
 @pytest.mark.parametrize("kind", ["generator", "tokenizer"])
