@@ -79,3 +79,25 @@ def test_flash_attn_equals_sdpa(dtype):
     out = attend(q, k, v, "flash_attn")
     torch.testing.assert_close(out, attend(q, k, v, "sdpa"), atol=2e-2, rtol=2e-2)
     torch.testing.assert_close(out.double(), formula(q, k, v), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not (HAS_FLASH and torch.cuda.is_available()), reason="needs flash-attn and a CUDA device")
+@pytest.mark.parametrize("deterministic", [False, True], ids=["fast", "deterministic"])
+def test_flash_attn_has_the_gradients_of_sdpa(deterministic):
+    """Also in the deterministic mode, in which two passes give the same bits."""
+    values = torch.randn(3, 2, 12, 256, 64, device="cuda").bfloat16()
+    weight = torch.randn(2, 12, 256, 64, device="cuda").bfloat16()
+
+    def gradients(backend):
+        q, k, v = (value.clone().requires_grad_() for value in values)
+        (attend(q, k, v, backend) * weight).sum().backward()
+        return torch.stack([q.grad, k.grad, v.grad])
+
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        found, again = gradients("flash_attn"), gradients("flash_attn")
+    finally:
+        torch.use_deterministic_algorithms(False)
+    torch.testing.assert_close(found, gradients("sdpa"), atol=5e-2, rtol=5e-2)
+    assert not deterministic or torch.equal(found, again)
