@@ -253,7 +253,7 @@ class Engine:
             return
         for tensor in self._updated():
             zeros = {kind: torch.zeros_like(tensor, dtype=torch.float32, requires_grad=False) for kind in kinds}
-            self._optimizer.state[tensor] = {"step": state["step/"].clone(), **zeros}
+            self._optimizer.state[tensor] = {"step": state["step/"].to(tensor.device, copy=True), **zeros}
         self._link_states()
         for name, parameter in self.module.named_parameters():
             for kind in kinds:

@@ -4,12 +4,12 @@ The average is part of the optimizer's state: there it is float32, follows the m
 with the rest.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
@@ -40,23 +40,65 @@ class OptimizerConfig:
         return self.lr * (self.final_share + (1 - self.final_share) * cosine)
 
 
+_STATE = ("exp_avg", "exp_avg_sq", "ema")
+_PIECE = 1 << 18
+"""Numbers of each tensor that a CPU updates at a time: five tensors of so many fit its caches together."""
+
+
 class AdamWithEMA(torch.optim.AdamW):
-    """AdamW plus state["ema"] <- decay ema + (1 - decay) weight, which starts as a copy of the initial weight."""
+    """AdamW plus state["ema"] <- decay ema + (1 - decay) weight, which starts as a copy of the initial weight.
+
+    One pass over memory: a CPU updates a piece of the weights that fits its caches, and then the average of that piece.
+    A GPU updates all weights of a group in one kernel, and all averages in another one.
+    """
 
     def __init__(self, params, *, ema_decay: float, **options) -> None:
-        super().__init__(params, **options)
+        super().__init__(params, fused=True, **options)
         self.ema_decay = ema_decay
 
     @torch.no_grad()
     def step(self, closure: Callable | None = None):
-        weights = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        first = {p: p.detach().float().clone() for p in weights if "ema" not in self.state[p]}
-        loss = super().step(closure)
-        for weight, start in first.items():
-            self.state[weight]["ema"] = start
-        for weight in weights:
-            self.state[weight]["ema"].lerp_(weight.float(), 1 - self.ema_decay)
+        """Update every weight that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for weights, grads, means, squares, averages, steps in self._pieces(group["params"]):
+                torch._fused_adamw_(
+                    weights, grads, means, squares, [], steps, lr=group["lr"], beta1=beta1, beta2=beta2,
+                    weight_decay=group["weight_decay"], eps=group["eps"], amsgrad=False, maximize=False,
+                )  # fmt: skip
+                torch._foreach_lerp_(averages, [weight.float() for weight in weights], 1 - self.ema_decay)
         return loss
+
+    def _pieces(self, params: list[nn.Parameter]) -> Iterator[list[list[Tensor]]]:
+        """Parts of weights, their gradients, both moments, the averages and the number of steps, in lists of each."""
+        piece: list[tuple[Tensor, ...]] = []
+        for weight in params:
+            if weight.grad is None:
+                continue
+            state = self._state_of(weight)
+            state["step"] += 1
+            size = _PIECE if weight.device.type == "cpu" else max(1, weight.numel())
+            tensors = weight.view(-1), weight.grad.reshape(-1), *(state[key].view(-1) for key in _STATE)
+            for parts in zip(*(tensor.split(size) for tensor in tensors), strict=True):
+                piece.append((*parts, state["step"]))
+                if weight.device.type == "cpu" and sum(len(part[0]) for part in piece) >= _PIECE:
+                    yield [list(column) for column in zip(*piece, strict=True)]
+                    piece = []
+        if piece:
+            yield [list(column) for column in zip(*piece, strict=True)]
+
+    def _state_of(self, weight: nn.Parameter) -> dict[str, Tensor]:
+        """The state of a weight, which begins before its first update."""
+        state = self.state[weight]
+        if not state:
+            state["step"] = torch.zeros((), device=weight.device)  # where the fused kernel wants it
+            state["exp_avg"], state["exp_avg_sq"] = torch.zeros_like(weight), torch.zeros_like(weight)
+            state["ema"] = weight.detach().clone().float()
+        return state
 
 
 def adamw(model: nn.Module, config: OptimizerConfig, ema_decay: float) -> AdamWithEMA:
