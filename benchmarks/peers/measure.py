@@ -71,7 +71,7 @@ class Measurement:
     def timed(self, steps: int, repeats: int) -> dict[str, float]:
         """Median seconds, and those of all cores; fewer repeats where they would take longer than is allowed."""
         times: list[tuple[float, float]] = []
-        while len(times) < repeats and sum(wall for wall, _ in times) < self.seconds:
+        while not times or (len(times) < repeats and sum(wall for wall, _ in times) < self.seconds):
             start = time.perf_counter(), time.process_time()
             self.work(steps)
             if self.run.device.type == "cuda":
