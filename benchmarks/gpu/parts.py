@@ -87,14 +87,18 @@ TRAIN = (
 )
 SAMPLE = (Part("sample/d12, d16, d20", ("-m", "benchmarks.sample", "--sizes"), 540, ("jaxtyping", *STORES, "triton")),)
 TOKENIZER = (Part("tokenizer/ImageNet", ("-m", "benchmarks.tokenizer"), 300, ("jaxtyping", *STORES)),)
+
+
+def _determinism(depth: int, kernel: str, compiled: bool) -> Part:
+    options = (f"--depth={depth}", f"--attention={kernel}", "--batch=64", *(["--compile"] if compiled else []))
+    needs = ("jaxtyping", *(["flash_attn"] if kernel == "flash_attn" else []), *(["triton"] if compiled else []))
+    row = f"determinism/d{depth}, {kernel}, {'compiled' if compiled else 'eager'}"
+    return Part(row, ("-m", "benchmarks.determinism", *options), 400, needs)
+
+
 DETERMINISM = tuple(
-    Part(
-        f"determinism/d{depth}, {kernel}",
-        ("-m", "benchmarks.determinism", f"--depth={depth}", f"--attention={kernel}", "--batch=64"),
-        400,
-        ("jaxtyping", *(["flash_attn"] if kernel == "flash_attn" else [])),
-    )
-    for depth in (12, 20)
+    _determinism(depth, kernel, compiled)
+    for depth, compiled in ((12, False), (12, True), (20, False))
     for kernel in ("sdpa", "flash_attn")
 )
 PARTS = (*TESTS, *DETERMINISM, *SAMPLE, *TOKENIZER, *TRAIN)

@@ -35,7 +35,16 @@ TABLES = (
     Table(
         "train",
         "generator's step",
-        ("images_per_s", "mfu", "gemm_share", "peak_gib", "step_ratio", "data_wait", "noise_share"),
+        (
+            "images_per_s",
+            "mfu",
+            "gemm_share",
+            "gradient_share",
+            "forward_share",
+            "peak_gib",
+            "data_wait",
+            "noise_share",
+        ),
     ),
 )
 
