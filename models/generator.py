@@ -36,6 +36,9 @@ class GeneratorConfig:
     """d, size of a code vector."""
     grid: int = 16
     """Codes per side of a map: h = w."""
+    hidden: int = 0
+    """Hidden width of SwiGLU; 0 for 8/3 of the width, rounded up to a multiple of 8, as fast products need it. Models
+    whose card does not say it keep the width that they have, rounded down."""
     attention: Backend = field(default="sdpa", metadata=EXECUTION)
     """Attention kernel: sdpa (PyTorch's choice), math (PyTorch's plain one) or flash_attn."""
     activation_checkpointing: bool = field(default=False, metadata=EXECUTION)
@@ -45,10 +48,22 @@ class GeneratorConfig:
         for name in ("depth", "num_classes", "num_steps", "code_dim", "grid"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+        if self.hidden < 0:
+            raise ValueError(f"hidden is {self.hidden}; use 1 or more, or 0 for the width of Table 1")
         if self.code_dim >= 64 * self.depth:
             raise ValueError(f"code_dim {self.code_dim} must be below the width, {64 * self.depth}; raise depth")
         check_codebook_size(self.codebook_size)
         check_backend(self.attention)
+
+    @property
+    def hidden_width(self) -> int:
+        """Hidden width of SwiGLU: 8 d^2 weights in three matrices (Table 1), in multiples of 8."""
+        return self.hidden or 8 * math.ceil(self.unaligned_hidden / 8)
+
+    @property
+    def unaligned_hidden(self) -> int:
+        """Hidden width of SwiGLU in models whose card does not say it."""
+        return 8 * 64 * self.depth // 3
 
 
 def step_embedding(steps: Int[Tensor, " b"], size: int) -> Float[Tensor, "b size"]:
@@ -86,7 +101,9 @@ class Generator(nn.Module):
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
         self.config = config
-        self.transformer = Transformer(config.depth, config.grid, config.attention, config.activation_checkpointing)
+        self.transformer = Transformer(
+            config.depth, config.hidden_width, config.grid, config.attention, config.activation_checkpointing
+        )
         width = self.transformer.width
         self.project = nn.Linear(2 * config.code_dim, width)
         self.label_embedding = nn.Embedding(config.num_classes + 1, width)

@@ -53,10 +53,9 @@ def rotate(
 class Block(nn.Module):
     """Attention and SwiGLU, each gated by AdaLN-Zero."""
 
-    def __init__(self, width: int, heads: int, backend: Backend) -> None:
+    def __init__(self, width: int, heads: int, hidden: int, backend: Backend) -> None:
         super().__init__()
         self.heads, self.backend = heads, backend
-        hidden = 8 * width // 3
         self.qkv = nn.Linear(width, 3 * width, bias=False)
         self.out = nn.Linear(width, width, bias=False)
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
@@ -92,11 +91,11 @@ class Transformer(nn.Module):
     sin: Tensor
     positions: Tensor
 
-    def __init__(self, depth: int, grid: int, backend: Backend, activation_checkpointing: bool) -> None:
+    def __init__(self, depth: int, hidden: int, grid: int, backend: Backend, activation_checkpointing: bool) -> None:
         super().__init__()
         self.activation_checkpointing = activation_checkpointing
         self.width = 64 * depth
-        self.blocks = nn.ModuleList(Block(self.width, depth, backend) for _ in range(depth))
+        self.blocks = nn.ModuleList(Block(self.width, depth, hidden, backend) for _ in range(depth))
         self.adaln = nn.Linear(self.width, (6 * depth + 2) * self.width)
         angles = rotary_angles(grid, 64)
         self.register_buffer("cos", angles.cos(), persistent=False)

@@ -1,5 +1,7 @@
 """Cards of exported models, and the configs in them."""
 
+from dataclasses import replace
+
 from rdpm.models.generator import GeneratorConfig
 from rdpm.models.noise import NOISE_VERSION
 from rdpm.models.tokenizer import TokenizerConfig
@@ -37,7 +39,8 @@ def tokenizer_config(card: ModelCard) -> TokenizerConfig:
 
 def generator_config(card: ModelCard) -> GeneratorConfig:
     """The config of a generator, from its card of any version. Fields that only say how it runs have their defaults."""
-    return from_saved(GeneratorConfig, card.config)
+    config = from_saved(GeneratorConfig, card.config)
+    return config if "hidden" in card.config else replace(config, hidden=config.unaligned_hidden)
 
 
 def generator_origin(card: ModelCard) -> GeneratorOrigin:

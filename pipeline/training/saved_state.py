@@ -92,6 +92,11 @@ class SavedState(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._tensors)
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor of one axis or more. Reads none of it."""
+        shapes = [file.get_slice(full).get_shape() for file, full in self._tensors[name]]
+        return sum(first for first, *_ in shapes), *shapes[0][1:]
+
     def flat_part(self, name: str, start: int, stop: int) -> Tensor:
         """Elements start ... stop - 1 of a flattened tensor, (at most stop - start,). Reads no other rows of it."""
         found = []

@@ -24,6 +24,13 @@ def test_parameter_counts_are_those_of_table_1(depth, millions):
     assert count / 1e6 == pytest.approx(millions, rel=0.005)
 
 
+@pytest.mark.parametrize(("depth", "hidden"), [(2, 344), (3, 512), (12, 2048), (16, 2736), (20, 3416)])
+def test_the_hidden_width_is_the_next_multiple_of_8(depth, hidden):
+    with torch.device("meta"):
+        block = Generator(GeneratorConfig(depth=depth)).transformer.blocks[0]
+    assert block.down.in_features == block.gate_up.out_features / 2 == hidden
+
+
 def test_the_token_space_defaults_to_the_papers():
     config = GeneratorConfig()
     assert (config.num_classes, config.num_steps, config.codebook_size) == (1000, 10, 4096)
@@ -194,6 +201,7 @@ def test_every_weight_gets_a_gradient(generator):
         ({"depth": 0}, "depth is 0"),
         ({"num_classes": 0}, "num_classes is 0"),
         ({"codebook_size": 1}, "codebook_size is 1;"),
+        ({"hidden": -8}, "hidden is -8"),
         ({"codebook_size": 65537}, "codebook_size is 65537;"),
         ({"attention": "xformers"}, "'xformers'"),
     ],

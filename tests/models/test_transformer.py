@@ -10,7 +10,7 @@ DEPTH, GRID = 2, 4
 
 
 def make_transformer(activation_checkpointing=False, depth=DEPTH, grid=GRID):
-    return Transformer(depth, grid, "sdpa", activation_checkpointing)
+    return Transformer(depth, 168 * depth, grid, "sdpa", activation_checkpointing)
 
 
 def make_inputs(b=3, depth=DEPTH, grid=GRID):
@@ -62,7 +62,7 @@ def test_every_block_and_the_last_norm_have_modulations_of_their_own(randomize):
 def test_a_block_is_that_of_llama_with_adaln(randomize):
     """Against its formulas, per image and head: RMSNorm, RoPE as complex numbers, softmax, SwiGLU, gates."""
     width, heads, s = 128, 2, GRID * GRID
-    block = randomize(Block(width, heads, "sdpa")).double()
+    block = randomize(Block(width, heads, 344, "sdpa")).double()
     angles = rotary_angles(GRID, 64).double()
     x, modulations = torch.randn(2, s, width).double(), 0.2 * torch.randn(2, 6, width).double()
     turn = torch.polar(torch.ones_like(angles), angles)

@@ -85,6 +85,7 @@ def test_cards_keep_their_digests_and_their_configs_are_read(old):
     assert not generator_config(cards["generator"]).activation_checkpointing
     assert not tokenizer_config(cards["tokenizer"]).autoencoder.activation_checkpointing
     assert tokenizer_config(cards["tokenizer"]).schedule.base == 0.75
+    assert generator_config(cards["generator"]).hidden_width == 8 * 64 // 3  # no multiple of 8, as was usual
 
 
 def test_the_old_models_sample_and_encode_as_they_did(old):

@@ -1,6 +1,6 @@
 """The stage that trains a generator on token stores."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -71,6 +71,7 @@ def train_generator(
     quantizer = load_tokenizer(config.tokenizer)[0].quantizer.to(ranks.device)
     identity = {**stream.identity, "tokenizer": stores.tokenizer.digest}
     checkpoints = Checkpoints(config.out, ranks, config.model, identity, config.keep_checkpoints, lease)
+    config = _continued(config, checkpoints)
     engine = _engine(config, quantizer, ranks, micro_batch, accumulation, checkpoints)
     log = TrainingLog(config.out, ranks.first, checkpoints.step, config.wandb)
     trained = GeneratorStep(config, ranks, engine, quantizer, micro_batch)
@@ -103,6 +104,17 @@ def train_generator(
     use = flops / peak / ranks.count if peak else None
     run_steps(JOB, config, ranks, checkpoints, {"generator": engine}, log, step, metrics, use)
     return _export(config, engine, ranks, stores, lease)
+
+
+def _continued(config: TrainGeneratorConfig, checkpoints: Checkpoints) -> TrainGeneratorConfig:
+    """The config with the hidden width that the newest checkpoint has: earlier releases rounded it otherwise."""
+    state = checkpoints.state("generator")
+    if state is None:
+        return config
+    hidden = state.shape(f"weight/{PREFIX}transformer.blocks.0.down.weight")[1]
+    return (
+        config if hidden == config.model.hidden_width else replace(config, model=replace(config.model, hidden=hidden))
+    )
 
 
 def _engine(

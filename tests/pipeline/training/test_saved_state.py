@@ -29,6 +29,7 @@ def test_modulations_that_former_releases_kept_apart_are_read_as_one(tmp_path: P
     assert state["step/"] == 3
     for name, value in whole.items():
         assert torch.equal(state[name], value)
+        assert state.shape(name) == value.shape
         size = value.numel()
         for start, stop in (
             (0, 1),
