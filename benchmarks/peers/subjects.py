@@ -122,7 +122,7 @@ def sit(run: Run, solver: str = "sde") -> Subject:
         found = solve(noise, model.forward_with_cfg, y=labels, cfg_scale=1.5)[-1]
         return vae.decode(found.chunk(2)[0] / 0.18215).sample
 
-    return Subject(parts, sample, 250, (3, 5))
+    return Subject(parts, sample, 250, (3, 5) if solver == "ode" else (2, 3))
 
 
 def var(run: Run, depth: int) -> Subject:
@@ -196,7 +196,7 @@ def mar(run: Run, size: str) -> Subject:
         tokens = model.sample_tokens(run.batch, num_iter=steps, cfg=guidance, cfg_schedule="linear", labels=run.labels)
         return vae.decode(tokens / 0.2325)
 
-    return Subject(parts, sample, 256, (8, 16))
+    return Subject(parts, sample, 256, (4, 8))
 
 
 def rdpm(run: Run, depth: int) -> Subject:
