@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 LIMIT = 600  # seconds that any part may take
 
-STORES = ("zarr", "numcodecs", "pyarrow", "pydantic", "fsspec", "google_crc32c", "tenacity", "yaml")
+MODELS = ("jaxtyping", "fsspec", "pydantic", "rich", "safetensors", "tenacity", "yaml")  # to load and run models
+STORES = (*MODELS, "zarr", "numcodecs", "google_crc32c", "pyarrow")  # and to read and write stores
 _PYTEST = ("-m", "pytest", "-m", "gpu", "-q", "-rs", "-p", "no:cacheprovider", "--import-mode=importlib", "-o")
 
 
@@ -36,8 +37,8 @@ class Part:
 def _tests(row: str, path: str, *needs: str, seconds: int = 240) -> Part:
     """The tests of a file that are marked gpu. Those of models/ load no conftest of other rooms, so torch is enough."""
     alone = ("--confcutdir=tests/models",) if path.startswith("tests/models") else ()
-    needs = needs if alone else (*needs, *STORES, "beartype", "safetensors", "PIL")
-    return Part(f"tests/{row}", (*_PYTEST, "addopts=", *alone, path), seconds, ("pytest", "jaxtyping", *needs))
+    needs = ("jaxtyping", *needs) if alone else (*needs, *STORES, "PIL", "sklearn")
+    return Part(f"tests/{row}", (*_PYTEST, "addopts=", *alone, path), seconds, ("pytest", *needs))
 
 
 _ENGINE = ("deepspeed", "tensorboard")
@@ -67,7 +68,6 @@ def _train(depth: int, attention: str, batch: int, compiled: bool) -> Part:
     row = f"train/d{depth}, {attention}, {'compiled' if compiled else 'eager'}, batch {batch}"
     options = (f"--depth={depth}", f"--attention={attention}", f"--batch={batch}", "--steps=20")
     needs = (
-        "jaxtyping",
         *STORES,
         *(["flash_attn"] if attention == "flash_attn" else []),
         *(["triton"] if compiled else []),
@@ -85,8 +85,8 @@ TRAIN = (
     ),
     *(_train(depth, "math", 32, False) for depth in BATCHES),
 )
-SAMPLE = (Part("sample/d12, d16, d20", ("-m", "benchmarks.sample", "--sizes"), 540, ("jaxtyping", *STORES, "triton")),)
-TOKENIZER = (Part("tokenizer/ImageNet", ("-m", "benchmarks.tokenizer"), 300, ("jaxtyping", *STORES)),)
+SAMPLE = (Part("sample/d12, d16, d20", ("-m", "benchmarks.sample", "--sizes"), 540, (*MODELS, "triton")),)
+TOKENIZER = (Part("tokenizer/ImageNet", ("-m", "benchmarks.tokenizer"), 300, MODELS),)
 
 
 def _determinism(depth: int, kernel: str, compiled: bool) -> Part:

@@ -231,6 +231,7 @@ def test_the_page_names_every_part(repository, tmp_path) -> None:
     assert {each.name.partition("/")[2] for each in PARTS} <= set(before)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_without_a_device_one_sentence_says_so(monkeypatch, capsys, tmp_path) -> None:
     page = tmp_path / "page.md"
