@@ -69,18 +69,28 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     return c0, c1, c2, c3
 
 
-def random_words(
-    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], stream: Stream, count: int
-) -> Int[Tensor, "b count"]:
-    """The first `count` 32-bit words of each seed's stream at `step`, as int64."""
+def word_blocks(
+    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], stream: Stream, blocks: Int[Tensor, "#b n"]
+) -> Words:
+    """The words of each seed's stream at `step` for elements 4 i, 4 i + 1, 4 i + 2 and 4 i + 3, where i is in `blocks`.
+
+    Four tensors (b, n), as int64.
+    """
     seeds = seeds.view(-1, 1)
     steps = torch.as_tensor(step, dtype=torch.int64, device=seeds.device).view(-1, 1)
-    block = torch.arange(-(-count // 4), dtype=torch.int64, device=seeds.device).view(1, -1)
     # A zero from memory: else inductor multiplies the bare index in 32 bits, which Triton refuses.
-    block = block ^ (seeds & 0)
+    blocks = blocks ^ (seeds & 0)
     streams = torch.full_like(steps, int(stream))
-    words = philox((block, steps, streams, torch.zeros_like(steps)), (seeds & _MASK, (seeds >> 32) & _MASK))
-    return torch.stack(torch.broadcast_tensors(*words), dim=-1).flatten(1)[:, :count]
+    return philox((blocks, steps, streams, torch.zeros_like(steps)), (seeds & _MASK, (seeds >> 32) & _MASK))
+
+
+def random_words(
+    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], stream: Stream, count: int, first: int = 0
+) -> Int[Tensor, "b count"]:
+    """`count` 32-bit words of each seed's stream at `step`, from element `first` on, as int64."""
+    blocks = torch.arange(first // 4, -(-(first + count) // 4), dtype=torch.int64, device=seeds.device).view(1, -1)
+    words = torch.stack(torch.broadcast_tensors(*word_blocks(seeds, step, stream, blocks)), dim=-1).flatten(1)
+    return words[:, first % 4 : first % 4 + count]
 
 
 def child_seeds(seed: int, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
@@ -134,12 +144,16 @@ def uniform(
 
 
 def gumbel(
-    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], shape: tuple[int, ...], stream: Stream
+    seeds: Int[Tensor, " b"], step: int | Int[Tensor, " b"], shape: tuple[int, ...], stream: Stream, first: int = 0
 ) -> Float[Tensor, "b ..."]:
-    """Gumbel noise -log(-log u) (Eq. 8), float32 of shape (b, *shape).
+    """Gumbel noise -log(-log u) (Eq. 8), float32 of shape (b, *shape), from element `first` on."""
+    return gumbel_of(random_words(seeds, step, stream, math.prod(shape), first)).view(-1, *shape)
+
+
+def gumbel_of(words: Int[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Gumbel noise from words.
 
     u is 1 - x, where x is uniform and keeps all 32 bits near 0, so that the upper tail is not truncated.
     """
-    words = random_words(seeds, step, stream, math.prod(shape))
     x = ((words.float() + 0.5) * 2.0**-32).clamp(max=1 - 2.0**-24)
-    return -torch.log(-torch.log1p(-x)).view(-1, *shape)
+    return -torch.log(-torch.log1p(-x))

@@ -1,5 +1,6 @@
 """Algorithm 2: draw codes, step by step, from noise, class, step and the latent accumulated so far."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,9 +12,11 @@ from torch import Tensor
 
 from rdpm.models.codebook import Codebook
 from rdpm.models.generator import Generator
-from rdpm.models.noise import Stream, gumbel, normal
+from rdpm.models.noise import Stream, gumbel, gumbel_of, normal, word_blocks
 
 SAMPLER_VERSION = 2
+
+_CACHED = 1 << 17  # logits that a CPU gives noise at a time
 
 
 @dataclass(frozen=True)
@@ -119,33 +122,52 @@ class Samples:
     """z'_t after every step."""
 
 
+def modulations_of(
+    generator: Generator, labels: Int[Tensor, " b"] | Float[Tensor, "b width"]
+) -> Float[Tensor, "T b1 n width"]:
+    """What the labels of a batch, and in the last row no label, do to the generator at t = 1 ... T.
+
+    They are computed once, in one product, and have the type of the generator's hidden state.
+    """
+    T, device = generator.config.num_steps, labels.device
+    vectors = labels if labels.is_floating_point() else generator.label_embedding(labels)
+    empty = generator.label_embedding(torch.full((1,), generator.null_label, device=device))
+    rows = torch.cat([vectors, empty])
+    steps = torch.arange(1, T + 1, device=device).repeat_interleave(len(rows))
+    modulations = generator.modulations(rows.repeat(T, 1), steps)
+    return modulations.to(generator.transformer.positions.dtype).unflatten(0, (T, -1))
+
+
 def guided_logits(
     generator: Generator,
     noise: Float[Tensor, "b d h w"],
-    condition: Float[Tensor, "b width"],
-    steps: Int[Tensor, " b"],
     accumulated: Float[Tensor, "b d h w"],
+    modulations: Float[Tensor, "b1 n width"],
     guidance: Float[Tensor, " b"] | None,
 ) -> Float[Tensor, "b h w K"]:
-    """cond + lambda (cond - uncond), with both halves in one forward pass (Section 3.2)."""
+    """cond + lambda (cond - uncond), with both halves in one forward pass (Section 3.2).
+
+    modulations: those of one step, of `modulations_of`.
+    """
+    given, empty = modulations[:-1], modulations[-1:]
     if guidance is None:
-        return generator(noise, condition, steps, accumulated)
-    empty = generator.label_embedding(torch.full_like(steps, generator.null_label))
-    both = generator(
-        noise.repeat(2, 1, 1, 1), torch.cat([condition, empty]), steps.repeat(2), accumulated.repeat(2, 1, 1, 1)
+        return generator.from_modulations(noise, accumulated, given)
+    both = generator.from_modulations(
+        noise.repeat(2, 1, 1, 1), accumulated.repeat(2, 1, 1, 1), torch.cat([given, empty.expand_as(given)])
     )
     cond, uncond = both.chunk(2)
     return cond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
 
 
 def truncate(
-    logits: Float[Tensor, "b h w K"], top_k: Int[Tensor, " b"], top_p: Float[Tensor, " b"]
-) -> Float[Tensor, "b h w K"]:
+    logits: Float[Tensor, "b *s K"], top_k: Int[Tensor, " b"], top_p: Float[Tensor, " b"]
+) -> Float[Tensor, "b *s K"]:
     """Set logits to -inf except those of the top_k codes and, among them, of the top_p. The most likely code stays."""
+    each = (-1, *(1 for _ in logits.shape[1:]))
     ordered = logits.sort(dim=-1, descending=True).values
-    among_k = torch.arange(logits.shape[-1], device=logits.device) < top_k.view(-1, 1, 1, 1)
+    among_k = torch.arange(logits.shape[-1], device=logits.device) < top_k.view(each)
     shares = ordered.masked_fill(~among_k, -math.inf).softmax(-1)
-    kept = among_k & (shares.cumsum(-1) - shares < top_p.view(-1, 1, 1, 1))
+    kept = among_k & (shares.cumsum(-1) - shares < top_p.view(each))
     last = kept.sum(-1, keepdim=True).clamp(min=1) - 1
     return logits.masked_fill(logits < ordered.gather(-1, last), -math.inf)
 
@@ -153,14 +175,50 @@ def truncate(
 def choose_codes(
     logits: Float[Tensor, "b h w K"], settings: StepSettings, seeds: Int[Tensor, " b"], steps: Int[Tensor, " b"]
 ) -> Int[Tensor, "b h w"]:
-    """Eq. 8: argmax(tau logits + Gumbel noise), in float32, over the codes that top-k and top-p keep."""
-    logits = logits * settings.tau.view(-1, 1, 1, 1)
-    if settings.top_k is not None and settings.top_p is not None:
-        logits = truncate(logits, settings.top_k, settings.top_p)
-    if settings.gumbel_scale is not None:
-        noise = gumbel(seeds, steps, tuple(logits.shape[1:]), Stream.GUMBEL)
-        logits = logits + settings.gumbel_scale.view(-1, 1, 1, 1) * noise
-    return logits.argmax(-1)
+    """Eq. 8: argmax(tau logits + Gumbel noise), in float32, over the codes that top-k and top-p keep.
+
+    A graph makes the noise where it is added. Without one, a CPU takes a few positions at a time, so that their noise
+    stays in its caches.
+    """
+    b, h, w, K = logits.shape
+    together = h * w
+    if logits.device.type == "cpu" and not torch.compiler.is_compiling():
+        together = max(1, _CACHED // (b * K))
+    codes, first = [], 0
+    for part in logits.flatten(1, 2).split(together, dim=1):
+        part = part * settings.tau.view(-1, 1, 1)
+        if settings.top_k is not None and settings.top_p is not None:
+            part = truncate(part, settings.top_k, settings.top_p)
+        if settings.gumbel_scale is None:
+            codes.append(part.argmax(-1))
+        elif torch.compiler.is_compiling() and K % 4 == 0:
+            codes.append(_argmax_by_blocks(part, settings.gumbel_scale, seeds, steps))
+        else:
+            noise = gumbel(seeds, steps, tuple(part.shape[1:]), Stream.GUMBEL, first * K)
+            codes.append((part + settings.gumbel_scale.view(-1, 1, 1) * noise).argmax(-1))
+        first += part.shape[1]
+    return torch.cat(codes, 1).view(b, h, w)
+
+
+def _argmax_by_blocks(
+    logits: Float[Tensor, "b s K"], scale: Float[Tensor, " b"], seeds: Int[Tensor, " b"], steps: Int[Tensor, " b"]
+) -> Int[Tensor, "b s"]:
+    """argmax(logits + scale * Gumbel noise), without ever holding the noise.
+
+    Philox makes four words at a time. This looks for the best block of four codes first, then for the best code of that
+    block, whose noise it makes again. Of equal values the first wins, as in argmax.
+    """
+    (b, s, K), scale = logits.shape, scale.view(-1, 1, 1)
+    fours = logits.view(b, s, K // 4, 4)
+    words = word_blocks(seeds, steps, Stream.GUMBEL, torch.arange(s * K // 4, device=logits.device).view(1, -1))
+    values = [
+        four + scale * gumbel_of(word).view(b, s, K // 4) for four, word in zip(fours.unbind(-1), words, strict=True)
+    ]
+    block = functools.reduce(torch.maximum, values).argmax(-1)
+    best = fours.gather(2, block.view(b, s, 1, 1).expand(-1, -1, -1, 4)).squeeze(2)
+    place = torch.arange(s, device=logits.device) * (K // 4) + block
+    again = torch.stack(torch.broadcast_tensors(*word_blocks(seeds, steps, Stream.GUMBEL, place)), dim=-1)
+    return 4 * block + (best + scale * gumbel_of(again)).argmax(-1)
 
 
 @dataclass(frozen=True)
@@ -173,26 +231,26 @@ class Known:
     """Where the given codes are used; elsewhere codes are drawn."""
 
 
+@torch.compiler.nested_compile_region
 def advance(
     generator: Generator,
     codebook: Codebook,
+    noise: Float[Tensor, "b d h w"],
     total: Float[Tensor, "b d h w"],
     accumulated: Float[Tensor, "b d h w"],
-    condition: Float[Tensor, "b width"],
+    modulations: Float[Tensor, "b1 n width"],
     seeds: Int[Tensor, " b"],
     steps: Int[Tensor, " b"],
     settings: StepSettings,
-    noise_stream: Stream,
     known: Known | None,
 ) -> tuple[Int[Tensor, "b h w"], Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
     """One step of Algorithm 2, lines 3-4.
 
-    total: the sum of code vectors so far. accumulated: z'_{t-1}. steps: t for each image. Returns C_t, the sum with the
-    code vectors of C_t, and z'_t. Control flow depends only on shapes and on which arguments are None, not on values,
-    so one compiled graph serves every step.
+    noise: eps_t. total: the sum of code vectors so far. accumulated: z'_{t-1}. modulations: those of this step. steps:
+    t for each image. Returns C_t, the sum with the code vectors of C_t, and z'_t. Control flow depends only on shapes
+    and on which arguments are None, not on values: a compiler sees it once for all steps with the same settings.
     """
-    noise = normal(seeds, steps, tuple(total.shape[1:]), noise_stream)
-    logits = guided_logits(generator, noise, condition, steps, accumulated, settings.guidance)
+    logits = guided_logits(generator, noise, accumulated, modulations, settings.guidance)
     codes = choose_codes(logits, settings, seeds, steps)
     if known is not None:
         at_step = (steps - 1).view(-1, 1, 1, 1).expand(-1, 1, *codes.shape[1:])
@@ -200,6 +258,37 @@ def advance(
         codes = torch.where(mask, forced, codes)
     total = codebook.accumulate_step(total, codes)
     return codes, total, codebook.phi(total)
+
+
+AfterStep = Callable[[int, Float[Tensor, "b d h w"]], None]
+"""Called with t and z'_t."""
+
+
+def all_steps(
+    generator: Generator,
+    codebook: Codebook,
+    modulations: Float[Tensor, "T b1 n width"],
+    seeds: Int[Tensor, " b"],
+    settings: Sequence[StepSettings],
+    noise_stream: Stream,
+    known: Known | None,
+    after_step: AfterStep | None = None,
+) -> tuple[Int[Tensor, "b T h w"], Float[Tensor, "b T d h w"]]:
+    """Algorithm 2 for a batch: C_1 ... C_T, and z'_t after every step. It compiles to one graph without after_step."""
+    total = codebook.start(seeds.new_zeros(len(seeds), generator.config.grid, generator.config.grid))
+    accumulated = codebook.phi(total)
+    codes, path = [], []
+    for t, settings_t in enumerate(settings, start=1):
+        steps = torch.full_like(seeds, t)
+        noise = normal(seeds, steps, tuple(total.shape[1:]), noise_stream)
+        codes_t, total, accumulated = advance(
+            generator, codebook, noise, total, accumulated, modulations[t - 1], seeds, steps, settings_t, known
+        )
+        codes.append(codes_t)
+        path.append(accumulated)
+        if after_step is not None:
+            after_step(t, accumulated)
+    return torch.stack(codes, 1), torch.stack(path, 1)
 
 
 @torch.no_grad()
@@ -211,28 +300,22 @@ def sample(
     configs: SamplerConfig | Sequence[SamplerConfig],
     known: Known | None = None,
     noise_stream: Stream = Stream.SAMPLER,
-    step: Callable = advance,
-    after_step: Callable[[int, Float[Tensor, "b d h w"]], None] | None = None,
+    after_step: AfterStep | None = None,
+    compiled: Callable[..., tuple[Tensor, Tensor]] | None = None,
 ) -> Samples:
     """Algorithm 2. Image i depends only on the weights, configs[i], labels[i], seeds[i] and the shape of the batch.
 
     labels: classes, or vectors in the space of their embedding. configs: one for all images, or one per image. known:
-    codes to use instead of drawn ones. step: `advance`, or its compiled form. after_step: called with t and z'_t.
+    codes to use instead of drawn ones. compiled: `all_steps`, compiled; then after_step is called for all steps at the
+    end.
     """
     if isinstance(configs, SamplerConfig):
         configs = [configs] * len(seeds)
-    T, grid = generator.config.num_steps, generator.config.grid
-    condition = labels if labels.is_floating_point() else generator.label_embedding(labels)
-    total = codebook.start(seeds.new_zeros(len(seeds), grid, grid))
-    accumulated = codebook.phi(total)
-    codes, path = [], []
-    for t, settings in enumerate(step_settings(configs, T, seeds.device), start=1):
-        codes_t, total, accumulated = step(
-            generator, codebook, total, accumulated, condition, seeds, torch.full_like(seeds, t), settings,
-            noise_stream, known,
-        )  # fmt: skip
-        codes.append(codes_t)
-        path.append(accumulated)
-        if after_step is not None:
-            after_step(t, accumulated)
-    return Samples(torch.stack(codes, 1), torch.stack(path, 1))
+    settings = step_settings(configs, generator.config.num_steps, seeds.device)
+    given = generator, codebook, modulations_of(generator, labels), seeds, settings, noise_stream, known
+    if compiled is None:
+        return Samples(*all_steps(*given, after_step))
+    codes, path = compiled(*given)
+    for t in range(1, path.shape[1] + 1) if after_step is not None else ():
+        after_step(t, path[:, t - 1])
+    return Samples(codes, path)

@@ -5,41 +5,17 @@ neither on the other rows nor on their number. float32 is float32 here, whatever
 its place would make results depend on the kind of processor.
 """
 
-import contextlib
 import socket
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from rdpm.models.precision import full_precision
+
 BatchFunction = Callable[..., tuple[Tensor, ...]]
 """function(rows, *tensors) returns one tensor per column of results. rows: those of the N rows that the batch holds."""
-
-
-_backends: Any = torch.backends
-_BACKENDS = (
-    _backends.cuda.matmul,
-    _backends.cudnn.conv,
-    _backends.cudnn.rnn,
-    _backends.mkldnn.matmul,
-    _backends.mkldnn.conv,
-    _backends.mkldnn.rnn,
-)
-
-
-@contextlib.contextmanager
-def full_precision() -> Iterator[None]:
-    """In this block products and convolutions of float32 are computed in float32. Autocast is not affected."""
-    former = [backend.fp32_precision for backend in _BACKENDS]
-    try:
-        for backend in _BACKENDS:
-            backend.fp32_precision = "ieee"
-        yield
-    finally:
-        for backend, precision in zip(_BACKENDS, former, strict=True):
-            backend.fp32_precision = precision
 
 
 @torch.no_grad()

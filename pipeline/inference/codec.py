@@ -1,7 +1,8 @@
 """From pixels to codes and back, with one tokenizer on one device."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 from rdpm.models.noise import Stream, normal
 from rdpm.models.tokenizer import Tokenizer, from_pixels, to_pixels
 from rdpm.pipeline.inference.batches import best_device, in_batches
-
-Precision = Literal["fp32", "bf16"]
+from rdpm.pipeline.inference.precision import Precision, decoder_in
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,23 @@ class Codec:
     ) -> None:
         """Move the tokenizer to `device`, which is the best one where it is None.
 
-        precision: of encoder and decoder; the quantizer is always float32. compile: whether to compile the encoder.
+        precision: of encoder and decoder; the quantizer is always float32. compile: whether to compile encoder and
+        decoder.
         """
         self.device = device or best_device()
         self.tokenizer, self.batch, self.precision = tokenizer.to(self.device), batch, precision
-        if compile:
-            self.tokenizer.encoder.compile(dynamic=False)
+        self.compile = compile
 
-    def autocast(self) -> torch.autocast:
-        """A context in which models run in the codec's precision."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+    @cached_property
+    def _encoder(self) -> Callable[[Tensor], Tensor]:
+        """Under autocast, so that its codes are those that older stores of bf16 hold."""
+        encoder = self.tokenizer.encoder
+        return torch.compile(encoder, dynamic=False) if self.compile else encoder
+
+    @cached_property
+    def _decoder(self) -> Callable[[Tensor], Tensor]:
+        decoder = decoder_in(self.precision, self.tokenizer.decoder)
+        return torch.compile(decoder, dynamic=False) if self.compile else decoder
 
     def encode(self, pixels: np.ndarray, seeds: np.ndarray, stream: Stream = Stream.TOKENIZER) -> Encoded:
         """Pixels (N, H, W, C) uint8 and seeds (N,) int64 or uint64 to codes and latents (Algorithm 1).
@@ -58,8 +65,8 @@ class Codec:
         shape = self.tokenizer.config.latent_shape
 
         def encode(_: range, pixels: Tensor, seeds: Tensor) -> tuple[Tensor, ...]:
-            with self.autocast():
-                latents = self.tokenizer.encoder(from_pixels(pixels.permute(0, 3, 1, 2)))
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+                latents = self._encoder(from_pixels(pixels.permute(0, 3, 1, 2)))
             latents = latents.float()
             result = self.tokenizer.quantizer.quantize(latents, lambda t: normal(seeds, t, shape, stream))
             return result.codes.to(torch.uint16), result.accumulated.half(), latents.half()
@@ -85,6 +92,4 @@ class Codec:
 
     def pixels(self, accumulated: Tensor) -> Tensor:
         """z' (b, d, h, w) to pixels (b, H, W, C) uint8."""
-        with self.autocast():
-            images = self.tokenizer.decode(accumulated)
-        return to_pixels(images).permute(0, 2, 3, 1)
+        return to_pixels(self._decoder(accumulated)).permute(0, 2, 3, 1)

@@ -12,13 +12,14 @@ from torch import Tensor
 from rdpm.models.attention import Backend
 from rdpm.models.generator import Generator
 from rdpm.models.noise import Stream, child_seeds
-from rdpm.models.sampler import Known, SamplerConfig, advance, sample
+from rdpm.models.sampler import Known, SamplerConfig, all_steps, sample
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.inference.batches import best_device, in_batches
-from rdpm.pipeline.inference.codec import Codec, Precision
+from rdpm.pipeline.inference.codec import Codec
+from rdpm.pipeline.inference.precision import Precision, check_precision, generator_in
 from rdpm.storage_schemas.cards import CARD
 
 Callback = Callable[[int, range, np.ndarray], None]
@@ -61,16 +62,22 @@ class RDPM:
     ) -> None:
         """Use two models that are in memory.
 
-        batch: images per call of a model. precision: fp32, or bf16 to run generator and decoder under autocast; images
-        are always encoded in fp32. compile: whether to compile each step of Algorithm 2 into one graph. device: such as
-        "cpu" or "cuda:1"; None is the GPU if there is one, else the CPU.
+        batch: images per call of a model. precision: fp32 moves the models to the device; bf16 leaves the generator as
+        it is and uses a copy of it and of the decoder whose large weights are bf16. Images are always encoded in fp32.
+        compile: whether to compile all steps of Algorithm 2 into one graph, a CUDA graph on a GPU, and the decoder.
+        Callbacks are then called after the last step of a batch. device: such as "cpu" or "cuda:1"; None is the GPU if
+        there is one, else the CPU. Raises ValueError for a generator with flash_attn in fp32.
         """
+        check_precision(precision, generator.config.attention)
         self.device = torch.device(device) if device else best_device()
-        self.generator, self.tokenizer = generator.to(self.device), tokenizer
-        self.codec = Codec(tokenizer, batch, self.device, precision)
+        self.generator, self.tokenizer = generator_in(precision, generator).to(self.device), tokenizer
+        self.codec = Codec(tokenizer, batch, self.device, precision, compile)
         self._encoder = Codec(tokenizer, batch, self.device)
         self.batch = batch
-        self._step = torch.compile(advance, fullgraph=True, dynamic=False) if compile else advance
+        # "reduce-overhead" captures the graph as a CUDA graph; on a CPU it changes nothing.
+        self._steps = (
+            torch.compile(all_steps, fullgraph=True, dynamic=False, mode="reduce-overhead") if compile else None
+        )
 
     @classmethod
     def from_pretrained(
@@ -233,15 +240,14 @@ class RDPM:
             settings += settings[:1] * (self.batch - len(rows))
 
             def show(t: int, accumulated: Tensor) -> None:
-                if callback is not None:
-                    pixels = self.codec.pixels(accumulated)[: len(rows)].cpu().numpy()
-                    callback(t, rows, _three_channels(pixels))
+                assert callback is not None
+                pixels = self.codec.pixels(accumulated)[: len(rows)].cpu().numpy()
+                callback(t, rows, _three_channels(pixels))
 
-            with self.codec.autocast():
-                drawn = sample(
-                    self.generator, self.tokenizer.quantizer.codebook, condition(*inputs), seeds, settings,
-                    Known(*kept) if kept else None, step=self._step, after_step=show,
-                )  # fmt: skip
+            drawn = sample(
+                self.generator, self.tokenizer.quantizer.codebook, condition(*inputs), seeds, settings,
+                Known(*kept) if kept else None, after_step=show if callback else None, compiled=self._steps,
+            )  # fmt: skip
             return self.codec.pixels(drawn.accumulated[:, -1]), drawn.codes.to(torch.uint16)
 
         columns = (*conditions, seeds, *(known or ()))

@@ -15,7 +15,7 @@ from rdpm.models.sampler import SamplerConfig, preset
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.exports.card import generator_config, tokenizer_config
 from rdpm.pipeline.foundation.permutation import permute
-from rdpm.pipeline.inference.codec import Precision
+from rdpm.pipeline.inference.precision import Precision, check_precision
 from rdpm.pipeline.sampling.formats import Format
 from rdpm.storage_schemas.cards import ModelCard
 from rdpm.storage_schemas.manifest import Plan
@@ -50,9 +50,9 @@ class SampleConfig:
     batch: int = 50
     """Images per call of the generator. Every call has this shape, because another shape rounds differently."""
     precision: Precision = "fp32"
-    """Precision of generator and decoder."""
+    """Precision of generator and decoder. Logits and the last convolution are fp32 in bf16 too."""
     compile: bool = False
-    """Whether to compile each step of Algorithm 2 into one graph."""
+    """Whether to compile all steps of Algorithm 2 into one graph, and the decoder."""
     attention: Backend = "sdpa"
     """Attention kernel of the generator: sdpa, math or flash_attn."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=EXECUTION)
@@ -77,6 +77,7 @@ class SampleConfig:
         # A multiple of batch puts sample i at the same position of the same batch for every shard size.
         if self.shard_rows < 1 or self.shard_rows % self.batch:
             raise ValueError(f"shard_rows is {self.shard_rows}; use a multiple of batch {self.batch}")
+        check_precision(self.precision, self.attention)
         if len(set(self.labels)) != len(self.labels):
             raise ValueError(f"labels is {list(self.labels)}; name each class only once")
 

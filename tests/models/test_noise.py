@@ -161,6 +161,14 @@ def test_a_longer_shape_keeps_the_first_elements(draw, count):
     assert torch.equal(draw(seeds, 1, (count,), Stream.SAMPLER), longer[:, :count])
 
 
+@pytest.mark.parametrize("first", [0, 1, 4, 6, 99])
+def test_noise_from_an_element_on_is_a_part_of_the_whole(first):
+    seeds, count = child_seeds(2, torch.arange(3)), math.prod(SHAPE)
+    whole = gumbel(seeds, 1, (count,), Stream.GUMBEL)
+    assert torch.equal(gumbel(seeds, 1, (count - first,), Stream.GUMBEL, first), whole[:, first:])
+    assert torch.equal(gumbel(seeds, 1, (2, 3), Stream.GUMBEL, first).flatten(1), whole[:, first : first + 6])
+
+
 @family
 def test_a_tensor_of_steps_equals_one_call_per_step(draw):
     seeds = child_seeds(3, torch.arange(6))
@@ -294,7 +302,7 @@ def test_a_million_gumbels_follow_their_distribution():
 
 def test_the_extreme_words_give_finite_values(monkeypatch):
     extremes = torch.tensor([[0, 1, 2**31, 2**32 - 129, 2**32 - 128, 2**32 - 1]])
-    monkeypatch.setattr(noise_module, "random_words", lambda seeds, step, stream, count: extremes)
+    monkeypatch.setattr(noise_module, "random_words", lambda seeds, step, stream, count, first=0: extremes)
     seed = torch.tensor([0])
     u = uniform(seed, 0, (6,), Stream.STEP)
     assert ((u > 0) & (u < 1)).all()

@@ -5,10 +5,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
+import rdpm.models.sampler as sampler_module
 from rdpm.models.generator import Generator
 from rdpm.models.noise import Stream, child_seeds, gumbel, normal
-from rdpm.models.sampler import Known, SamplerConfig, advance, guided_logits, sample, step_settings
+from rdpm.models.sampler import (
+    Known,
+    SamplerConfig,
+    all_steps,
+    choose_codes,
+    guided_logits,
+    modulations_of,
+    sample,
+    step_settings,
+    truncate,
+)
 
 LABELS = torch.tensor([0, 4, 2, 2, 1])
 SEEDS = child_seeds(6, torch.arange(5))
@@ -34,19 +46,19 @@ def test_teacher_forcing_follows_the_tokenizers_path_bit_for_bit(tokenizer, gene
     assert torch.equal(samples.accumulated[:, -1], encoded.accumulated)
 
 
-def test_teacher_forcing_gives_the_generator_its_training_inputs(tokenizer, generator, encoded):
-    """eps_t, y, t and z'_{t-1} of Eq. 6, at every step, bit for bit."""
-    seen = []
-    generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs))
+def test_teacher_forcing_gives_the_generator_its_training_inputs(tokenizer, generator, encoded, monkeypatch):
+    """eps_t and z'_{t-1} of Eq. 6 at every step, bit for bit, and what y and t do, up to a product of more rows."""
+    seen, forward = [], generator.from_modulations
+    monkeypatch.setattr(generator, "from_modulations", lambda *inputs: seen.append(inputs) or forward(*inputs))
     codebook = tokenizer.quantizer.codebook
     known = everywhere(encoded.codes)
     sample(generator, codebook, LABELS, SEEDS, SamplerConfig(), known, noise_stream=Stream.TOKENIZER)
     assert len(seen) == 4
-    for t, (noise, condition, steps, accumulated) in enumerate(seen, start=1):
+    for t, (noise, accumulated, modulations) in enumerate(seen, start=1):
         assert torch.equal(noise, encoded.noise[:, t - 1])
-        assert torch.equal(condition, generator.label_embedding(LABELS))
-        assert steps.tolist() == [t] * 5
         assert torch.equal(accumulated, encoded.before[:, t - 1])
+        of_t = generator.modulations(LABELS, torch.full((5,), t))
+        torch.testing.assert_close(modulations, of_t, atol=1e-6, rtol=1e-5)
 
 
 def test_samples_are_the_codes_and_latents_of_one_path(tokenizer, generator):
@@ -97,29 +109,40 @@ def test_an_image_depends_on_its_label_and_its_seed(tokenizer, generator):
 
 
 def step_inputs(generator):
+    """eps_t, z'_{t-1} and the modulations at t = 3."""
     noise, accumulated = torch.randn(2, 5, 8, 4, 4)
-    return noise, generator.label_embedding(LABELS).detach(), torch.full_like(LABELS, 3), accumulated
+    return noise, accumulated, modulations_of(generator, LABELS)[2].detach()
 
 
 def test_guidance_0_is_the_conditional_model(generator):
     """Bit for bit where no image is guided; next to guided images up to the rounding of a larger batch."""
-    noise, condition, steps, accumulated = step_inputs(generator)
-    conditional = generator(noise, LABELS, steps, accumulated)
+    noise, accumulated, modulations = step_inputs(generator)
+    conditional = generator.from_modulations(noise, accumulated, modulations[:-1])
     assert step_settings([SamplerConfig()] * 5, 4, noise.device)[2].guidance is None
-    assert torch.equal(guided_logits(generator, noise, condition, steps, accumulated, None), conditional)
-    beside = guided_logits(generator, noise, condition, steps, accumulated, torch.tensor([0.0, 1, 2, 3, 0]))
+    assert torch.equal(guided_logits(generator, noise, accumulated, modulations, None), conditional)
+    beside = guided_logits(generator, noise, accumulated, modulations, torch.tensor([0.0, 1, 2, 3, 0]))
     torch.testing.assert_close(beside[[0, 4]], conditional[[0, 4]], atol=1e-5, rtol=1e-5)
 
 
 def test_guidance_extrapolates_each_image_from_unconditional_through_conditional(generator):
-    noise, condition, steps, accumulated = step_inputs(generator)
-    cond = generator(noise, LABELS, steps, accumulated)
-    uncond = generator(noise, torch.full_like(LABELS, 5), steps, accumulated)
+    noise, accumulated, modulations = step_inputs(generator)
+    steps = torch.full_like(LABELS, 3)
+    cond, uncond = (generator(noise, labels, steps, accumulated) for labels in (LABELS, torch.full_like(LABELS, 5)))
     guidance = torch.tensor([0.5, 1.0, 4.0, 2.0, 0.1])
-    guided = guided_logits(generator, noise, condition, steps, accumulated, guidance)
+    guided = guided_logits(generator, noise, accumulated, modulations, guidance)
     for i, strength in enumerate(guidance):
         torch.testing.assert_close(guided[i], cond[i] + strength * (cond[i] - uncond[i]), atol=1e-4, rtol=1e-4)
         assert not torch.allclose(guided[i], cond[i], atol=1e-3)
+
+
+@pytest.mark.parametrize("ramp", ["linear", "constant"])
+def test_a_step_without_guidance_is_one_forward_pass_of_the_batch(tokenizer, generator, ramp, monkeypatch):
+    """lambda_1 of the linear ramp is 0. A step that guides any image has both halves of all images."""
+    sizes, forward = [], generator.from_modulations
+    monkeypatch.setattr(generator, "from_modulations", lambda *given: sizes.append(len(given[0])) or forward(*given))
+    configs = [SamplerConfig(2.0, ramp), *[SamplerConfig()] * 4]
+    sample(generator, tokenizer.quantizer.codebook, LABELS, SEEDS, configs)
+    assert sizes == [5 if ramp == "linear" else 10, 10, 10, 10]
 
 
 MIXED = [
@@ -140,8 +163,8 @@ def test_attention_kernels_draw_the_same_codes_up_to_rounding(tokenizer, generat
     codebook, config = tokenizer.quantizer.codebook, SamplerConfig(guidance=1.5)
     first, other = (sample(model, codebook, labels, seeds, config).codes for model in (generator, plain))
     assert (first == other).flatten(1).all(1).float().mean() >= 0.99
-    noise, condition, steps, accumulated = step_inputs(generator)
-    logits = [guided_logits(model, noise, condition, steps, accumulated, None) for model in (generator, plain)]
+    inputs = step_inputs(generator)
+    logits = [guided_logits(model, *inputs, None) for model in (generator, plain)]
     torch.testing.assert_close(*logits, atol=1e-5, rtol=1e-5)
 
 
@@ -182,38 +205,81 @@ def test_after_step_is_called_with_every_step(tokenizer, generator):
     assert torch.equal(torch.stack([accumulated for _, accumulated in shown], 1), samples.accumulated)
 
 
+def one_settings_of_all(config, num_steps=4):
+    """The settings of every step of LABELS with one config."""
+    return step_settings([config] * 5, num_steps, SEEDS.device)
+
+
+@pytest.mark.parametrize("codes", [64, 4096, 6], ids=lambda n: f"{n} codes")
+@pytest.mark.parametrize("config", [MIXED[0], MIXED[2], MIXED[4]], ids=["all codes", "top-k", "top-k and top-p"])
+def test_noise_in_a_graph_and_in_parts_chooses_as_noise_in_one_tensor(unchecked, monkeypatch, codes, config):
+    """Eq. 8, three ways: a graph makes the noise in blocks, a CPU a few positions at a time, and this test at once."""
+    logits, settings = torch.randn(5, 4, 4, codes) * 2, one_settings_of_all(config)[0]
+    logits[:, :2] = logits[:, :2].round()  # with ties before the noise
+    steps = torch.full_like(SEEDS, 2)
+    scaled = logits * settings.tau.view(-1, 1, 1, 1)
+    if settings.top_k is not None:
+        scaled = truncate(scaled, settings.top_k, settings.top_p)
+    expected = (scaled + gumbel(SEEDS, 2, tuple(logits.shape[1:]), Stream.GUMBEL)).argmax(-1)
+    monkeypatch.setattr(sampler_module, "_CACHED", 15 * codes)
+    assert torch.equal(choose_codes(logits, settings, SEEDS, steps), expected)
+    torch._dynamo.reset()
+    graph = torch.compile(choose_codes, backend="eager", fullgraph=True, dynamic=False)
+    assert torch.equal(graph(logits, settings, SEEDS, steps), expected)
+
+
+def test_all_steps_are_one_graph(unchecked, tokenizer, generator):
+    """Without a break, with everything at once, and it draws the codes of the loop."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    codebook, graph = tokenizer.quantizer.codebook, torch.compile(all_steps, backend="eager", fullgraph=True)
+    drawn = sample(generator, codebook, LABELS, SEEDS, MIXED)
+    known = Known(drawn.codes.flip(0), torch.arange(4).view(4, 1).expand(5, 4, 4, 4) == 0)
+    eager = sample(generator, codebook, LABELS, SEEDS, MIXED, known)
+    shown = []
+    compiled = sample(
+        generator, codebook, LABELS, SEEDS, MIXED, known, compiled=graph, after_step=lambda *s: shown.append(s)
+    )
+    assert torch.equal(compiled.codes, eager.codes)
+    assert torch.equal(compiled.accumulated, eager.accumulated)
+    assert [t for t, _ in shown] == [1, 2, 3, 4]
+    assert torch.equal(torch.stack([accumulated for _, accumulated in shown], 1), eager.accumulated)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
-def test_the_compiled_step_is_one_graph_and_draws_the_same_codes(unchecked, tokenizer, generator):
-    """With guidance, randomness, truncation and known codes at once; the step has no graph break."""
+def test_the_compiled_steps_draw_the_same_codes(unchecked, tokenizer, generator):
+    """With guidance, randomness, truncation and known codes at once."""
     if not (shutil.which("g++") or shutil.which("clang++")):
         pytest.skip("inductor needs a C++ compiler")
     torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()
     generator.transformer.blocks = generator.transformer.blocks[:1]  # half the compiler's time
-    step = torch.compile(advance, fullgraph=True, dynamic=False)
-    codebook, configs = tokenizer.quantizer.codebook, [replace(config, ramp="constant") for config in MIXED]
-    drawn = sample(generator, codebook, LABELS, SEEDS, configs).codes
+    generator.transformer.adaln = nn.Linear(128, 8 * 128)
+    compiled = torch.compile(all_steps, fullgraph=True, dynamic=False)
+    codebook = tokenizer.quantizer.codebook
+    drawn = sample(generator, codebook, LABELS, SEEDS, MIXED).codes
     known = Known(drawn.flip(0), torch.arange(4).view(4, 1).expand(5, 4, 4, 4) == 0)
-    eager = sample(generator, codebook, LABELS, SEEDS, configs, known)
-    compiled = sample(generator, codebook, LABELS, SEEDS, configs, known, step=step)
-    assert torch.equal(compiled.codes, eager.codes)
-    torch.testing.assert_close(compiled.accumulated, eager.accumulated)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    eager = sample(generator, codebook, LABELS, SEEDS, MIXED, known)
+    graph = sample(generator, codebook, LABELS, SEEDS, MIXED, known, compiled=compiled)
+    assert torch.equal(graph.codes, eager.codes)
+    torch.testing.assert_close(graph.accumulated, eager.accumulated)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_a_cuda_graph_of_the_step_draws_the_same_codes(tokenizer, generator):
+@pytest.mark.filterwarnings("ignore")
+def test_the_cuda_graph_of_all_steps_draws_the_codes_of_the_loop(unchecked, tokenizer, generator):
+    """Again and again, for other labels, seeds and settings of the same kind, and with known codes."""
+    torch._dynamo.reset()
     codebook, generator = tokenizer.quantizer.codebook.cuda(), generator.cuda()
-    seeds, condition = SEEDS.cuda(), generator.label_embedding(LABELS.cuda()).detach()
-    settings = step_settings([SamplerConfig(2.0, "constant")] * 5, 4, seeds.device)[0]
-    steps, total = torch.ones_like(seeds), torch.randn(5, 8, 4, 4, device="cuda")
-    inputs = (generator, codebook, total, codebook.phi(total).detach(), condition, seeds, steps, settings)
-    with torch.no_grad():
-        eager = advance(*inputs, Stream.SAMPLER, None)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = advance(*inputs, Stream.SAMPLER, None)
-        graph.replay()
-    assert all(torch.equal(one, two) for one, two in zip(captured, eager, strict=True))
+    graph = torch.compile(all_steps, fullgraph=True, dynamic=False, mode="reduce-overhead")
+    labels, seeds = LABELS.cuda(), SEEDS.cuda()
+    for turn in range(5):
+        configs = [SamplerConfig(guidance=1.0 + turn, temperature=0.5 + turn / 4)] * 5
+        eager = sample(generator, codebook, labels.roll(turn), seeds + turn, configs)
+        drawn = sample(generator, codebook, labels.roll(turn), seeds + turn, configs, compiled=graph)
+        assert (drawn.codes == eager.codes).float().mean() > 0.99  # rounding may decide between two codes
+        known = Known(eager.codes, torch.ones_like(eager.codes, dtype=torch.bool))
+        forced = sample(generator, codebook, labels, seeds, configs, known, compiled=graph)
+        assert torch.equal(forced.codes, eager.codes)
