@@ -170,4 +170,4 @@ class Generator(nn.Module):
 
 def code_loss(logits: Float[Tensor, "b h w K"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, " b"]:
     """Eq. 7: cross-entropy in nats, averaged over positions, one value per image."""
-    return F.cross_entropy(logits.permute(0, 3, 1, 2), codes, reduction="none").mean((1, 2))
+    return F.cross_entropy(logits.flatten(0, 2), codes.flatten(), reduction="none").view(len(codes), -1).mean(1)

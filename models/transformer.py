@@ -15,8 +15,9 @@ _EPS = 1e-6
 def modulate(
     x: Float[Tensor, "b s d"], shift: Float[Tensor, "b d"], scale: Float[Tensor, "b d"]
 ) -> Float[Tensor, "b s d"]:
-    """AdaLN: x (1 + scale) + shift, after an RMSNorm without weights."""
-    return F.rms_norm(x, x.shape[-1:], eps=_EPS) * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+    """AdaLN: x (1 + scale) + shift, after an RMSNorm without weights, in the type of x."""
+    normed = F.rms_norm(x, x.shape[-1:], eps=_EPS).to(x.dtype)  # CUDA's autocast makes float32 of it
+    return torch.addcmul(shift.unsqueeze(1), normed, 1 + scale.unsqueeze(1))
 
 
 def rotary_angles(grid: int, head_dim: int) -> Float[Tensor, "s half"]:
@@ -80,8 +81,8 @@ class Block(nn.Module):
     ) -> Float[Tensor, "b s d"]:
         """modulations: shift, scale and gate of the attention, then those of the SwiGLU."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulations.unbind(1)
-        x = x + gate1.unsqueeze(1) * self.attention(modulate(x, shift1, scale1), cos, sin)
-        return x + gate2.unsqueeze(1) * self.feed_forward(modulate(x, shift2, scale2))
+        x = torch.addcmul(x, gate1.unsqueeze(1), self.attention(modulate(x, shift1, scale1), cos, sin))
+        return torch.addcmul(x, gate2.unsqueeze(1), self.feed_forward(modulate(x, shift2, scale2)))
 
 
 class Transformer(nn.Module):
@@ -117,7 +118,8 @@ class Transformer(nn.Module):
         return self.adaln(F.silu(condition)).unflatten(1, (-1, self.width))
 
     def forward(self, x: Float[Tensor, "b s d"], modulations: Float[Tensor, "b n d"]) -> Float[Tensor, "b s d"]:
-        x = x + self.positions
+        """The residual stream has the type of x: bfloat16 under autocast, where x is the result of a product."""
+        x = x + self.positions.to(x.dtype)
         for block, mine in zip(self.blocks, modulations[:, :-2].split(6, dim=1), strict=True):
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
                 x = checkpoint(block, x, mine, self.cos, self.sin, use_reentrant=False)

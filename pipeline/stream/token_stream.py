@@ -209,7 +209,9 @@ class TokenStream:
                 columns, in_block = self._block(number), blocks == number
                 for name, values in out.items():
                     values[in_block] = columns[name][rows[in_block]]
-        return TokenBatch(positions, **{_FIELDS[name]: values for name, values in out.items()})
+        where = _empty(positions.shape, positions.dtype, pinned)
+        where[:] = positions
+        return TokenBatch(where, **{_FIELDS[name]: values for name, values in out.items()})
 
     def _block(self, number: int) -> dict[str, np.ndarray]:
         """The columns of a block, given its number among the blocks of all sets."""

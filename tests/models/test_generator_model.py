@@ -55,6 +55,18 @@ def test_bf16_logits_are_near_those_of_float32(generator):
     assert (low - logits).norm() < 0.05 * logits.norm()
 
 
+def test_the_residual_stream_has_the_type_of_the_products(generator):
+    kept = []
+    for block in generator.transformer.blocks:
+        block.register_forward_hook(lambda _, inputs, output: kept.append((*inputs[:2], output)))
+    generator(*make_inputs())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        generator(*make_inputs())
+    assert [[tensor.dtype for tensor in of_block] for of_block in kept] == [[torch.float32] * 3] * 2 + [
+        [torch.bfloat16] * 3
+    ] * 2
+
+
 def test_an_untrained_generator_gives_all_codes_equal_probability():
     model = Generator(GeneratorConfig(depth=2, num_classes=5, num_steps=4, codebook_size=64, code_dim=8, grid=4))
     loss = code_loss(model(*make_inputs()), torch.randint(64, (4, 4, 4)))

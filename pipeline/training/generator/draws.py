@@ -57,7 +57,7 @@ def training_batch(quantizer: Quantizer, batch: TokenBatch, draws: Draws, device
 
     Every draw is a function of the seed and the position, so it does not depend on ranks, batches or restarts.
     """
-    seeds = child_seeds(draws.seed, torch.from_numpy(batch.positions).to(device))
+    seeds = child_seeds(draws.seed, torch.from_numpy(batch.positions).to(device, non_blocking=True))
     steps = drawn_steps(seeds, quantizer.schedule.num_steps, draws.steps_per_image)
     images = torch.arange(len(steps), device=device).repeat_interleave(draws.steps_per_image)
     labels = torch.from_numpy(batch.labels).to(device, non_blocking=True).long()
