@@ -97,7 +97,11 @@ class Engine:
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,  # ours holds the average of the weights
             "zero_optimization": zero,
-            "torch_autocast": {"enabled": config.precision == "bf16", "dtype": "bfloat16"},
+            "torch_autocast": {
+                "enabled": config.precision == "bf16",
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],  # whose gradients it would reduce in bfloat16: none
+            },
             "steps_per_print": 10**12,
         }
         self._engine, *_ = load_deepspeed().initialize(

@@ -16,7 +16,7 @@ from rdpm.pipeline.training.engine import Engine, building
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.inputs import TrainingStores, TrainingStreams, open_stores, open_streams
 from rdpm.pipeline.training.generator.preview import show_samples
-from rdpm.pipeline.training.generator.step import PREFIX, GeneratorLoss, GeneratorStep
+from rdpm.pipeline.training.generator.step import PREFIX, GeneratorLoss, GeneratorStep, compile_loss
 from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
 from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.loop import run_steps
@@ -130,11 +130,10 @@ def _engine(
         model = GeneratorLoss(config.model)
         model.generator.align_head(quantizer.codebook.vectors)
     model.to(ranks.device)
-    if config.compile:
-        model.compile()
+    whole = compile_loss(model, config.engine.zero_stage) if config.compile else ()
     optimizer = adamw(model, config.optimizer, config.ema_decay)
     state = checkpoints.state("generator")
-    return Engine(model, optimizer, config.engine, micro_batch, accumulation, state=state)
+    return Engine(model, optimizer, config.engine, micro_batch, accumulation, whole, state)
 
 
 def _export(

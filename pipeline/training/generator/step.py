@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import torch
 from torch import Tensor, nn
 
 from rdpm.models.generator import Generator, GeneratorConfig, code_loss
 from rdpm.models.quantizer import Quantizer
+from rdpm.models.transformer import Block
 from rdpm.pipeline.stream.token_stream import TokenBatch, TokenStream
 from rdpm.pipeline.training.engine import Engine
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
@@ -25,6 +27,18 @@ class GeneratorLoss(nn.Module):
 
     def forward(self, noise: Tensor, labels: Tensor, steps: Tensor, accumulated: Tensor, codes: Tensor) -> Tensor:
         return code_loss(self.generator(noise, labels, steps, accumulated), codes)
+
+
+def compile_loss(loss: GeneratorLoss, zero_stage: int) -> tuple[type[nn.Module], ...]:
+    """Compile the loss into one graph without breaks; under ZeRO-3, the blocks, which share one graph.
+
+    Only `forward` is compiled: DeepSpeed hangs its hooks on calls of modules, and in a graph they would break it. Under
+    ZeRO-3 every layer has such hooks, unless the block is gathered as a whole. Returns the classes to gather so.
+    """
+    split = zero_stage == 3
+    for module in loss.generator.transformer.blocks if split else [loss]:
+        module.forward = torch.compile(module.forward, fullgraph=True)  # type: ignore[method-assign]
+    return (Block,) if split else ()
 
 
 class GeneratorStep:

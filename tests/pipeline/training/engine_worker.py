@@ -1,6 +1,10 @@
 """On every rank: generator steps under each ZeRO stage, saved and loaded halfway, and the same in plain torch."""
 
+from typing import Any, Literal
+
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from rdpm.models.autoencoder import AutoencoderConfig
 from rdpm.models.codebook import QuantizerConfig
@@ -13,6 +17,7 @@ from rdpm.pipeline.training.generator.step import GeneratorLoss
 from rdpm.pipeline.training.optimizers import OptimizerConfig, adamw
 from rdpm.pipeline.training.ranks import Ranks
 
+Precision = Literal["fp32", "bf16"]
 STEPS, MICRO, CLIP, RATE = 6, 4, 1.0, 1e-3
 SPACE = GeneratorConfig(depth=2, num_classes=3, num_steps=4, codebook_size=16, code_dim=4, grid=2)
 OPTIMIZER, DECAY = OptimizerConfig(lr=RATE), 0.7
@@ -56,9 +61,11 @@ def reference(ranks: int) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tens
     return dict(trained.named_parameters()), average
 
 
-def engine(stage: int, state: dict[str, torch.Tensor] | None = None) -> Engine:
+def engine(stage: int, state: dict[str, torch.Tensor] | None = None, precision: Precision = "fp32") -> Engine:
     trained = model()
-    return Engine(trained, adamw(trained, OPTIMIZER, DECAY), EngineConfig(stage, "fp32", CLIP), MICRO, 1, state=state)
+    return Engine(
+        trained, adamw(trained, OPTIMIZER, DECAY), EngineConfig(stage, precision, CLIP), MICRO, 1, state=state
+    )
 
 
 def differences(ranks: Ranks) -> dict[str, float]:
@@ -80,6 +87,34 @@ def differences(ranks: Ranks) -> dict[str, float]:
             if ranks.first:
                 result[f"{stage} {kind}"] = max((found[n] - e.detach()).abs().max().item() for n, e in expected.items())
     return result
+
+
+class _Reductions(TorchDispatchMode):
+    """The types of what ranks reduce among each other, of more numbers than a norm has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.types: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d" and "reduce" in func.overloadpacket.__name__:
+            self.types |= {
+                value.dtype for value in tree_leaves(args) if isinstance(value, torch.Tensor) and value.numel() > 8
+            }
+        return func(*args, **(kwargs or {}))
+
+
+def reduced_types(ranks: Ranks) -> dict[int, set[torch.dtype]]:
+    """The types in which gradients of a bf16 training are reduced, by ZeRO stage."""
+    found = {}
+    for stage in (0, 1, 2, 3):
+        tested = engine(stage, precision="bf16")
+        with _Reductions() as reductions:
+            tested.backward(tested(*batch(0, ranks.rank)).mean(), "a test")
+            assert tested.problem() is None
+            assert tested.update(RATE)
+        found[stage] = reductions.types
+    return found
 
 
 def built_in_parts(ranks: Ranks) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """Weights and their average under every ZeRO stage equal plain torch, from the first weights on, on two ranks."""
 
 import pytest
+import torch
 
-from tests.pipeline.training.engine_worker import built_in_parts, differences
+from tests.pipeline.training.engine_worker import built_in_parts, differences, reduced_types
 
 
 @pytest.mark.slow
@@ -17,3 +18,9 @@ def test_weights_and_their_average_equal_plain_torch_in_every_zero_stage(two_ran
 @pytest.mark.slow
 def test_zero_3_builds_in_parts_the_same_weights_to_the_bit(two_ranks) -> None:
     assert two_ranks.run(built_in_parts) == [{"generator": 0, "tokenizer": 0, "discriminator": 0}] * 2
+
+
+@pytest.mark.slow
+def test_gradients_of_bf16_are_reduced_in_float32_in_every_zero_stage(two_ranks) -> None:
+    for found in two_ranks.run(reduced_types):
+        assert found == {stage: {torch.float32} for stage in (0, 1, 2, 3)}

@@ -127,11 +127,6 @@ def test_the_configs_of_imagenet_run_on_any_of_the_documented_ranks(repository, 
         assert config.micro_batch_on(ranks) * ranks <= config.batch == 1024
 
 
-def test_a_compiled_generator_whose_weights_are_split_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"compile is true at engine\.zero_stage 3"):
-        generator_config(compile=True, engine=EngineConfig(zero_stage=3))
-
-
 def test_an_engine_that_cannot_be_is_refused_by_the_value() -> None:
     with pytest.raises(ValueError, match="zero_stage is 4; use 0, 1, 2 or 3"):
         EngineConfig(zero_stage=4)

@@ -71,7 +71,12 @@ def short(inputs) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_traced_model_trains_and_validates_like_the_plain_one(two_ranks, inputs, tmp_path, short) -> None:
+@pytest.mark.parametrize(
+    "stage", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
+)
+def test_a_traced_model_trains_and_validates_like_the_plain_one(two_ranks, inputs, tmp_path, short, stage) -> None:
+    """In graphs without breaks, under every ZeRO stage."""
+    short.append(f"engine.zero_stage={stage}")
     two_ranks.run(train_traced, "generator", inputs, tmp_path / "traced", *short)
     two_ranks.run(train, "generator", inputs, tmp_path / "plain", *short)
     assert_alike(tmp_path / "traced", tmp_path / "plain")
