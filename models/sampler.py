@@ -316,6 +316,7 @@ def sample(
     if compiled is None:
         return Samples(*all_steps(*given, after_step))
     codes, path = compiled(*given)
-    for t in range(1, path.shape[1] + 1) if after_step is not None else ():
-        after_step(t, path[:, t - 1])
+    if after_step is not None:
+        for t, accumulated in enumerate(path.unbind(1), start=1):
+            after_step(t, accumulated)
     return Samples(codes, path)

@@ -41,6 +41,9 @@ class SampleIdentity:
     """Attention kernel. None in a plan of version 1, which does not record it."""
     device: str | None = None
     """Kind of device that sampled: cpu or cuda. None in a plan of version 1, which does not record it."""
+    rounding: int | None = None
+    """Version of how models round in bf16 and when compiled. None where they run in fp32 and uncompiled, and in older
+    plans."""
 
     @classmethod
     def from_json(cls, data: Any) -> "SampleIdentity":

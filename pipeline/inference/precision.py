@@ -15,6 +15,16 @@ from rdpm.models.generator import Generator
 
 Precision = Literal["fp32", "bf16"]
 
+_ROUNDING = 2  # 1: autocast over float32 weights, which cast them at every call and rounded logits and pixels
+
+
+def rounding_of(precision: Precision, compile: bool) -> int | None:
+    """The version of how sampling rounds; None for uncompiled models in fp32, which round as they always did.
+
+    A set whose plan has another version cannot be continued: its last images would be rounded otherwise.
+    """
+    return _ROUNDING if compile or precision == "bf16" else None
+
 
 def check_precision(precision: Precision, attention: Backend) -> None:
     """Raise ValueError for flash_attn in fp32, which flash-attn does not compute."""
@@ -53,7 +63,7 @@ def decoder_in(precision: Precision, decoder: Decoder) -> Decoder:
     if precision == "fp32":
         return decoder
     decoder = copy.deepcopy(decoder)
-    decoder.layers.to(torch.bfloat16, memory_format=torch.channels_last)
+    decoder.layers.to(torch.bfloat16).to(memory_format=torch.channels_last)
     decoder.layers[0] = _InItsType(decoder.layers[0])
     decoder.last = _InItsType(decoder.last)  # type: ignore[assignment]
     return decoder

@@ -15,7 +15,7 @@ from rdpm.models.sampler import SamplerConfig, preset
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.exports.card import generator_config, tokenizer_config
 from rdpm.pipeline.foundation.permutation import permute
-from rdpm.pipeline.inference.precision import Precision, check_precision
+from rdpm.pipeline.inference.precision import Precision, check_precision, rounding_of
 from rdpm.pipeline.sampling.formats import Format
 from rdpm.storage_schemas.cards import ModelCard
 from rdpm.storage_schemas.manifest import Plan
@@ -106,6 +106,7 @@ def sample_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard
         classes=generator.classes,
         attention=config.attention,
         device=device,
+        rounding=rounding_of(config.precision, config.compile),
     )
     rows = len(labels) * config.per_class
     shard_rows = min(config.shard_rows, rows)

@@ -11,6 +11,7 @@ from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.cluster.shards import ShardDone
 from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.inference.batches import device_of_kind
+from rdpm.pipeline.inference.precision import rounding_of
 from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.sampling.plan import labels_and_seeds
 from rdpm.pipeline.stores.writer import leave_environment, write_shard
@@ -34,7 +35,8 @@ class SetToDraw:
 class ShardSampler:
     """Draws the shards of several sets. It holds the models of one set, and loads others when a shard needs them.
 
-    Raises ValueError where there is no device of the kind that a plan names.
+    Raises ValueError where there is no device of the kind that a plan names, and for a set that a release began which
+    rounds otherwise.
     """
 
     def __init__(self, sets: list[SetToDraw], threads: int) -> None:
@@ -45,6 +47,11 @@ class ShardSampler:
     def _load(self, position: int) -> RDPM:
         to_draw = self.sets[position]
         identity = to_draw.plan.samples
+        if identity.rounding != rounding_of(identity.precision, identity.compile):
+            raise ValueError(
+                f"{to_draw.store} was begun by another release, which rounds otherwise in bf16 and when compiled; "
+                "finish it with that release, or draw it again elsewhere"
+            )
         leave_environment(to_draw.store)
         # A plan of version 1 names no kernel. Its release used the one that the generator's card names.
         attention = identity.attention or read_card(to_draw.generator, "generator").config.get("attention", "sdpa")

@@ -50,6 +50,7 @@ SAMPLES = SampleIdentity(
     classes=("ä", "b"),
     attention="math",
     device="cuda",
+    rounding=2,
 )
 PLAN = Plan("tokens", 70, 32, 8, token_arrays(10, (8, 4, 4), True, True), IDENTITY)
 SAMPLE_PLAN = Plan("samples", 4, 4, 4, sample_arrays(2, 2, 8), SAMPLES)
@@ -133,7 +134,7 @@ def test_an_unknown_schema_version_is_refused_by_number(version):
 
 
 FREE = ("objects", "commits", "metadata", "sampler", "tokenizer_config")  # objects with keys of any name
-OPTIONAL = ("device", "attention", "compressed")
+OPTIONAL = ("device", "attention", "rounding", "compressed")
 
 
 def parts(data, path=()):

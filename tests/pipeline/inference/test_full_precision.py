@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from rdpm.models.noise import child_seeds
+from rdpm.models.precision import full_precision
 from rdpm.models.quantizer import Quantizer
 from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
-from rdpm.pipeline.inference.batches import full_precision, in_batches
+from rdpm.pipeline.inference.batches import in_batches
 from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.stream.token_stream import TokenBatch
@@ -89,3 +90,17 @@ def test_z_of_a_training_batch_is_that_of_the_store(rough, models):
     with full_precision():
         expected = quantizer.codebook.accumulated(each, made.steps - 1)
     assert torch.equal(made.accumulated, expected)
+
+
+def test_a_quantizer_computes_in_float32_wherever_it_is_called(rough, models):
+    """Also in the tokenizer's training, which computes the rest as the user allows."""
+    quantizer, seen = models[1].quantizer, []
+    latents = torch.randn(2, *models[1].config.latent_shape)
+
+    def noise_at(t: int) -> torch.Tensor:
+        seen.append(precisions())
+        return torch.zeros_like(latents)
+
+    quantizer.train()(latents, noise_at)
+    assert seen == [["ieee"] * 6] * quantizer.schedule.num_steps
+    assert precisions() == rough

@@ -19,7 +19,7 @@ from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.sampling.formats import write_files
 from rdpm.pipeline.sampling.plan import SampleConfig, labels_and_seeds, sample_plan
 from rdpm.pipeline.sampling.stage import sample_set, sample_sets
-from rdpm.pipeline.sampling.worker import locate
+from rdpm.pipeline.sampling.worker import SetToDraw, ShardSampler, locate
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stores.writer import start_store, write_shard
 from rdpm.storage_schemas import samples
@@ -87,6 +87,30 @@ def test_a_worker_refuses_a_set_for_another_kind_of_device(run, config_of, draw_
     with pytest.raises(ValueError, match=r"the plan is for cuda, and .* has no GPU; run on machines with one"):
         draw_here(config_of(run, f"{tmp_path}/out"), device="cuda")
     assert not list(tmp_path.glob("out/commits/*"))
+
+
+@pytest.mark.parametrize("settings", [{"precision": "bf16"}, {"compile": True}], ids=["bf16", "compiled"])
+def test_a_set_that_an_older_release_began_in_bf16_or_compiled_is_not_continued(run, config_of, tmp_path, settings):
+    """Its plan does not say how models round. A set in fp32 says nothing either, and is continued."""
+    config = config_of(run, f"{tmp_path}/out", **settings)
+    cards = read_pair(config.generator, config.tokenizer)
+    plan = sample_plan(config, *cards, "cpu")
+    assert plan.samples.rounding == 2
+    assert sample_plan(replace(config, precision="fp32", compile=False), *cards, "cpu").samples.rounding is None
+    old = replace(plan, identity=replace(plan.samples, rounding=None))
+    start_store(config.out, old)
+    assert start_store(config.out, plan) == old
+    sampler = ShardSampler([SetToDraw(config.generator, config.tokenizer, config.out, old)], threads=1)
+    with pytest.raises(ValueError, match=r"out was begun by another release, which rounds otherwise in bf16"):
+        sampler(0)
+
+
+def test_flash_attn_needs_bf16(run, config_of):
+    with pytest.raises(
+        ValueError, match="attention is flash_attn, which computes in bf16 only; use precision bf16, or"
+    ):
+        config_of(run, "out", attention="flash_attn")
+    assert config_of(run, "out", attention="flash_attn", precision="bf16").attention == "flash_attn"
 
 
 def test_current_sampler_converts_settings_of_version_1():
