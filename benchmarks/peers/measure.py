@@ -61,36 +61,38 @@ class Measurement:
                 self.optimizer.step()
                 self.optimizer.zero_grad(set_to_none=True)
 
-    def counted(self, steps: int) -> dict[str, float]:
-        """FLOPs and forward passes by network, in one call."""
+    def timed(self, steps: int) -> dict[str, float]:
+        """Seconds of one call, and those of all cores."""
+        start = time.perf_counter(), time.process_time()
+        self.work(steps)
+        if self.run.device.type == "cuda":
+            torch.cuda.synchronize()
+        return {"seconds": time.perf_counter() - start[0], "core_seconds": time.process_time() - start[1]}
+
+    def at(self, steps: int, repeats: int) -> dict[str, float]:
+        """FLOPs and forward passes by network, counted in a first call, and the median times of the calls after it.
+
+        There are no more calls once all calls took `seconds`, so a slow model's time is that of its first call.
+        """
         self.calls = {}
         with FlopCounterMode(display=False) as counter:
-            self.work(steps)
-        return {"flops": float(counter.get_total_flops()), **self.calls}
-
-    def timed(self, steps: int, repeats: int) -> dict[str, float]:
-        """Median seconds, and those of all cores; fewer repeats where they would take longer than is allowed."""
-        times: list[tuple[float, float]] = []
-        while not times or (len(times) < repeats and sum(wall for wall, _ in times) < self.seconds):
-            start = time.perf_counter(), time.process_time()
-            self.work(steps)
-            if self.run.device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append((time.perf_counter() - start[0], time.process_time() - start[1]))
-        wall, cores = zip(*times, strict=True)
-        return {"seconds": statistics.median(wall), "core_seconds": statistics.median(cores)}
+            first = self.timed(steps)
+        counts = {"flops": float(counter.get_total_flops()), **self.calls}
+        spent, times = first["seconds"], []
+        while len(times) < repeats and spent < self.seconds:
+            times.append(self.timed(steps))
+            spent += times[-1]["seconds"]
+        return {**counts, **{name: statistics.median(each[name] for each in times or [first]) for name in first}}
 
     def result(self) -> dict[str, Any]:
         """Counts and seconds at the published number of steps."""
         full, short = self.subject.steps, self.subject.short
         if short is None:
-            counts = self.counted(full)
-            return {**counts, **self.timed(full, _REPEATS), "extrapolated": False}
-        counts = _extended([self.counted(steps) for steps in short], short, full)
-        times = _extended([self.timed(steps, 2) for steps in short], short, full)
-        if times["seconds"] <= self.seconds:
-            return {**counts, **self.timed(full, 1), "extrapolated": False}
-        return {**counts, **times, "extrapolated": True}
+            return {**self.at(full, _REPEATS), "extrapolated": False}
+        found = _extended([self.at(steps, 2) for steps in short], short, full)
+        if found["seconds"] <= self.seconds:
+            return {**found, **self.timed(full), "extrapolated": False}
+        return {**found, "extrapolated": True}
 
 
 def _extended(pair: list[dict[str, float]], short: tuple[int, int], full: int) -> dict[str, float]:
