@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from rdpm.models.initial import zero
 
-_MAX_DISTANCES = 1 << 24  # entries of a distance tensor held at once (64 MiB in float32)
+_DISTANCES = {"cpu": 1 << 19, "cuda": 1 << 24}  # entries held at once: 2 MiB stay in a core's cache, 64 MiB fill a GPU
+_FEWEST_ROWS = 128  # of a product on a CPU, whose kernels round otherwise for a few rows
+_GROUP = 64
 MAX_CODEBOOK_SIZE = 1 << 16  # stores keep codes as uint16
 
 
@@ -77,8 +79,9 @@ class Codebook(nn.Module):
             vectors = self.vectors.float()
             # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), and |x|^2 is the same for every code.
             half_norms = vectors.square().sum(1) / 2
-            rows = max(1, _MAX_DISTANCES // len(vectors))
-            codes = [(part @ vectors.T).sub_(half_norms).argmax(1) for part in points.split(rows)]
+            rows = max(_FEWEST_ROWS, _DISTANCES[points.device.type] // len(vectors))
+            parts = points.tensor_split(-(-len(points) // rows))  # equal parts: none has only a few rows
+            codes = [_first_largest(_closeness(part, vectors, half_norms)) for part in parts]
         return torch.cat(codes).view(b, h, w)
 
     def look_up(self, codes: Int[Tensor, "b h w"]) -> Float[Tensor, "b d h w"]:
@@ -136,3 +139,22 @@ class Codebook(nn.Module):
         self.ema_counts[dead] = self.config.dead_below
         self.vectors.copy_(self.ema_sums / self.ema_counts.unsqueeze(1))
         self.seen.zero_()
+
+
+def _closeness(points: Float[Tensor, "n d"], vectors: Float[Tensor, "K d"], half_norms: Float[Tensor, " K"]) -> Tensor:
+    """x.c - |c|^2 / 2 of every point and code, (n, K)."""
+    if points.is_cuda:
+        return torch.addmm(-half_norms, points, vectors.T)  # the product adds it before it writes
+    return (points @ vectors.T).sub_(half_norms)  # in cache; with d above 128, addmm rounds otherwise
+
+
+def _first_largest(values: Float[Tensor, "n K"]) -> Int[Tensor, " n"]:
+    """The index of the largest value of each row, the first one if there are several."""
+    n, K = values.shape
+    if values.is_cuda or K % _GROUP or K < _GROUP**2 // 4:
+        return values.argmax(1)
+    # On a CPU argmax compares one by one, and amax many at once.
+    groups = values.view(n, K // _GROUP, _GROUP)
+    group = groups.amax(2).argmax(1)
+    inside = groups[torch.arange(n), group].argmax(1)
+    return group * _GROUP + inside

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rdpm.models.codebook import Codebook, QuantizerConfig
+from rdpm.models.precision import full_precision
 from rdpm.models.schedule import Schedule
 
 NoiseAt = Callable[[int], Float[Tensor, "b d h w"]]
@@ -77,8 +78,12 @@ class Quantizer(nn.Module):
         return result.accumulated, *self.loss(latents, result), result.codes
 
     @torch.no_grad()
+    @full_precision()
     def quantize(self, latents: Float[Tensor, "b d h w"], noise_at: NoiseAt) -> Quantization:
-        """Algorithm 1 on latents v. noise_at: a function from t = 1 ... T to eps_t, (b, d, h, w) float32."""
+        """Algorithm 1 on latents v, in float32 everywhere, also where the process allows TF32.
+
+        noise_at: a function from t = 1 ... T to eps_t, (b, d, h, w) float32.
+        """
         latents = latents.float()
         codebook = self.codebook
         total = torch.zeros_like(latents)

@@ -48,13 +48,26 @@ def test_nearest_is_the_brute_force_minimum(size, dim, scale):
     assert torch.equal(chosen.flatten()[clear], distances.argmin(1)[clear])
 
 
-@pytest.mark.parametrize("limit", [1, 64 * 5, 64 * 100])
-def test_nearest_does_not_depend_on_its_chunks(monkeypatch, limit):
-    codebook = Codebook(QuantizerConfig(64, 8))
+@pytest.mark.parametrize("rows", [1, 5, 33, 100])
+@pytest.mark.parametrize("size", [64, 1024])
+def test_nearest_does_not_depend_on_its_chunks(monkeypatch, rows, size):
+    codebook = Codebook(QuantizerConfig(size, 8))
     points = torch.randn(3, 8, 4, 6)
     whole = codebook.nearest(points)
-    monkeypatch.setattr(codebook_module, "_MAX_DISTANCES", limit)
+    monkeypatch.setattr(codebook_module, "_FEWEST_ROWS", rows)
+    monkeypatch.setattr(codebook_module, "_DISTANCES", {"cpu": 1})
     assert torch.equal(codebook.nearest(points), whole)
+
+
+def test_of_equally_near_codes_the_first_is_chosen():
+    codebook = Codebook(QuantizerConfig(2048, 4))
+    with torch.no_grad():
+        codebook.vectors[1024:] = codebook.vectors[:1024]
+    points = torch.randn(3, 4, 5, 5)
+    chosen = codebook.nearest(points)
+    assert chosen.max() < 1024
+    values = torch.randint(0, 9, (60, 2048)).float()  # every value many times
+    assert torch.equal(codebook_module._first_largest(values), values.argmax(1))
 
 
 def test_the_loop_is_the_same_under_bf16_autocast():
