@@ -1,7 +1,7 @@
 """Images for the training of the tokenizer: global batch k is a pure function of k, on any rank and worker."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from rdpm.models.noise import Stream, child_seeds, uniform
-from rdpm.models.tokenizer import from_pixels
 from rdpm.pipeline.foundation.permutation import batch_positions, rows_at
 from rdpm.pipeline.images.decode import Reject, random_view
 from rdpm.pipeline.images.listing import Listing
@@ -21,8 +20,8 @@ _MOST_NEIGHBOURS = 100
 class ImageBatch:
     """b images of a stream."""
 
-    images: Tensor
-    """(b, C, S, S) in [-1, 1]."""
+    pixels: Tensor
+    """(b, C, S, S) uint8, channels-last in memory."""
     seeds: Tensor
     """Noise seeds, (b,) int64."""
     position: int
@@ -31,6 +30,10 @@ class ImageBatch:
     """Reason by key for each image that could not be used; the next usable image of the source replaced it."""
     enlarged: dict[str, str]
     """Size by key for each image that is smaller than the crop."""
+
+    def pin_memory(self) -> "ImageBatch":
+        """The batch in pinned memory, which a GPU reads while the CPU goes on. The loader calls it."""
+        return replace(self, pixels=self.pixels.pin_memory(), seeds=self.seeds.pin_memory())
 
 
 class ImageStream(Dataset):
@@ -63,7 +66,7 @@ class ImageStream(Dataset):
         except Reject as nothing_usable:
             return nothing_usable  # `batches` raises it, because a worker would wrap it in its traceback
         pixels = torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2)
-        return ImageBatch(from_pixels(pixels), seeds, int(positions[0]), rejects, enlarged)
+        return ImageBatch(pixels, seeds, int(positions[0]), rejects, enlarged)
 
     def _view(self, row: int, draw: np.ndarray, rejects: dict[str, str], enlarged: dict[str, str]) -> np.ndarray:
         """The drawn view of a row, or of the next usable row. Adds to `rejects` and `enlarged`."""
@@ -82,8 +85,14 @@ class ImageStream(Dataset):
         )
 
     def batches(self, start: int, stop: int, workers: int) -> Iterator[ImageBatch]:
-        """Batches start ... stop - 1, decoded in advance by `workers` processes; with 0, in this process."""
-        for item in DataLoader(self, batch_size=None, sampler=range(start, stop), num_workers=workers):
+        """Batches start ... stop - 1, decoded in advance by `workers` processes; with 0, in this process.
+
+        They are in pinned memory where there is a GPU to copy them to.
+        """
+        pinned = torch.cuda.is_available()
+        for item in DataLoader(
+            self, batch_size=None, sampler=range(start, stop), num_workers=workers, pin_memory=pinned
+        ):
             if isinstance(item, Reject):
                 raise item
             yield item

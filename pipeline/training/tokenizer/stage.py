@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rdpm.models.tokenizer import from_pixels
 from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.permutation import ORDER_VERSION
@@ -93,8 +94,9 @@ def train_tokenizer(
             clock = time.monotonic()
             batch = next(batches)
             waited += time.monotonic() - clock
-            where = f"step {number + 1}, the {len(batch.images)} images from position {batch.position} of the stream"
-            meter.add(train_step(batch.images.to(ranks.device), batch.seeds.to(ranks.device), number, where))
+            where = f"step {number + 1}, the {len(batch.pixels)} images from position {batch.position} of the stream"
+            pixels, seeds = (x.to(ranks.device, non_blocking=True) for x in (batch.pixels, batch.seeds))
+            meter.add(train_step(from_pixels(pixels), seeds, number, where))
             notes.add(batch)
         train_step.end_iteration()
         return waited
