@@ -56,16 +56,19 @@ def untrained_lpips() -> nn.Module:
 class PerceptualLoss(nn.Module):
     """LPIPS with VGG16 (Zhang et al. 2018) through the lpips package, frozen.
 
-    weights: "torchvision" uses torchvision's own copy of VGG16, which is downloaded if it is missing. Any other value
-    is the path of vgg16-397923af.pth. Raises ValueError when the file is missing or has another digest.
+    weights: "torchvision" uses torchvision's own copy of VGG16, which is downloaded if it is missing. None keeps random
+    weights, for measurements of speed and memory. Any other value is the path of vgg16-397923af.pth. Raises ValueError
+    when the file is missing or has another digest.
+
+    Under autocast only VGG16 runs in bfloat16. Its features are compared in float32.
     """
 
-    def __init__(self, weights: str) -> None:
+    def __init__(self, weights: str | None) -> None:
         super().__init__()
         self.metric = untrained_lpips()
-        load_vgg16(
-            self.metric.get_submodule("net"), vgg16_file() if weights == "torchvision" else weights, VGG16_SHA256_PREFIX
-        )
+        if weights is not None:
+            path = vgg16_file() if weights == "torchvision" else weights
+            load_vgg16(self.metric.get_submodule("net"), path, VGG16_SHA256_PREFIX)
         self.requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> "PerceptualLoss":
@@ -74,8 +77,18 @@ class PerceptualLoss(nn.Module):
 
     def forward(self, images: Float[Tensor, "b c H W"], reconstruction: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
         """Mean distance of images in [-1, 1]; a single channel is repeated to three."""
-        real, fake = (x.expand(-1, 3, -1, -1) for x in (images, reconstruction))
-        return self.metric(real, fake).mean()
+        real, fake = (self._features(x.expand(-1, 3, -1, -1)) for x in (images, reconstruction))
+        with torch.autocast(images.device.type, enabled=False):
+            distances = [
+                head(F.normalize(one.float(), dim=1).sub(F.normalize(other.float(), dim=1)).square()).mean()
+                for one, other, head in zip(real, fake, self.metric.get_submodule("lins").children(), strict=True)
+            ]
+        return torch.stack(distances).sum()
+
+    def _features(self, images: Float[Tensor, "b 3 H W"]) -> tuple[Tensor, ...]:
+        """Features of five layers of VGG16, each (b, c, h, w)."""
+        scaled = self.metric.get_submodule("scaling_layer")(images)
+        return tuple(self.metric.get_submodule("net")(scaled))
 
 
 def vgg16_file() -> str:

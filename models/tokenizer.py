@@ -74,11 +74,13 @@ class Tokenizer(nn.Module):
         """One training pass.
 
         Returns reconstruction (b, c, H, W), features (b, k, H, W) before the decoder's last convolution, the two
-        quantization losses (Eq. 4) as scalars, and codes (b, T, h, w).
+        quantization losses (Eq. 4) as scalars, and codes (b, T, h, w). On a GPU activations are channels-last in
+        memory, which convolutions of bfloat16 want. It changes roundings, so encoding keeps the plain format.
         """
-        latents = self.encoder(images).float()
+        form = torch.channels_last if images.is_cuda else torch.preserve_format
+        latents = self.encoder(images.to(memory_format=form)).float()
         accumulated, commitment, codebook, codes = self.quantizer(latents, self.noise(seeds))
-        features = self.decoder.features(straight_through(latents, accumulated))
+        features = self.decoder.features(straight_through(latents, accumulated).to(memory_format=form))
         return {
             "reconstruction": self.decoder.last(features),
             "features": features,

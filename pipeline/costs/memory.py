@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from rdpm.models.discriminator import DiscriminatorPair
 from rdpm.models.generator import Generator, code_loss
-from rdpm.models.losses import discriminator_hinge, generator_hinge, reconstruction_loss, untrained_lpips
+from rdpm.models.losses import PerceptualLoss, discriminator_hinge, generator_hinge, reconstruction_loss
 from rdpm.models.noise import normal_quantiles
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
@@ -68,7 +68,7 @@ def tokenizer_bytes_per_sample(config: TrainTokenizerConfig) -> int:
     with FakeTensorMode(allow_non_fake_inputs=True):
         tokenizer = Tokenizer(model)
         critic = DiscriminatorPair(config.discriminator, channels)
-        perceptual = untrained_lpips() if config.loss.perceptual != "none" else None
+        perceptual = PerceptualLoss(None) if config.loss.perceptual != "none" else None
 
         def step(count: int) -> None:
             images = torch.rand(count, channels, model.image_size, model.image_size)
@@ -76,10 +76,11 @@ def tokenizer_bytes_per_sample(config: TrainTokenizerConfig) -> int:
                 out = tokenizer(images, torch.zeros(count, dtype=torch.int64))
             picture = out["reconstruction"].float()
             loss = reconstruction_loss(images, picture) + out["commitment"] + out["codebook"]
-            if perceptual is not None:
-                loss = loss + perceptual(*(x.expand(-1, 3, -1, -1) for x in (images, picture))).mean()
-            if config.loss.adversarial:
-                loss = loss + generator_hinge(critic.discriminator(picture))
+            with _autocast(config.engine.precision):
+                if perceptual is not None:
+                    loss = loss + perceptual(images, picture)
+                if config.loss.adversarial:
+                    loss = loss + generator_hinge(critic.discriminator(picture))
             loss.backward()
             if config.loss.adversarial:
                 with _autocast(config.engine.precision):

@@ -235,6 +235,29 @@ def test_the_perceptual_loss_is_lpips_formula(perceptual):
     torch.testing.assert_close(perceptual(x, y), total, atol=1e-6, rtol=1e-4)
 
 
+def test_under_autocast_only_vgg16_is_rounded(perceptual):
+    x, y = torch.rand(2, 1, 3, 32, 32) * 2 - 1
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded, same = perceptual(x, y), perceptual(x, x)
+    assert rounded.dtype == torch.float32
+    torch.testing.assert_close(rounded, perceptual(x, y), atol=0, rtol=0.02)
+    assert rounded != perceptual(x, y)
+    assert same == 0
+
+
+def test_positions_without_any_feature_have_a_finite_gradient(perceptual):
+    bias = perceptual.metric.net.slice5[-2].bias
+    before = bias.clone()
+    x, y = torch.rand(1, 3, 32, 32), torch.rand(1, 3, 32, 32, requires_grad=True)
+    try:
+        bias.data.fill_(-1e3)  # so the last features are all zero
+        perceptual(x, y).backward()
+    finally:
+        bias.data.copy_(before)
+    assert torch.isfinite(y.grad).all()
+    assert y.grad.any()
+
+
 @pytest.mark.slow
 def test_a_failed_download_of_vgg16_is_refused_with_the_fix(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))

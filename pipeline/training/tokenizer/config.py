@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from rdpm.models.discriminator import DiscriminatorConfig
 from rdpm.models.fields import EXECUTION
 from rdpm.models.tokenizer import TokenizerConfig
+from rdpm.pipeline.training.engine import EngineConfig
 from rdpm.pipeline.training.optimizers import OptimizerConfig
 from rdpm.pipeline.training.run_config import RunConfig
 
@@ -52,6 +53,11 @@ class TrainTokenizerConfig(RunConfig):
         default_factory=lambda: OptimizerConfig(lr=4e-5, betas=(0.5, 0.9), weight_decay=0.0, warmup_steps=5005)
     )
     """Adam and its learning rate, for tokenizer and discriminator."""
+    engine: EngineConfig = field(default_factory=lambda: EngineConfig(precision="bf16", clip=1.0))
+    """Precision, clipping and sharding of tokenizer and discriminator. The paper names no precision and no clipping of
+    its tokenizer; docs/decisions.md has what was measured."""
+    compile: bool = field(default=False, metadata=EXECUTION)
+    """Compile encoder, decoder, discriminator and LPIPS with torch.compile."""
     flips: bool = True
     """Mirror each image with probability 1/2."""
     workers: int = field(default=4, metadata=EXECUTION)
@@ -71,3 +77,8 @@ class TrainTokenizerConfig(RunConfig):
             raise ValueError(f"workers is {self.workers}; use 0 or more")
         if self.validation and self.validate_every % self.log_every:
             raise ValueError(f"validate_every is {self.validate_every}; use a multiple of log_every {self.log_every}")
+        if self.compile and self.engine.zero_stage == 3:
+            raise ValueError(
+                "compile is true at engine.zero_stage 3, whose hooks break the graphs; use engine.zero_stage 0, 1 or "
+                "2, or compile=false"
+            )

@@ -37,14 +37,31 @@ class TokenizerStep:
         channels = config.model.autoencoder.in_channels
         with building(config.engine):
             tokenizer = Tokenizer(config.model)
+        self._compile(tokenizer.encoder, tokenizer.decoder.layers)
         self.engines = {"tokenizer": self._engine("tokenizer", tokenizer, whole=(Quantizer,))}
         if config.loss.adversarial:
             with building(config.engine):
                 pair = DiscriminatorPair(config.discriminator, channels)
+            self._compile(pair.discriminator)
             self.engines["discriminator"] = self._engine("discriminator", pair)
-        self.perceptual = None
+        self.perceptual: PerceptualLoss | None = None
         if config.loss.perceptual != "none":
-            self.perceptual = PerceptualLoss(config.loss.perceptual).to(ranks.device)
+            self.use_perceptual(PerceptualLoss(config.loss.perceptual))
+
+    def use_perceptual(self, perceptual: PerceptualLoss) -> None:
+        """Train with this perceptual loss."""
+        self.perceptual = perceptual.to(self.ranks.device)
+        self._compile(self.perceptual)
+
+    def _compile(self, *modules: nn.Module) -> None:
+        """Compile modules, if the config says so. A graph each: every call has the same shapes."""
+        if self.config.compile:
+            for module in modules:
+                module.compile(dynamic=False)
+
+    def autocast(self) -> torch.autocast:
+        """The context in which losses' networks run in the precision of the training."""
+        return torch.autocast(self.ranks.device.type, torch.bfloat16, enabled=self.config.engine.precision == "bf16")
 
     def _engine(self, name: str, model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> Engine:
         config = self.config
@@ -87,7 +104,8 @@ class TokenizerStep:
         terms["reconstruction"] = reconstruction_loss(images, picture)
         total = self.config.loss.reconstruction * terms["reconstruction"]
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(images, picture)
+            with self.autocast():
+                terms["perceptual"] = self.perceptual(images, picture)
             total = total + terms["perceptual"]
         terms["loss"] = total.detach()
         (grad,) = torch.autograd.grad(total, picture)
@@ -97,7 +115,9 @@ class TokenizerStep:
         """Weighted gradient of the adversarial loss at the reconstruction."""
         discriminator = self.engines["discriminator"].module.get_submodule("discriminator")
         discriminator.requires_grad_(False)
-        terms["adversarial"] = generator_hinge(discriminator(picture))
+        with self.autocast():
+            logits = discriminator(picture)
+        terms["adversarial"] = generator_hinge(logits.float())
         (grad,) = torch.autograd.grad(terms["adversarial"], picture)
         discriminator.requires_grad_(True)
         weight = self.config.loss.adversarial
