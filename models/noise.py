@@ -50,7 +50,7 @@ class Stream(IntEnum):
 Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
-def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
+def philox(counter: Words, key: tuple[Tensor, ...]) -> Words:
     """Philox4x32-10. All tensors are int64 holding 32-bit words and broadcast together.
 
     The 64-bit product may wrap to a negative int64, but the shift and the mask still give its correct halves.
@@ -77,7 +77,9 @@ def word_blocks(
     Four tensors (b, n), as int64.
     """
     seeds = seeds.view(-1, 1)
-    steps = torch.as_tensor(step, dtype=torch.int64, device=seeds.device).view(-1, 1)
+    # Filled on the device: a copy from the host would wait for it.
+    steps = torch.full((1,), step, device=seeds.device) if isinstance(step, int) else step
+    steps = steps.to(seeds.device, torch.int64).view(-1, 1)
     # A zero from memory: else inductor multiplies the bare index in 32 bits, which Triton refuses.
     blocks = blocks ^ (seeds & 0)
     streams = torch.full_like(steps, int(stream))
@@ -95,7 +97,7 @@ def random_words(
 
 def child_seeds(seed: int, indices: Int[Tensor, " b"]) -> Int[Tensor, " b"]:
     """One seed per index (of an image, a position): two Philox words at the counter (index, CHILD)."""
-    key = torch.tensor(seed & _MASK, device=indices.device), torch.tensor((seed >> 32) & _MASK, device=indices.device)
+    key = tuple(torch.full((), word & _MASK, device=indices.device) for word in (seed, seed >> 32))
     zero = torch.zeros_like(indices)
     low, high, _, _ = philox((indices & _MASK, (indices >> 32) & _MASK, zero + int(Stream.CHILD), zero), key)
     return low | (high << 32)
