@@ -85,9 +85,11 @@ class Bench:
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.picture = self.images.clone().requires_grad_()
         self.seeds = torch.arange(options.batch, device=device)
-        self.latents = torch.randn(options.batch, *config.model.latent_shape, device=device, requires_grad=True)
+        latents = torch.randn(options.batch, *config.model.latent_shape, device=device)
+        form = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as in the training
+        self.latents = latents.contiguous(memory_format=form).requires_grad_()
         with self.step.autocast(), torch.no_grad():
-            self.features = self.tokenizer.decoder.features(self.latents.contiguous(memory_format=torch.channels_last))
+            self.features = self.tokenizer.decoder.features(self.latents)
 
     def __call__(self) -> None:
         """One step with its update."""
@@ -114,7 +116,7 @@ class Bench:
     def decoder(self) -> None:
         """Forward and backward pass of the decoder."""
         with self.step.autocast():
-            images = self.tokenizer.decoder(self.latents.contiguous(memory_format=torch.channels_last))
+            images = self.tokenizer.decoder(self.latents)
         images.backward(images.detach())
 
     def lpips(self) -> None:

@@ -15,7 +15,7 @@ from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.foundation.records import read_record
 from rdpm.pipeline.training.log import read_log
 from rdpm.pipeline.training.tokenizer.stage import run
-from tests.pipeline.training.trainings import arguments, checkpoint_steps, config
+from tests.pipeline.training.trainings import arguments, checkpoint_steps, config, log_lines, train, train_traced, worst
 
 
 @pytest.fixture(scope="module")
@@ -93,6 +93,22 @@ def test_images_of_a_single_class_are_pointed_out(images, tmp_path, monkeypatch)
     run(config("tokenizer", tmp_path, tmp_path / "out", "steps=1"))
     assert len(said) == 1
     assert "all images are of one class, '7'" in said[0]
+
+
+def test_compiling_is_refused_where_the_hooks_of_zero_3_break_the_graphs(inputs, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"compile is true at engine.zero_stage 3.*compile=false"):
+        config("tokenizer", inputs, tmp_path, "steps=1", "compile=true", "engine.zero_stage=3")
+
+
+@pytest.mark.long
+def test_a_traced_training_is_like_the_plain_one(two_ranks, inputs, tmp_path) -> None:
+    """With the discriminator on, whose weights are frozen in one of its two calls per micro-batch."""
+    options = ["steps=5", "checkpoint_every=5", "engine.zero_stage=2"]
+    two_ranks.run(train_traced, "tokenizer", inputs, tmp_path / "traced", *options)
+    two_ranks.run(train, "tokenizer", inputs, tmp_path / "plain", *options)
+    traced, plain = log_lines(tmp_path / "traced"), log_lines(tmp_path / "plain")
+    for name in ("reconstruction", "loss", "codebook", "commitment"):
+        assert worst(traced, plain, name) < 1e-3
 
 
 @pytest.mark.long
