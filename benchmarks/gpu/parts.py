@@ -86,7 +86,16 @@ TRAIN = (
     *(_train(depth, "math", 32, False) for depth in BATCHES),
 )
 SAMPLE = (Part("sample/d12, d16, d20", ("-m", "benchmarks.sample", "--sizes"), 540, (*MODELS, "triton")),)
-TOKENIZER = (Part("tokenizer/ImageNet", ("-m", "benchmarks.tokenizer"), 300, MODELS),)
+TOKENIZER = tuple(
+    Part(
+        f"tokenizer/{'compiled' if compiled else 'eager'}, batch {batch}",
+        ("-m", "benchmarks.tokenizer", f"--batch={batch}", *(["--compile"] if compiled else [])),
+        400,
+        (*MODELS, "lpips", "torchvision", *(["triton"] if compiled else [])),
+    )
+    for batch in (16, 32)
+    for compiled in (True, False)
+)
 
 
 def _determinism(depth: int, kernel: str, compiled: bool) -> Part:

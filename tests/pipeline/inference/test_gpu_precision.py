@@ -11,9 +11,9 @@ import torch
 from rdpm.models.autoencoder import AutoencoderConfig
 from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.noise import Stream, child_seeds, normal
+from rdpm.models.precision import full_precision
 from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
-from rdpm.pipeline.inference.batches import full_precision
 from rdpm.pipeline.inference.codec import Codec
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
