@@ -92,16 +92,16 @@ def measured(name: str, kind: str, options: argparse.Namespace) -> dict[str, Any
 
 def table(results: list[dict[str, Any]]) -> str:
     """Markdown: one row per model, its training step and its sampling side by side."""
-    heads = ["", "parameters", "training, images/s", "core s/image", "GFLOP/image", "GiB"]
-    heads += ["sampling, images/s", "core s/image", "GFLOP/image", "forwards", "GiB", "licence, version"]
+    heads = ["", "parameters", "training, images/s", "GFLOP/image", "GiB"]
+    heads += ["sampling, images/s", "GFLOP/image", "forwards", "GiB", "licence, version"]
     lines = [heads, ["---"] * len(heads)]
     for name in dict.fromkeys(result["name"] for result in results):
         kinds = {result["kind"]: result for result in results if result["name"] == name}
         train, sample = kinds.get("train", {}), kinds.get("sample", {})
         size = train.get("parameters")
         row = [name, f"{size / 1e6:,.1f} M" if size else ""]
-        row += _cells(train, ("images_per_s", "core_seconds_per_image", "gflop_per_image", "peak_gib"))
-        row += _cells(sample, ("images_per_s", "core_seconds_per_image", "gflop_per_image", "forwards", "peak_gib"))
+        row += _cells(train, ("images_per_s", "gflop_per_image", "peak_gib"))
+        row += _cells(sample, ("images_per_s", "gflop_per_image", "forwards", "peak_gib"))
         any_of = sample or train
         lines.append([*row, f"{any_of.get('licence', '')}, {any_of.get('version', '')}".strip(", ")])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

@@ -2,8 +2,8 @@
 
     python -P measure.py NAME train|sample --batch 1 --device cpu --precision bf16 --seconds 200
 
-Prints one line of JSON. A training step is forward, backward and AdamW, without the encoder of images and without an
-average of the weights. Sampling includes the decoder. Where a sampler of many steps would take longer than `seconds`,
+Prints one line of JSON; on a CPU images_per_s is per second of one core, which other work disturbs less. A training
+step is forward, backward and AdamW, without the encoder of images and without an average of the weights. Sampling includes the decoder. Where a sampler of many steps would take longer than `seconds`,
 two shorter ones are measured, and their line is extended to the published number of steps.
 """
 
@@ -124,8 +124,7 @@ def measured(options: argparse.Namespace) -> dict[str, Any]:
     extrapolated = found.pop("extrapolated")
     return {
         "parameters": sum(p.numel() for module in subject.weights for p in module.parameters()) or None,
-        "images_per_s": options.batch / seconds,
-        "core_seconds_per_image": None if cuda else cores / options.batch,
+        "images_per_s": options.batch / (seconds if cuda else cores),
         "gflop_per_image": flops / options.batch / 1e9,
         "peak_gib": peak / 2**30,
         "forwards": {name: round(count) for name, count in found.items()} or {"transformer": subject.steps},

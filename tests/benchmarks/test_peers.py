@@ -101,7 +101,7 @@ def test_a_long_sampler_is_the_line_through_two_short_ones(measure, seconds) -> 
 
 def test_the_table_says_what_was_extrapolated_and_left_out() -> None:
     train = {
-        "name": "A", "kind": "train", "parameters": 123_456_789, "images_per_s": 0.1234, "core_seconds_per_image": 16.2,
+        "name": "A", "kind": "train", "parameters": 123_456_789, "images_per_s": 0.1234,
         "gflop_per_image": 1234.5, "peak_gib": 3.21, "licence": "MIT", "version": "abc",
     }  # fmt: skip
     sample = {**train, "kind": "sample", "forwards": {"transformer": 256, "head": 25_600}, "extrapolated": True}
