@@ -3,8 +3,9 @@
     python -P measure.py NAME train|sample --batch 1 --device cpu --precision bf16 --seconds 200
 
 Prints one line of JSON; on a CPU images_per_s is per second of one core, which other work disturbs less. A training
-step is forward, backward and AdamW, without the encoder of images and without an average of the weights. Sampling includes the decoder. Where a sampler of many steps would take longer than `seconds`,
-two shorter ones are measured, and their line is extended to the published number of steps.
+step is forward, backward and AdamW, without the encoder of images and without an average of the weights. Sampling
+includes the decoder. Where a sampler of many steps would take longer than `seconds`, two shorter ones are measured, and
+their line is extended to the published number of steps.
 """
 
 import argparse
