@@ -40,7 +40,8 @@ def adaptive_weight(
     features: Float[Tensor, "b k H W"], grad_nll: Float[Tensor, "b c H W"], grad_gan: Float[Tensor, "b c H W"]
 ) -> Float[Tensor, ""]:
     """VQGAN's lambda: the ratio of both losses' gradient norms at the decoder's last layer, clamped to [0, 10^4]."""
-    nll, gan = last_layer_gradient(features, grad_nll).norm(), last_layer_gradient(features, grad_gan).norm()
+    both = last_layer_gradient(features, torch.cat([grad_nll, grad_gan], 1))  # in one pass over the features
+    nll, gan = (gradient.norm() for gradient in both.chunk(2))
     return (nll / (gan + 1e-4)).clamp(0, 1e4)
 
 
