@@ -51,6 +51,8 @@ TESTS = (
     _tests("the compiled loss equals the eager one", "tests/models/test_gpu_compiled.py", "triton"),
     _tests("no TF32 in phi, quantizer, encoder and decoder", "tests/pipeline/inference/test_gpu_precision.py"),
     _tests("the stream fills pinned memory", "tests/pipeline/stream/test_gpu_pinned.py"),
+    _tests("images to train the tokenizer on come in pinned memory", "tests/pipeline/images/test_image_stream.py"),
+    _tests("the tokenizer trains channels-last", "tests/models/test_tokenizer_model.py"),
     _tests(
         "a micro-batch never waits for the device",
         f"{_TRAINING}::test_a_micro_batch_never_waits_for_the_device",

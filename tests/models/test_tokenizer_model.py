@@ -67,6 +67,26 @@ def test_the_reconstruction_moves_encoder_and_decoder_but_not_the_codebook(token
     assert all(weight.grad is None for weight in tokenizer.quantizer.parameters())
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_activations_are_channels_last_in_training_on_a_gpu(tokenizer, images):
+    """From the first layer of the encoder to the decoder's picture; the values are those of a CPU."""
+    expected = tokenizer(images, SEEDS)
+    tokenizer.cuda()
+    formats = []
+    for layer in tokenizer.modules():
+        if isinstance(layer, torch.nn.Conv2d) and layer is not tokenizer.quantizer.codebook.bias:
+            layer.register_forward_hook(
+                lambda *given: formats.append(given[-1].is_contiguous(memory_format=torch.channels_last))
+            )
+    out = tokenizer(images.cuda(), SEEDS.cuda())
+    assert all(formats)
+    same = (out["codes"].cpu() == expected["codes"]).all((1, 2, 3))  # TF32 in the encoder may change a code
+    assert same.any()
+    difference = out["reconstruction"].cpu()[same] - expected["reconstruction"][same]
+    assert difference.abs().max() < 0.05
+
+
 def test_codes_rebuild_the_accumulated_latents_bit_for_bit(tokenizer, images):
     result = tokenizer.encode(images, SEEDS)
     assert torch.equal(tokenizer.quantizer.codebook.accumulated(result.codes, 4), result.accumulated)

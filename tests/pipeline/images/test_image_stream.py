@@ -127,3 +127,16 @@ def test_images_smaller_than_the_crop_are_named_with_their_size(digit_folder):
     assert set(batch.enlarged.values()) == {"8 x 8"}
     (batch,) = stream_of(digit_folder, size=8).batches(0, 1, 0)
     assert batch.enlarged == {}
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_lie_in_pinned_memory_and_arrive_whole(digit_folder, uninterrupted, workers):
+    arrived = []
+    for batch in stream_of(digit_folder).batches(0, BATCHES, workers):
+        assert batch.pixels.is_pinned()
+        assert batch.seeds.is_pinned()
+        arrived.append(tuple(x.to("cuda", non_blocking=True) for x in (batch.pixels, batch.seeds)))
+    torch.cuda.synchronize()
+    assert same([tuple(x.cpu() for x in batch) for batch in arrived], uninterrupted)
