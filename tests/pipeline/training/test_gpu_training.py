@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from rdpm.pipeline.stream.token_stream import StreamConfig, TokenStream
 from rdpm.pipeline.training.generator.draws import Draws, training_batch
 from rdpm.pipeline.training.generator.step import GeneratorLoss
 from rdpm.pipeline.training.meters import StepLossMeter
-from tests.pipeline.training.trainings import arguments, config, log_lines, parts, train, worst
+from tests.pipeline.training.trainings import config, log_lines, parts, train, worst
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 DEVICE = torch.device("cuda")
@@ -92,16 +93,20 @@ def test_previews_are_drawn_with_every_kernel(inputs, tmp_path, attention) -> No
 @pytest.mark.parametrize("compiled", ["false", "true"])
 @pytest.mark.parametrize("kind", ["generator", "tokenizer"])
 def test_a_deterministic_training_continues_to_the_bit(inputs, tmp_path, repository, kind, compiled) -> None:
-    """As jobs of their own, because cuBLAS must not have been used before."""
+    """In processes of their own, because cuBLAS must not have been used before."""
     pytest.importorskip("deepspeed")
     if kind == "tokenizer" and compiled == "true":
         pytest.skip("only the generator's training is compiled here")
     options = ["steps=8", "checkpoint_every=1", "keep_checkpoints=8", "engine.precision=bf16", "deterministic=true"]
     options += ["compile=true"] if compiled == "true" else []
 
-    def job(out) -> None:
-        command = [sys.executable, "-m", "rdpm", f"train-{kind}", *arguments(kind, inputs, out, *options)]
-        subprocess.run(command, cwd=repository, check=True, timeout=300)
+    def job(out: Path) -> None:
+        code = (
+            f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from pathlib import Path; "
+            "from trainings import train; "
+            f"train(None, {kind!r}, Path({str(inputs)!r}), Path({str(out)!r}), *{options})"
+        )
+        subprocess.run([sys.executable, "-c", code], cwd=repository, check=True, timeout=300)
 
     straight, again = tmp_path / "straight", tmp_path / "again"
     job(straight)

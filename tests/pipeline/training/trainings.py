@@ -61,7 +61,7 @@ def config(kind: str, folder: Path, out: Path, *options: str) -> RunConfig:
 def train(ranks: Ranks | None, kind: str, folder: Path, out: Path, *options: str) -> None:
     """One training to its end, without a record; on one of `ranks`, or alone in this process where they are None."""
     settings = config(kind, folder, out, *options)
-    with nullcontext(ranks) if ranks else joined_ranks(1) as ranks:
+    with nullcontext(ranks) if ranks else joined_ranks(1, settings.deterministic) as ranks:
         if isinstance(settings, TrainTokenizerConfig):
             train_tokenizer(settings, list_images(settings.images), ranks, None)
         else:
