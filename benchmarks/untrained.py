@@ -28,6 +28,7 @@ def export_generator(folder: str, config: GeneratorConfig, tokenizer: ModelCard)
     """An untrained generator of a tokenizer's codes, whose logits are random instead of zero."""
     generator = Generator(config)
     torch.nn.init.normal_(generator.head.weight, std=0.02)
+    torch.nn.init.zeros_(generator.transformer.adaln.bias)  # else the head would see zeros
     made_from = GeneratorOrigin(tokenizer.digest, (), class_names(config.num_classes))
     return save_export(folder, "generator", config, generator.state_dict(), made_from, {}, 0)
 

@@ -74,6 +74,7 @@ def step_embedding(steps: Int[Tensor, " b"], size: int) -> Float[Tensor, "b size
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
 
+_ALIGNED_DEVIATION = 3.0
 _RENAMED_PARAMETERS = {"labels": "label_embedding", "steps": "step_mlp"}
 _SEPARATE_MODULATION = re.compile(r"transformer\.(?:blocks\.(\d+)\.)?modulation\.(weight|bias)")
 
@@ -125,9 +126,13 @@ class Generator(nn.Module):
 
         The code nearest to v is argmax_k (v . c_k - |c_k|^2 / 2), which is linear in (v, 1). The rows of the head start
         as (c_k, -|c_k|^2 / 2) in d + 1 random orthonormal directions, so the layers before it only have to predict v.
+        Until they do, the last norm gives zeros: all codes start equally likely. The rows are scaled so that an input
+        of unit variance would give logits with a standard deviation of 3, whatever the scale of the codes.
         """
         half_norms = vectors.square().sum(1, keepdim=True) / 2
-        features = torch.cat([vectors, half_norms.mean() - half_norms], dim=1)
+        features = torch.cat([vectors, -half_norms], dim=1)
+        features -= features.mean(0)  # the same for all codes, so softmax does not see it
+        features *= _ALIGNED_DEVIATION / features.square().sum(1).mean().sqrt()
         directions = torch.linalg.qr(torch.randn(self.transformer.width, features.shape[1])).Q
         weight = features @ directions.T.to(features)
 

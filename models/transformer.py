@@ -108,7 +108,13 @@ class Transformer(nn.Module):
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
                 module.apply(xavier)
-        self.adaln.apply(zero)  # AdaLN-Zero: every block starts as the identity
+        self.adaln.apply(self._closed)
+
+    @torch.no_grad()
+    def _closed(self, layer: nn.Module) -> None:
+        """AdaLN-Zero: every block starts as the identity. The last scale starts at -1, so that the output is zero."""
+        zero(layer)
+        layer.get_parameter("bias")[-self.width :] = -1
 
     def modulations(self, condition: Float[Tensor, "b d"]) -> Float[Tensor, "b n d"]:
         """Six vectors for each block, and shift and scale of the last norm, in one product.

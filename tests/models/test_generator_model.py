@@ -73,20 +73,40 @@ def test_an_untrained_generator_gives_all_codes_equal_probability():
     torch.testing.assert_close(loss, torch.full((4,), math.log(64)))
 
 
-def test_an_aligned_head_finds_the_nearest_code_of_a_latent(generator):
-    """In some orthonormal directions of its input, the head's logits are v . c_k - |c_k|^2 / 2, up to a constant."""
+@pytest.mark.parametrize("scale", [0.05, 0.5, 5.0])
+def test_a_training_starts_with_all_codes_equally_likely(scale):
+    """At the paper's K and d, for codes of any scale. The first gradient moves the last norm."""
+    model = Generator(GeneratorConfig(depth=1, grid=4))
+    model.align_head(scale * torch.randn(4096, 32))
+    noise, accumulated = torch.randn(2, 4, 32, 4, 4)
+    labels = torch.arange(4)
+    loss = code_loss(model(noise, labels, labels + 1, accumulated), torch.randint(4096, (4, 4, 4)))
+    torch.testing.assert_close(loss, torch.full((4,), math.log(4096)))
+    loss.mean().backward()
+    gradient = model.transformer.adaln.bias.grad.view(-1, model.transformer.width)
+    assert gradient[-2:].all(dim=1).all()
+
+
+@pytest.mark.parametrize("scale", [0.05, 0.5, 5.0])
+def test_an_aligned_head_finds_the_nearest_code_of_a_latent(generator, scale):
+    """In some orthonormal directions of its input, the head's logits are v . c_k - |c_k|^2 / 2, up to a constant and a
+    factor, whose choice makes the logits of random inputs equally wide for codes of every scale."""
     codebook = Codebook(QuantizerConfig(64, 8))
+    codebook.vectors.data.mul_(2 * scale)
     generator.align_head(codebook.vectors)
     vectors, head = codebook.vectors.detach(), generator.head.weight.detach()
-    half_norms = vectors.square().sum(1, keepdim=True) / 2
-    features = torch.cat([vectors, half_norms.mean() - half_norms], dim=1)
+    features = torch.cat([vectors, -vectors.square().sum(1, keepdim=True) / 2], dim=1)
+    features -= features.mean(0)
     directions = torch.linalg.lstsq(features, head).solution
     torch.testing.assert_close(features @ directions, head, atol=1e-4, rtol=0)
-    torch.testing.assert_close(directions @ directions.T, torch.eye(9), atol=1e-4, rtol=0)
-    latents = torch.randn(1, 8, 10, 20)
+    factor = directions.square().sum(1).mean()
+    torch.testing.assert_close(directions @ directions.T, factor * torch.eye(9), atol=1e-3 * factor, rtol=0)
+    latents = scale * torch.randn(1, 8, 10, 20)
     points = latents[0].flatten(1).T
     inputs = torch.cat([points, torch.ones(200, 1)], dim=1) @ directions
-    assert torch.equal(generator.head(inputs).argmax(1), codebook.nearest(latents).flatten())
+    assert (generator.head(inputs).argmax(1) == codebook.nearest(latents).flatten()).float().mean() > 0.99
+    logits = generator.head(torch.randn(10_000, 128))
+    torch.testing.assert_close(logits.var(dim=1, correction=0).mean().sqrt(), torch.tensor(3.0), atol=0.1, rtol=0)
 
 
 @pytest.mark.parametrize("which", range(4), ids=["noise", "label", "step", "accumulated"])

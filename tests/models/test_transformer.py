@@ -25,10 +25,12 @@ def run(model, x, condition):
 def test_every_block_starts_as_the_identity():
     model = make_transformer(depth=3)
     x, condition = make_inputs(depth=3)
-    modulations = model.modulations(condition)
+    modulations = model.modulations(condition).detach()
     assert modulations.shape == (3, 20, 192)
     for number, block in enumerate(model.blocks):
         assert torch.equal(block(x, modulations[:, 6 * number : 6 * number + 6], model.cos, model.sin), x)
+    assert not model(x, modulations).any()
+    modulations[:, -1] = 0  # the last scale
     torch.testing.assert_close(model(x, modulations), F.rms_norm(x + model.positions, (192,), eps=1e-6))
 
 
