@@ -223,6 +223,9 @@ def main() -> None:
         models = load_generator(f"{folder}/generator")[0], load_tokenizer(f"{folder}/tokenizer")[0]
         sampler = Sampler.of(*models, options.batch, options.precision, options.compile)
         result = {"device": device, **vars(options), **limits(sampler, options.rounds)}
+        result["images_per_s"] = options.batch / result["seconds"]["sampler"]
+        if torch.cuda.is_available():
+            result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if not options.limits:
             seconds = parts(sampler, options.rounds)
             result["sampler_ratio"] = seconds["bare"] / seconds["loop"]

@@ -87,7 +87,18 @@ TRAIN = (
     ),
     *(_train(depth, "math", 32, False) for depth in BATCHES),
 )
-SAMPLE = (Part("sample/d12, d16, d20", ("-m", "benchmarks.sample", "--sizes"), 540, (*MODELS, "triton")),)
+SAMPLE = tuple(
+    Part(
+        f"sample/d{depth}, {'compiled' if compiled else 'eager'}, batch {batch}",
+        ("-m", "benchmarks.sample", "--limits", f"--depth={depth}", f"--batch={batch}", "--precision=bf16",
+         *(["--compile"] if compiled else [])),
+        540,
+        (*MODELS, *(["triton"] if compiled else [])),
+    )
+    for depth, batches in {12: (8, 32, 64), 16: (8, 64), 20: (8, 32)}.items()
+    for batch in batches
+    for compiled in (True, False)
+)  # fmt: skip
 TOKENIZER = tuple(
     Part(
         f"tokenizer/{'compiled' if compiled else 'eager'}, batch {batch}",

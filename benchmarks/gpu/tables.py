@@ -30,7 +30,7 @@ class Table:
 TABLES = (
     Table("tests", "tests", ("passed", "failed", "skipped")),
     Table("determinism", "deterministic mode", ("price", "bit_exact", "bit_exact_without")),
-    Table("sample", "sampling", ("images_per_s", "gemm_share", "peak_gib")),
+    Table("sample", "sampling", ("images_per_s", "gemm_share", "tflops", "peak_gib")),
     Table("tokenizer", "tokenizer's step", ("images_per_s", "gemm_share", "mfu", "peak_gib")),
     Table(
         "train",
