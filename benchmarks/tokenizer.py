@@ -66,26 +66,17 @@ class PlainStep(TokenizerStep):
 class Bench:
     """The step, and each of its parts alone, on made images."""
 
-    def __init__(self, options: argparse.Namespace, device: torch.device, compile: bool = False) -> None:
+    def __init__(self, config: TrainTokenizerConfig, device: torch.device) -> None:
         torch.manual_seed(0)
-        config = TrainTokenizerConfig(
-            images="",
-            out="",
-            batch=options.batch,
-            micro_batch=options.batch,
-            loss=LossConfig(perceptual="none"),
-            engine=EngineConfig(precision=options.precision),
-            compile=compile,
-        )
         self.step = PlainStep(config, Ranks(0, 1, device), 1)
         self.step.use_perceptual(PerceptualLoss(None))
         self.tokenizer: Any = self.step.engines["tokenizer"].module
         size = config.model.image_size
-        images = torch.rand(options.batch, 3, size, size, device=device) * 2 - 1
+        images = torch.rand(config.batch, 3, size, size, device=device) * 2 - 1
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.picture = self.images.clone().requires_grad_()
-        self.seeds = torch.arange(options.batch, device=device)
-        latents = torch.randn(options.batch, *config.model.latent_shape, device=device)
+        self.seeds = torch.arange(config.batch, device=device)
+        latents = torch.randn(config.batch, *config.model.latent_shape, device=device)
         form = torch.channels_last if device.type == "cuda" else torch.contiguous_format  # as in the training
         self.latents = latents.contiguous(memory_format=form).requires_grad_()
         with self.step.autocast(), torch.no_grad():
@@ -151,15 +142,28 @@ def products_of(work: Callable[[], None], precision: str) -> Counter[Product]:
     return products
 
 
+def config_of(options: argparse.Namespace, compile: bool) -> TrainTokenizerConfig:
+    """The ImageNet tokenizer's training, one micro-batch per step. LPIPS is added by `Bench`, with random weights."""
+    return TrainTokenizerConfig(
+        images="",
+        out="",
+        batch=options.batch,
+        micro_batch=options.batch,
+        loss=LossConfig(perceptual="none"),
+        engine=EngineConfig(precision=options.precision),
+        compile=compile,
+    )
+
+
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The whole step and, if asked for, its parts."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.batch = options.batch or (16 if device.type == "cuda" else 1)
     torch.set_num_threads(options.threads)
-    eager = Bench(options, device)
+    eager = Bench(config_of(options, compile=False), device)
     products = products_of(eager, options.precision)
     parts = {name: products_of(part, options.precision) for name, part in eager.parts.items()} if options.parts else {}
-    bench = Bench(options, device, compile=True) if options.compile else eager
+    bench = Bench(config_of(options, compile=True), device) if options.compile else eager
     bench()
     result: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
