@@ -41,8 +41,8 @@ class OptimizerConfig:
 
 
 _STATE = ("exp_avg", "exp_avg_sq", "ema")
-_PIECE = 1 << 18
-"""Numbers of each tensor that a CPU updates at a time: five tensors of so many fit its caches together."""
+_PIECE = 1 << 20
+"""Numbers of each tensor that a CPU updates at a time. Five tensors of so many fit the last cache of a server."""
 
 
 class AdamWithEMA(torch.optim.AdamW):

@@ -53,7 +53,7 @@ def assert_same_bits(ones, others):
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("piece", [1 << 18, 16])
+@pytest.mark.parametrize("piece", [1 << 20, 16])
 def test_weights_are_those_of_adamw_in_pieces_of_any_size(monkeypatch, piece):
     monkeypatch.setattr(optimizers, "_PIECE", piece)
     model = make_model()
