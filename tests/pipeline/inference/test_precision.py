@@ -1,8 +1,10 @@
 """Models in bf16: which weights are cast, that their owner keeps them, and what stays float32."""
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -27,6 +29,14 @@ def randomized(model: torch.nn.Module) -> torch.nn.Module:
 def models(exports) -> tuple:
     """A generator and its tokenizer, in memory."""
     return randomized(Generator(exports.generator_config)), randomized(Tokenizer(exports.tokenizer_config))
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Type checks off, as in production: compilers cannot see through them."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 def types(model: torch.nn.Module) -> dict[str, torch.dtype]:
@@ -96,7 +106,7 @@ def test_flash_attn_in_fp32_is_refused_in_one_sentence(models, monkeypatch):
 @pytest.mark.long
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_interface_draws_the_uncompiled_images(models, precision, monkeypatch):
+def test_a_compiled_interface_draws_the_uncompiled_images(unchecked, models, precision):
     """Up to rounding; also with callbacks, edits and settings per image. Compiled twice, the bytes are equal."""
     torch._dynamo.reset()
     settings = {"guidance": [0.0, 2.0, 1.0], "temperature": 0.8, "seed": 3}
