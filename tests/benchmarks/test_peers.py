@@ -53,7 +53,7 @@ def test_what_may_not_be_run_or_is_not_there_is_left_out_by_name(checkouts) -> N
     assert home("RDPM d12", checkouts, "python").licence == "Apache-2.0"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_model_whose_code_does_not_run_is_left_out_with_its_error(checkouts) -> None:
     result = measured("SiT-XL/2 (SDE)", "train", options(checkouts))
     assert result["error"] == "ModuleNotFoundError: No module named 'no_such_package'"

@@ -71,9 +71,7 @@ def short(inputs) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "stage", [0, pytest.param(1, marks=pytest.mark.long), pytest.param(2, marks=pytest.mark.long), 3]
-)
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.long) for stage in (0, 1, 2)), 3])
 def test_a_traced_model_trains_and_validates_like_the_plain_one(two_ranks, inputs, tmp_path, short, stage) -> None:
     """In graphs without breaks, under every ZeRO stage."""
     short.append(f"engine.zero_stage={stage}")
