@@ -32,7 +32,7 @@ def test_a_quiet_proxy_changes_nothing(faulty_s3) -> None:
     assert proxy.counts == Counter()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_every_kind_of_fault_reaches_the_client_and_the_bytes_survive(faulty_s3) -> None:
     url, proxy = faulty_s3(seed=1, shares={**dict.fromkeys(KINDS, 0.04), "conflict": 0.3})
     for number in range(40):

@@ -44,7 +44,7 @@ def use_everything(root: str) -> list:
     return said
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_passes_changes_no_answer(faulty_s3):
     quiet, _ = faulty_s3()
     expected = use_everything(f"{quiet}/x")

@@ -211,7 +211,7 @@ publish(url, plan)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_writer_killed_repeatedly_leaves_the_bytes_of_a_clean_run(tmp_path, stores, tree, python, repository):
     plan = stores.plan(rows=200)
     facts, killed = tmp_path / "facts", str(tmp_path / "killed")

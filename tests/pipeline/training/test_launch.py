@@ -75,7 +75,7 @@ def test_ranks_get_the_config_as_a_file_and_sigterm_saves_and_ends_them(start, i
     assert not any(process.is_running() for process in ranks.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_dead_rank_ends_the_job_and_is_named(start, tmp_path) -> None:
     job = start(tmp_path / "out", 1, "max_restarts=0")
     ranks_of(job)["1"].kill()

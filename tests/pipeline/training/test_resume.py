@@ -32,7 +32,7 @@ def test_resuming_at_every_step_gives_the_same_bits(two_ranks, inputs, tmp_path,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["generator", "tokenizer"])
+@pytest.mark.parametrize("kind", ["generator", pytest.param("tokenizer", marks=pytest.mark.long)])
 def test_other_ranks_and_zero_stages_see_the_same_batches(two_ranks, inputs, tmp_path, kind) -> None:
     options = ["checkpoint_every=3"]
     changing, straight = tmp_path / "changing", tmp_path / "straight"
