@@ -44,7 +44,7 @@ class Fatal:
         return np.full((len(codes), 4, 4, 4), np.inf, np.float32)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_any_number_of_processes_finds_the_same_in_the_same_order(clean, store):
     for shard, name in ((2, "codes"), (7, "label"), (7, "index"), (11, "latents")):
         damage(store, shard, name)

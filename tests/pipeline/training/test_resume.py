@@ -22,7 +22,11 @@ SHOWN = {"generator": "loss", "tokenizer": "reconstruction"}
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "stage", "steps"),
-    [("generator", 2, 4), pytest.param("generator", 2, 40, marks=pytest.mark.long), ("tokenizer", 1, 6)],
+    [
+        ("generator", 2, 4),
+        pytest.param("generator", 2, 40, marks=pytest.mark.long),
+        pytest.param("tokenizer", 1, 6, marks=pytest.mark.long),
+    ],
 )
 def test_resuming_at_every_step_gives_the_same_bits(two_ranks, inputs, tmp_path, kind, stage, steps) -> None:
     options = [f"engine.zero_stage={stage}", *(["workers=1"] if kind == "tokenizer" else [])]
