@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from rdpm.models.initial import zero
 
-_DISTANCES = {"cpu": 1 << 19, "cuda": 1 << 24}  # entries held at once: 2 MiB stay in a core's cache, 64 MiB fill a GPU
+_CPU_DISTANCES, _GPU_DISTANCES = 1 << 19, 1 << 24  # held at once: 2 MiB stay in a core's cache, 64 MiB fill a GPU
 _FEWEST_ROWS = 128  # of a product on a CPU, whose kernels round otherwise for a few rows
 _GROUP = 64
 MAX_CODEBOOK_SIZE = 1 << 16  # stores keep codes as uint16
@@ -79,7 +79,8 @@ class Codebook(nn.Module):
             vectors = self.vectors.float()
             # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), and |x|^2 is the same for every code.
             half_norms = vectors.square().sum(1) / 2
-            rows = max(_FEWEST_ROWS, _DISTANCES[points.device.type] // len(vectors))
+            most = _CPU_DISTANCES if points.is_cpu else _GPU_DISTANCES
+            rows = max(_FEWEST_ROWS, most // len(vectors))
             parts = points.tensor_split(-(-len(points) // rows))  # equal parts: none has only a few rows
             codes = [_first_largest(_closeness(part, vectors, half_norms)) for part in parts]
         return torch.cat(codes).view(b, h, w)
@@ -143,15 +144,15 @@ class Codebook(nn.Module):
 
 def _closeness(points: Float[Tensor, "n d"], vectors: Float[Tensor, "K d"], half_norms: Float[Tensor, " K"]) -> Tensor:
     """x.c - |c|^2 / 2 of every point and code, (n, K)."""
-    if points.is_cuda:
-        return torch.addmm(-half_norms, points, vectors.T)  # the product adds it before it writes
-    return (points @ vectors.T).sub_(half_norms)  # in cache; with d above 128, addmm rounds otherwise
+    if points.is_cpu:
+        return (points @ vectors.T).sub_(half_norms)  # in cache; with d above 128, addmm rounds otherwise
+    return torch.addmm(-half_norms, points, vectors.T)  # the product adds it before it writes
 
 
 def _first_largest(values: Float[Tensor, "n K"]) -> Int[Tensor, " n"]:
     """The index of the largest value of each row, the first one if there are several."""
     n, K = values.shape
-    if values.is_cuda or K % _GROUP or K < _GROUP**2 // 4:
+    if not values.is_cpu or K % _GROUP or K < _GROUP**2 // 4:
         return values.argmax(1)
     # On a CPU argmax compares one by one, and amax many at once.
     groups = values.view(n, K // _GROUP, _GROUP)
