@@ -55,7 +55,7 @@ def test_nearest_does_not_depend_on_its_chunks(monkeypatch, rows, size):
     points = torch.randn(3, 8, 4, 6)
     whole = codebook.nearest(points)
     monkeypatch.setattr(codebook_module, "_FEWEST_ROWS", rows)
-    monkeypatch.setattr(codebook_module, "_DISTANCES", {"cpu": 1})
+    monkeypatch.setattr(codebook_module, "_CPU_DISTANCES", 1)
     assert torch.equal(codebook.nearest(points), whole)
 
 
