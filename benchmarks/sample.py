@@ -29,9 +29,10 @@ import torch
 
 from benchmarks.products import gemm_share, recorded
 from benchmarks.untrained import export_generator, export_tokenizer
+from rdpm.models.choice import choose_codes
 from rdpm.models.generator import Generator, GeneratorConfig
 from rdpm.models.noise import Stream, gumbel, normal
-from rdpm.models.sampler import SamplerConfig, all_steps, choose_codes, modulations_of, sample, step_settings
+from rdpm.models.sampler import SamplerConfig, all_steps, modulations_of, sample, step_settings
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
 from rdpm.pipeline.inference.batches import full_precision

@@ -7,19 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-import rdpm.models.sampler as sampler_module
+import rdpm.models.choice as choice_module
+from rdpm.models.choice import choose_codes, truncate
 from rdpm.models.generator import Generator
 from rdpm.models.noise import Stream, child_seeds, gumbel, normal
 from rdpm.models.sampler import (
     Known,
     SamplerConfig,
     all_steps,
-    choose_codes,
     guided_logits,
     modulations_of,
     sample,
     step_settings,
-    truncate,
 )
 
 LABELS = torch.tensor([0, 4, 2, 2, 1])
@@ -221,7 +220,7 @@ def test_noise_in_a_graph_and_in_parts_chooses_as_noise_in_one_tensor(unchecked,
     if settings.top_k is not None:
         scaled = truncate(scaled, settings.top_k, settings.top_p)
     expected = (scaled + gumbel(SEEDS, 2, tuple(logits.shape[1:]), Stream.GUMBEL)).argmax(-1)
-    monkeypatch.setattr(sampler_module, "_CACHED", 15 * codes)
+    monkeypatch.setattr(choice_module, "_CACHED", 15 * codes)
     assert torch.equal(choose_codes(logits, settings, SEEDS, steps), expected)
     torch._dynamo.reset()
     graph = torch.compile(choose_codes, backend="eager", fullgraph=True, dynamic=False)

@@ -7,8 +7,9 @@ import pytest
 import torch
 from scipy.stats import chi2
 
+from rdpm.models.choice import choose_codes, truncate
 from rdpm.models.noise import Stream, child_seeds, gumbel
-from rdpm.models.sampler import PRESETS, SamplerConfig, choose_codes, preset, step_settings, truncate
+from rdpm.models.sampler import PRESETS, SamplerConfig, preset, step_settings
 
 SEEDS = child_seeds(6, torch.arange(5))
 
