@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -21,14 +21,22 @@ def check_backend(backend: Backend) -> None:
 
 
 def attend(
-    q: Float[Tensor, "b n s k"], k: Float[Tensor, "b n s k"], v: Float[Tensor, "b n s k"], backend: Backend = "sdpa"
+    q: Float[Tensor, "b n s k"],
+    k: Float[Tensor, "b n s k"],
+    v: Float[Tensor, "b n s k"],
+    backend: Backend = "sdpa",
+    mask: Bool[Tensor, "s s"] | None = None,
 ) -> Float[Tensor, "b n s k"]:
-    """softmax(q k^T / sqrt(k)) v over the sequence axis, without a mask. b images, n heads, s positions, k channels."""
+    """softmax(q k^T / sqrt(k)) v over the sequence axis. b images, n heads, s positions, k channels.
+
+    mask: true where the position of the row sees that of the column; None where all see all, as flash_attn needs it.
+    """
     if backend == "sdpa":
-        return F.scaled_dot_product_attention(q, k, v)
+        return F.scaled_dot_product_attention(q, k, v, mask)
     if backend == "math":  # faster than the fused CPU kernel's backward pass on a few positions
         with sdpa_kernel(SDPBackend.MATH):
-            return F.scaled_dot_product_attention(q, k, v)
+            return F.scaled_dot_product_attention(q, k, v, mask)
+    assert mask is None
     from flash_attn import flash_attn_func
 
     q, k, v = (part.transpose(1, 2) for part in (q, k, v))

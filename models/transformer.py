@@ -2,7 +2,7 @@
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -62,10 +62,10 @@ class Block(nn.Module):
         self.gate_up = nn.Linear(width, 2 * hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
 
-    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None) -> Tensor:
         b, s, d = x.shape
         q, k, v = self.qkv(x).view(b, s, 3, self.heads, d // self.heads).permute(2, 0, 3, 1, 4)
-        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, self.backend)
+        mixed = attend(rotate(q, cos, sin), rotate(k, cos, sin), v, self.backend, mask)
         return self.out(mixed.transpose(1, 2).reshape(b, s, d))
 
     def feed_forward(self, x: Tensor) -> Tensor:
@@ -78,10 +78,11 @@ class Block(nn.Module):
         modulations: Float[Tensor, "b 6 d"],
         cos: Float[Tensor, "s half"],
         sin: Float[Tensor, "s half"],
+        mask: Bool[Tensor, "s s"] | None = None,
     ) -> Float[Tensor, "b s d"]:
-        """modulations: shift, scale and gate of the attention, then those of the SwiGLU."""
+        """modulations: shift, scale and gate of the attention, then those of the SwiGLU. mask: see `attend`."""
         shift1, scale1, gate1, shift2, scale2, gate2 = modulations.unbind(1)
-        x = torch.addcmul(x, gate1.unsqueeze(1), self.attention(modulate(x, shift1, scale1), cos, sin))
+        x = torch.addcmul(x, gate1.unsqueeze(1), self.attention(modulate(x, shift1, scale1), cos, sin, mask))
         return torch.addcmul(x, gate2.unsqueeze(1), self.feed_forward(modulate(x, shift2, scale2)))
 
 
@@ -123,12 +124,20 @@ class Transformer(nn.Module):
         """
         return self.adaln(F.silu(condition)).unflatten(1, (-1, self.width))
 
-    def forward(self, x: Float[Tensor, "b s d"], modulations: Float[Tensor, "b n d"]) -> Float[Tensor, "b s d"]:
-        """The residual stream has the type of x: bfloat16 under autocast, where x is the result of a product."""
+    def forward(
+        self,
+        x: Float[Tensor, "b s d"],
+        modulations: Float[Tensor, "b n d"],
+        mask: Bool[Tensor, "s s"] | None = None,
+    ) -> Float[Tensor, "b s d"]:
+        """The residual stream has the type of x: bfloat16 under autocast, where x is the result of a product.
+
+        mask: which positions see which; None where all see all, as in RDPM.
+        """
         x = x + self.positions.to(x.dtype)
         for block, mine in zip(self.blocks, modulations[:, :-2].split(6, dim=1), strict=True):
             if self.activation_checkpointing and self.training and torch.is_grad_enabled():
-                x = checkpoint(block, x, mine, self.cos, self.sin, use_reentrant=False)
+                x = checkpoint(block, x, mine, self.cos, self.sin, mask, use_reentrant=False)
             else:
-                x = block(x, mine, self.cos, self.sin)
+                x = block(x, mine, self.cos, self.sin, mask)
         return modulate(x, modulations[:, -2], modulations[:, -1])
