@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +16,8 @@ from rdpm.models.codebook import check_codebook_size
 from rdpm.models.fields import EXECUTION
 from rdpm.models.initial import normal, xavier, zero
 from rdpm.models.transformer import Transformer
+
+MethodName = Literal["rdpm", "flow", "maskgit", "raster", "scales"]
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,9 @@ class GeneratorConfig:
     hidden: int = 0
     """Hidden width of SwiGLU; 0 for 8/3 of the width, rounded up to a multiple of 8, as fast products need it. Models
     whose card does not say it keep the width that they have, rounded down."""
+    method: MethodName = "rdpm"
+    """What is learned with the blocks: rdpm (the paper), or a rival of it: flow (flow matching on latents), maskgit or
+    raster (on codes of one step), scales (on codes of growing maps)."""
     attention: Backend = field(default="sdpa", metadata=EXECUTION)
     """Attention kernel: sdpa (PyTorch's choice), math (PyTorch's plain one) or flash_attn."""
     activation_checkpointing: bool = field(default=False, metadata=EXECUTION)
@@ -52,6 +57,10 @@ class GeneratorConfig:
             raise ValueError(f"hidden is {self.hidden}; use 1 or more, or 0 for the width of Table 1")
         if self.code_dim >= 64 * self.depth:
             raise ValueError(f"code_dim {self.code_dim} must be below the width, {64 * self.depth}; raise depth")
+        if self.method in ("raster", "scales") and self.attention == "flash_attn":
+            raise ValueError(
+                f"attention is flash_attn, which has no masks, and method {self.method} needs one; use sdpa"
+            )
         check_codebook_size(self.codebook_size)
         check_backend(self.attention)
 
@@ -120,26 +129,9 @@ class Generator(nn.Module):
         """The label that stands for no class (Section 3.2)."""
         return self.config.num_classes
 
-    @torch.no_grad()
     def align_head(self, vectors: Float[Tensor, "K d"]) -> None:
-        """Initialize the classification layer from the geometry of the codebook.
-
-        The code nearest to v is argmax_k (v . c_k - |c_k|^2 / 2), which is linear in (v, 1). The rows of the head start
-        as (c_k, -|c_k|^2 / 2) in d + 1 random orthonormal directions, so the layers before it only have to predict v.
-        Until they do, the last norm gives zeros: all codes start equally likely. The rows are scaled so that an input
-        of unit variance would give logits with a standard deviation of 3, whatever the scale of the codes.
-        """
-        half_norms = vectors.square().sum(1, keepdim=True) / 2
-        features = torch.cat([vectors, -half_norms], dim=1)
-        features -= features.mean(0)  # the same for all codes, so softmax does not see it
-        features *= _ALIGNED_DEVIATION / features.square().sum(1).mean().sqrt()
-        directions = torch.linalg.qr(torch.randn(self.transformer.width, features.shape[1])).Q
-        weight = features @ directions.T.to(features)
-
-        def aligned(head: nn.Module) -> None:
-            head.get_parameter("weight").copy_(weight)
-
-        self.head.apply(aligned)
+        """Initialize the classification layer from the geometry of the codebook; see `align`."""
+        align(self.head, vectors)
 
     def forward(
         self,
@@ -171,6 +163,46 @@ class Generator(nn.Module):
         h, w = noise.shape[-2:]
         x = self.project(torch.cat([noise, accumulated], dim=1).flatten(2).transpose(1, 2))
         return self.head(self.transformer(x, modulations)).float().unflatten(1, (h, w))
+
+    def loss(
+        self,
+        noise: Float[Tensor, "b d h w"],
+        labels: Int[Tensor, " b"],
+        steps: Int[Tensor, " b"],
+        accumulated: Float[Tensor, "b d h w"],
+        codes: Int[Tensor, "b h w"],
+    ) -> Float[Tensor, " b"]:
+        """Eq. 7 of C_t, one value per image."""
+        return code_loss(self(noise, labels, steps, accumulated), codes)
+
+    def example(self, count: int) -> tuple[Tensor, ...]:
+        """Arguments of `loss` for `count` images, without meaning: to count what it costs."""
+        config = self.config
+        latents = torch.empty(count, config.code_dim, config.grid, config.grid)
+        labels = torch.zeros(count, dtype=torch.int64)
+        return latents, labels, labels + 1, latents, torch.zeros(count, config.grid, config.grid, dtype=torch.int64)
+
+
+@torch.no_grad()
+def align(head: nn.Linear, vectors: Float[Tensor, "K d"]) -> None:
+    """Initialize a classification layer from the geometry of the codebook.
+
+    The code nearest to v is argmax_k (v . c_k - |c_k|^2 / 2), which is linear in (v, 1). The rows of the head start as
+    (c_k, -|c_k|^2 / 2) in d + 1 random orthonormal directions, so the layers before it only have to predict v. Until
+    they do, the last norm gives zeros: all codes start equally likely. The rows are scaled so that an input of unit
+    variance would give logits with a standard deviation of 3, whatever the scale of the codes.
+    """
+    half_norms = vectors.square().sum(1, keepdim=True) / 2
+    features = torch.cat([vectors, -half_norms], dim=1)
+    features -= features.mean(0)  # the same for all codes, so softmax does not see it
+    features *= _ALIGNED_DEVIATION / features.square().sum(1).mean().sqrt()
+    directions = torch.linalg.qr(torch.randn(head.in_features, features.shape[1])).Q
+    weight = features @ directions.T.to(features)
+
+    def aligned(layer: nn.Module) -> None:
+        layer.get_parameter("weight").copy_(weight)
+
+    head.apply(aligned)
 
 
 def code_loss(logits: Float[Tensor, "b h w K"], codes: Int[Tensor, "b h w"]) -> Float[Tensor, " b"]:
