@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rdpm.models.codebook import Codebook, QuantizerConfig
 from rdpm.models.precision import full_precision
+from rdpm.models.scales import block_means, repeated, sides
 from rdpm.models.schedule import Schedule
 
 NoiseAt = Callable[[int], Float[Tensor, "b d h w"]]
@@ -92,13 +93,20 @@ class Quantizer(nn.Module):
         for t in range(1, self.schedule.num_steps + 1):
             noise = noise_at(t)
             noisy = mix(latents, accumulated, noise, self.alpha[t - 1], self.beta[t - 1])
-            codes_t = codebook.nearest(noisy)
+            codes_t = self._nearest(noisy, t)
             before.append(accumulated)
             noises.append(noise)
             codes.append(codes_t)
             total = codebook.accumulate_step(total, codes_t)
             accumulated = codebook.phi(total)
         return Quantization(torch.stack(codes, 1), accumulated, torch.stack(before, 1), torch.stack(noises, 1))
+
+    def _nearest(self, noisy: Float[Tensor, "b d h w"], step: int) -> Int[Tensor, "b h w"]:
+        """Eq. 4's choice of codes; where maps grow, one for all positions of a block."""
+        if not self.codebook.config.growing:
+            return self.codebook.nearest(noisy)
+        side = sides(noisy.shape[-1], self.schedule.num_steps)[step - 1]
+        return repeated(self.codebook.nearest(block_means(noisy, side)), noisy.shape[-1])
 
     def _noisy(self, latents: Float[Tensor, "b d h w"], result: Quantization) -> Float[Tensor, "b T d h w"]:
         """v_t of all steps; gradients flow to the latents."""

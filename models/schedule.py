@@ -15,8 +15,9 @@ class Schedule:
 
     RENAMED: ClassVar[dict[str, str]] = {"phi": "base"}
 
-    kind: Literal["pow", "sin", "linear"] = "pow"
-    """Form of alpha_t: pow is base^(T - t), sin is sin(pi/2 t/T), linear is t/T (Section 4.3)."""
+    kind: Literal["pow", "sin", "linear", "residual"] = "pow"
+    """Form of alpha_t: pow is base^(T - t), sin is sin(pi/2 t/T), linear is t/T (Section 4.3). residual is 1, so that
+    there is no noise: residual quantization (Lee et al. 2022), a rival of the paper's."""
     num_steps: int = 10
     """T, number of steps of the diffusion."""
     base: float = 0.75
@@ -25,13 +26,13 @@ class Schedule:
     """Whether step t of the quantization loss has the weight gamma_t = alpha_t (Eq. 4) or 1."""
 
     def __post_init__(self) -> None:
-        if self.kind not in ("pow", "sin", "linear"):
-            raise ValueError(f"schedule kind {self.kind!r} is unknown; use pow, sin or linear")
+        if self.kind not in ("pow", "sin", "linear", "residual"):
+            raise ValueError(f"schedule kind {self.kind!r} is unknown; use pow, sin, linear or residual")
         if self.num_steps < 1:
             raise ValueError(f"schedule num_steps is {self.num_steps}; use 1 or more")
         if not 0 < self.base < 1:
             raise ValueError(f"schedule base is {self.base}; use a number between 0 and 1")
-        if not (torch.diff(self.alpha, prepend=torch.zeros(1)) > 0).all():
+        if self.kind != "residual" and not (torch.diff(self.alpha, prepend=torch.zeros(1)) > 0).all():
             raise ValueError(
                 f"schedule base {self.base} with {self.num_steps} steps gives alphas that do not increase in float32; "
                 "use fewer steps or another base"
@@ -43,12 +44,13 @@ class Schedule:
             "pow": lambda t: self.base ** (T - t),
             "sin": lambda t: math.sin(math.pi / 2 * t / T),
             "linear": lambda t: t / T,
+            "residual": lambda t: 1.0,
         }
         return [forms[self.kind](t) for t in range(1, T + 1)]
 
     @property
     def alpha(self) -> Float[Tensor, " T"]:
-        """Weight of the residual in the mix. It increases with t, and alpha_T = 1."""
+        """Weight of the residual in the mix. It increases with t (but for residual), and alpha_T = 1."""
         return torch.tensor(self._alphas(), dtype=torch.float64).float()
 
     @property

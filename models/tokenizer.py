@@ -10,6 +10,7 @@ from rdpm.models.autoencoder import AutoencoderConfig, Decoder, Encoder
 from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.noise import Stream, normal
 from rdpm.models.quantizer import NoiseAt, Quantization, Quantizer, straight_through
+from rdpm.models.scales import check_sides
 from rdpm.models.schedule import Schedule
 
 
@@ -25,8 +26,12 @@ class TokenizerConfig:
     """Codebook and bias convolution."""
     schedule: Schedule = field(default_factory=Schedule)
     """How much noise each step of the diffusion mixes in."""
+    continuous: bool = False
+    """Whether the decoder is for latents instead of what codes add up to, as a rival that draws latents needs it."""
 
     def __post_init__(self) -> None:
+        if self.quantizer.growing:
+            check_sides(self.grid, self.schedule.num_steps)
         if self.image_size < 1 or self.image_size % self.autoencoder.factor:
             raise ValueError(
                 f"image_size {self.image_size} is not a multiple of the factor {self.autoencoder.factor} by which the "
@@ -80,7 +85,9 @@ class Tokenizer(nn.Module):
         form = torch.channels_last if images.is_cuda else torch.preserve_format
         latents = self.encoder(images.to(memory_format=form)).float()
         accumulated, commitment, codebook, codes = self.quantizer(latents, self.noise(seeds))
-        features = self.decoder.features(straight_through(latents, accumulated).to(memory_format=form))
+        if not self.config.continuous:
+            latents = straight_through(latents, accumulated)
+        features = self.decoder.features(latents.to(memory_format=form))
         return {
             "reconstruction": self.decoder.last(features),
             "features": features,
