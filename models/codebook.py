@@ -40,8 +40,8 @@ class QuantizerConfig:
     dead_below: float = 1.0
     """With ema, a code vector restarts from the data when the moving average of its uses falls below this."""
     growing: bool = False
-    """Whether maps of codes grow from step to step, as a scale-wise rival needs it: step t quantizes means of blocks, 1,
-    2, 4 and so on per side, up to the grid, and a block has one code. The paper's maps do not grow."""
+    """Whether maps of codes grow from step to step, as a scale-wise rival needs it: step t quantizes means of blocks,
+    1, 2, 4 and so on per side, up to the grid, and a block has one code. The paper's maps do not grow."""
 
     def __post_init__(self) -> None:
         check_codebook_size(self.codebook_size)

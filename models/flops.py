@@ -4,7 +4,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rdpm.models.generator import Generator, GeneratorConfig
+from rdpm.models.generator import GeneratorConfig
+from rdpm.models.methods import new_generator
 
 
 def count_parameters(model: nn.Module) -> int:
@@ -15,15 +16,14 @@ def count_parameters(model: nn.Module) -> int:
 def generator_parameters(config: GeneratorConfig) -> int:
     """Number of parameters of a generator, counted without allocating it."""
     with torch.device("meta"):
-        return count_parameters(Generator(config))
+        return count_parameters(new_generator(config))
 
 
 def generator_forward_flops(config: GeneratorConfig) -> int:
-    """FLOPs of one forward pass of one image at one step; training takes three times as many."""
+    """FLOPs of one forward pass of one image, for RDPM at one step; training takes three times as many."""
     with torch.device("meta"):
-        model = Generator(config)
-        latents = torch.empty(1, config.code_dim, config.grid, config.grid)
-        labels = torch.zeros(1, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter:
-        model(latents, labels, labels, latents)
+        model = new_generator(config)
+        arguments = model.example(1)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model.loss(*arguments)
     return counter.get_total_flops()

@@ -6,6 +6,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from rdpm.models.flops import count_parameters, generator_forward_flops, generator_parameters
+from rdpm.models.methods import evaluations_of
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.costs.memory import generator_bytes_per_sample, tokenizer_bytes_per_sample
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
@@ -40,7 +41,7 @@ def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
         "kind": "generator",
         "parameters": parameters,
         "flops_per_image": forward,
-        "flops_per_image_sampled": forward * space.num_steps,
+        "flops_per_image_sampled": forward * evaluations_of(space, 0),
         "flops_per_image_trained": 3 * forward * config.steps_per_image,
         "positions": space.grid**2,
         "steps": space.num_steps,

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from rdpm.models.discriminator import DiscriminatorPair
-from rdpm.models.generator import Generator, code_loss
 from rdpm.models.losses import PerceptualLoss, discriminator_hinge, generator_hinge, reconstruction_loss
+from rdpm.models.methods import new_generator
 from rdpm.models.noise import normal_quantiles
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
@@ -92,17 +92,14 @@ def tokenizer_bytes_per_sample(config: TrainTokenizerConfig) -> int:
 
 def generator_bytes_per_sample(config: TrainGeneratorConfig) -> int:
     """Peak bytes per image and step t in a training step of the generator."""
-    space = config.model
     with FakeTensorMode():
-        generator = Generator(space)
+        generator = new_generator(config.model)
 
         def step(count: int) -> None:
-            latents = torch.empty(count, space.code_dim, space.grid, space.grid)
-            labels = torch.zeros(count, dtype=torch.int64)
-            codes = torch.zeros(count, space.grid, space.grid, dtype=torch.int64)
+            arguments = generator.example(count)
             with _autocast(config.engine.precision):
-                logits = generator(latents, labels, labels + 1, latents)
-            code_loss(logits, codes).mean().backward()
+                losses = generator.loss(*arguments)
+            losses.mean().backward()
 
         return bytes_per_sample(step)
 
