@@ -34,13 +34,17 @@ class Reconstruction:
 
 
 def reconstruct(codec: Codec, pixels: np.ndarray, seed: int, first: int = 0) -> Reconstruction:
-    """Encode images (n, H, W, C) uint8 and decode their codes. The noise of image i is that of sample `first + i`.
+    """Encode images (n, H, W, C) uint8 and decode their codes, or their latents where the tokenizer is continuous.
+
+    The noise of image i is that of sample `first + i`.
 
     So a set may be cut into calls at any place: with the same `batch` of the codec, an image gets the same codes.
     """
     seeds = child_seeds(seed, torch.arange(first, first + len(pixels))).numpy()
-    codes = codec.encode(pixels, seeds).codes
-    return Reconstruction(codes, codec.decode(codes))
+    encoded = codec.encode(pixels, seeds)
+    if codec.tokenizer.config.continuous:
+        return Reconstruction(encoded.codes, codec.decode_latents(encoded.latents))
+    return Reconstruction(encoded.codes, codec.decode(encoded.codes))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from rdpm.models.attention import Backend
 from rdpm.models.generator import Generator, current_parts
+from rdpm.models.methods import new_generator
 from rdpm.models.noise import NOISE_VERSION
+from rdpm.models.rivals.rival import Rival
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.exports.card import generator_config, read_card, tokenizer_config
 from rdpm.pipeline.foundation import files
@@ -61,12 +63,23 @@ def load_tokenizer(folder: str) -> tuple[Tokenizer, ModelCard]:
 
 
 def load_generator(folder: str, attention: Backend = "sdpa") -> tuple[Generator, ModelCard]:
-    """A generator with its averaged weights in eval mode, on the CPU, without gradients, and its card.
+    """RDPM's generator; see `load_model`. Raises ValueError for one of a rival."""
+    model, card = load_model(folder, attention)
+    if not isinstance(model, Generator):
+        raise ValueError(
+            f"{folder!r} is a generator of method {model.config.method}, from which only rdpm sample draws; give one "
+            "of method rdpm"
+        )
+    return model, card
+
+
+def load_model(folder: str, attention: Backend = "sdpa") -> tuple[Generator | Rival, ModelCard]:
+    """A generator of any method, with its averaged weights, in eval mode, on the CPU, without gradients, and its card.
 
     attention: the kernel to use, whichever kernel it was trained with. Raises ValueError when it is not available.
     """
     card = read_card(folder, "generator")
-    generator = Generator(dataclasses.replace(generator_config(card), attention=attention))
+    generator = new_generator(dataclasses.replace(generator_config(card), attention=attention))
     weights = _read_weights(folder, card)
     _ready(generator, {n: torch.cat([weights[p] for p in parts]) for n, parts in current_parts(weights).items()})
     return generator, card

@@ -82,6 +82,14 @@ class Codec:
 
         return in_batches(decode, (codes.astype(np.int64),), self.batch, self.device)[0]
 
+    def decode_latents(self, latents: np.ndarray) -> np.ndarray:
+        """Latents (N, d, h, w), or what codes add up to, to pixels (N, H, W, C) uint8."""
+
+        def decode(_: range, latents: Tensor) -> tuple[Tensor]:
+            return (self.pixels(latents.float()),)
+
+        return in_batches(decode, (latents,), self.batch, self.device)[0]
+
     def accumulate(self, codes: np.ndarray) -> np.ndarray:
         """z'_T (N, d, h, w) float32 of codes (N, T, h, w)."""
 

@@ -33,7 +33,7 @@ class Drawn:
     images: np.ndarray
     """(N, H, W, 3) uint8; grey is repeated three times."""
     codes: np.ndarray
-    """(N, T, h, w) uint16."""
+    """(N, T, h, w) uint16; T is 0 where latents were drawn."""
 
 
 class RDPM:
@@ -206,7 +206,7 @@ class RDPM:
         maps, K = (space.num_steps, space.grid, space.grid), space.codebook_size
         if codes.shape[1:] != maps or codes.dtype.kind not in "iu" or not 0 <= codes.min() <= codes.max() < K:
             raise ValueError(f"codes are {codes.dtype} {codes.shape}; give integers below {K} as {('N', *maps)}")
-        return _three_channels(self.codec.decode(codes))
+        return three_channels(self.codec.decode(codes))
 
     def draw(
         self,
@@ -242,7 +242,7 @@ class RDPM:
             def show(t: int, accumulated: Tensor) -> None:
                 assert callback is not None
                 pixels = self.codec.pixels(accumulated)[: len(rows)].cpu().numpy()
-                callback(t, rows, _three_channels(pixels))
+                callback(t, rows, three_channels(pixels))
 
             drawn = sample(
                 self.generator, self.tokenizer.quantizer.codebook, condition(*inputs), seeds, settings,
@@ -252,7 +252,7 @@ class RDPM:
 
         columns = (*conditions, seeds, *(known or ()))
         images, codes = in_batches(draw, columns, self.batch, self.device)
-        return Drawn(_three_channels(images), codes)
+        return Drawn(three_channels(images), codes)
 
     def _labels(self, labels: Sequence[int], count: int) -> np.ndarray:
         """The classes of the images, (N,) int64. Raises ValueError for a label that is no class."""
@@ -272,7 +272,7 @@ class RDPM:
         return np.broadcast_to(images, (*images.shape[:3], 3))[..., :channels]
 
 
-def _three_channels(pixels: np.ndarray) -> np.ndarray:
+def three_channels(pixels: np.ndarray) -> np.ndarray:
     """Pixels (N, H, W, 1 or 3) as (N, H, W, 3)."""
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
 

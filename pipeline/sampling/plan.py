@@ -10,6 +10,8 @@ import torch
 
 from rdpm.models.attention import Backend
 from rdpm.models.fields import EXECUTION
+from rdpm.models.generator import GeneratorConfig
+from rdpm.models.methods import evaluations_of, learns_codes
 from rdpm.models.noise import child_seeds
 from rdpm.models.sampler import SamplerConfig, preset
 from rdpm.pipeline.cluster.session import Resources
@@ -55,6 +57,8 @@ class SampleConfig:
     """Whether to compile all steps of Algorithm 2 into one graph, and the decoder."""
     attention: Backend = "sdpa"
     """Attention kernel of the generator: sdpa, math or flash_attn."""
+    evaluations: int = 0
+    """Forward passes per image of a rival that has a choice: Euler's steps of flow, rounds of maskgit; 0 for 10."""
     device: Literal["auto", "cpu", "cuda"] = field(default="auto", metadata=EXECUTION)
     """Kind of device to sample on; auto is cuda where there is a GPU. The plan records the kind, and a worker without
     such a device refuses."""
@@ -91,12 +95,16 @@ def sample_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard
     unknown = [label for label in config.labels if not 0 <= label < space.num_classes]
     if unknown:
         raise ValueError(f"label {unknown[0]} is no class of the generator; use 0 to {space.num_classes - 1}")
+    _check_method(config, space)
     labels = config.labels or tuple(range(space.num_classes))
+    asked = (
+        {"evaluations": config.evaluations} if config.evaluations else {}
+    )  # plans of RDPM's samples have no such key
     identity = SampleIdentity(
         generator_digest=generator.digest,
         tokenizer_digest=tokenizer.digest,
         noise_version=generator.noise_version,
-        sampler=asdict(config.sampler),
+        sampler=asdict(config.sampler) | asked,
         labels=labels,
         per_class=config.per_class,
         seed=config.seed,
@@ -111,7 +119,24 @@ def sample_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard
     rows = len(labels) * config.per_class
     shard_rows = min(config.shard_rows, rows)
     arrays = sample_arrays(space.num_steps, space.grid, image_size)
+    if not learns_codes(space):
+        arrays = tuple(spec for spec in arrays if spec.name != "codes")
     return Plan(KIND, rows, shard_rows, shard_rows, arrays, identity)
+
+
+def _check_method(config: SampleConfig, space: GeneratorConfig) -> None:
+    """Raise ValueError for settings that the generator's method does not have."""
+    evaluations_of(space, config.evaluations)
+    sampler = config.sampler
+    if not learns_codes(space) and (sampler.temperature != 1 or sampler.top_k or sampler.top_p != 1):
+        raise ValueError(
+            f"method {space.method} draws latents, which have no temperature, top_k and top_p; leave them out"
+        )
+    if space.method != "rdpm" and (config.precision != "fp32" or config.compile):
+        raise ValueError(
+            f"precision is {config.precision} and compile is {str(config.compile).lower()}; method {space.method} is "
+            "drawn in fp32 and uncompiled"
+        )
 
 
 def labels_and_seeds(

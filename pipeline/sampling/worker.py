@@ -13,6 +13,7 @@ from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.inference.batches import device_of_kind
 from rdpm.pipeline.inference.precision import rounding_of
 from rdpm.pipeline.inference.rdpm import RDPM
+from rdpm.pipeline.inference.rivals import RivalSampler, load_sampler
 from rdpm.pipeline.sampling.plan import labels_and_seeds
 from rdpm.pipeline.stores.writer import leave_environment, write_shard
 from rdpm.storage_schemas.manifest import Plan
@@ -44,7 +45,7 @@ class ShardSampler:
         self.sets = sets
         self.model = functools.lru_cache(maxsize=1)(self._load)
 
-    def _load(self, position: int) -> RDPM:
+    def _load(self, position: int) -> RDPM | RivalSampler:
         to_draw = self.sets[position]
         identity = to_draw.plan.samples
         if identity.rounding != rounding_of(identity.precision, identity.compile):
@@ -55,7 +56,7 @@ class ShardSampler:
         leave_environment(to_draw.store)
         # A plan of version 1 names no kernel. Its release used the one that the generator's card names.
         attention = identity.attention or read_card(to_draw.generator, "generator").config.get("attention", "sdpa")
-        return RDPM.from_pretrained(
+        return load_sampler(
             to_draw.generator,
             to_draw.tokenizer,
             batch=identity.batch,
@@ -63,6 +64,7 @@ class ShardSampler:
             compile=identity.compile,
             attention=attention,
             device=device_of_kind(identity.device),
+            evaluations=identity.sampler.get("evaluations", 0),
         )
 
     def __call__(self, number: int) -> ShardDone:
@@ -72,9 +74,11 @@ class ShardSampler:
         identity, rows = to_draw.plan.samples, to_draw.plan.shard_range(shard)
         indices = np.arange(rows.start, rows.stop, dtype=np.int64)
         labels, seeds = labels_and_seeds(indices, identity.per_class, identity.labels, identity.seed)
-        configs = [SamplerConfig(**identity.sampler)] * len(rows)
+        settings = {name: value for name, value in identity.sampler.items() if name != "evaluations"}
+        configs = [SamplerConfig(**settings)] * len(rows)
         drawn = model.draw(labels.astype(np.int64), seeds.view(np.int64), configs)
         columns = {"images": drawn.images, "codes": drawn.codes, "label": labels, "seed": seeds}
+        columns = {spec.name: columns[spec.name] for spec in to_draw.plan.arrays}
         index = {"index": indices, "label": labels, "seed": seeds}
         commit = write_shard(to_draw.store, to_draw.plan, shard, columns, index)
         return ShardDone(number, commit.rows)

@@ -112,5 +112,6 @@ def adamw(model: nn.Module, config: OptimizerConfig, ema_decay: float) -> AdamWi
 
 
 def adam(model: nn.Module, config: OptimizerConfig) -> torch.optim.Adam:
-    """The tokenizer's optimizer, and its discriminator's: plain Adam."""
-    return torch.optim.Adam(model.parameters(), lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)
+    """The tokenizer's optimizer, and its discriminator's: plain Adam for what is trained."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return torch.optim.Adam(trained, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay)

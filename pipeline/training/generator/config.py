@@ -5,6 +5,7 @@ from typing import Literal
 
 from rdpm.models.fields import EXECUTION
 from rdpm.models.generator import GeneratorConfig
+from rdpm.models.methods import learns_codes
 from rdpm.pipeline.stream.token_stream import StreamConfig
 from rdpm.pipeline.training.run_config import RunConfig, ranks_that_fit
 
@@ -60,6 +61,12 @@ class TrainGeneratorConfig(RunConfig):
         if not 1 <= self.steps_per_image <= self.model.num_steps:
             raise ValueError(
                 f"steps_per_image is {self.steps_per_image}; use 1 to model.num_steps, {self.model.num_steps}"
+            )
+        if self.model.method != "rdpm" and self.steps_per_image != 1:
+            raise ValueError(f"steps_per_image is {self.steps_per_image}; method {self.model.method} needs 1")
+        if self.noise == "stored" and not learns_codes(self.model):
+            raise ValueError(
+                f"noise is stored, and method {self.model.method} learns latents; use noise=fresh, and stores with them"
             )
         if self.validation and self.validate_every % self.log_every:
             raise ValueError(f"validate_every is {self.validate_every}; use a multiple of log_every {self.log_every}")

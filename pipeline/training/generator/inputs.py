@@ -91,6 +91,12 @@ def _check_space(model: GeneratorConfig, store: Store) -> None:
         "code_dim": identity.code_dim,
         "num_classes": len(identity.classes),
     }
+    growing = identity.tokenizer_config["quantizer"].get("growing", False)
+    if growing != (model.method == "scales"):
+        raise ValueError(
+            f"model.method is {model.method}, but the maps of store {store.url} {'' if growing else 'do not '}grow; "
+            "method scales, and no other, needs a tokenizer with quantizer.growing"
+        )
     for name, value in space.items():
         if getattr(model, name) != value:
             raise ValueError(

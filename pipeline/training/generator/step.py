@@ -5,13 +5,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from rdpm.models.generator import Generator, GeneratorConfig, code_loss
+from rdpm.models.generator import GeneratorConfig
+from rdpm.models.methods import new_generator
 from rdpm.models.quantizer import Quantizer
 from rdpm.models.transformer import Block
 from rdpm.pipeline.stream.token_stream import TokenBatch, TokenStream
 from rdpm.pipeline.training.engine import Engine
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
-from rdpm.pipeline.training.generator.draws import Draws, training_batch
+from rdpm.pipeline.training.generator.draws import Draws, batch_maker
 from rdpm.pipeline.training.meters import StepLossMeter
 from rdpm.pipeline.training.ranks import Ranks
 
@@ -19,14 +20,14 @@ PREFIX = "generator."  # of the generator's weights in GeneratorLoss
 
 
 class GeneratorLoss(nn.Module):
-    """The loss of each image (Eq. 7), as one module for an engine."""
+    """The loss of each image (RDPM's is Eq. 7), as one module for an engine."""
 
     def __init__(self, config: GeneratorConfig) -> None:
         super().__init__()
-        self.generator = Generator(config)
+        self.generator = new_generator(config)
 
-    def forward(self, noise: Tensor, labels: Tensor, steps: Tensor, accumulated: Tensor, codes: Tensor) -> Tensor:
-        return code_loss(self.generator(noise, labels, steps, accumulated), codes)
+    def forward(self, *arguments: Tensor) -> Tensor:
+        return self.generator.loss(*arguments)
 
 
 def compile_loss(loss: GeneratorLoss, zero_stage: int) -> tuple[type[nn.Module], ...]:
@@ -49,6 +50,7 @@ class GeneratorStep:
     ) -> None:
         self.config, self.ranks, self.engine, self.quantizer = config, ranks, engine, quantizer
         self.micro_batch = micro_batch
+        self.batch_of = batch_maker(config.model.method)
         self.meter = StepLossMeter(config.model.num_steps, ranks.device)
         self.draws = Draws(
             config.noise, config.steps_per_image, config.label_dropout, config.model.num_classes, config.seed
@@ -56,7 +58,7 @@ class GeneratorStep:
 
     def train(self, batch: TokenBatch, step: int) -> None:
         """Forward and backward pass of one micro-batch of the 0-based step."""
-        inputs = training_batch(self.quantizer, batch, self.draws, self.ranks.device)
+        inputs = self.batch_of(self.quantizer, batch, self.draws, self.ranks.device)
         losses = self.engine(*inputs.arguments)
         where = f"step {step + 1}, positions {batch.positions[0]} to {batch.positions[-1]} of the stream"
         self.engine.backward(losses.mean(), where)
@@ -76,6 +78,6 @@ class GeneratorStep:
             rank=self.ranks.rank,
             ranks=self.ranks.count,
         ):
-            inputs = training_batch(self.quantizer, batch, draws, self.ranks.device)
+            inputs = self.batch_of(self.quantizer, batch, draws, self.ranks.device)
             meter.add(inputs.steps, self.engine.evaluate(*inputs.arguments))
         return meter.take()["loss"]

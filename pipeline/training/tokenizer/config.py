@@ -45,6 +45,9 @@ class TrainTokenizerConfig(RunConfig):
     """Optimizer steps; the default is 10 epochs of ImageNet."""
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
     """The tokenizer."""
+    encoder: str = field(default="", metadata=EXECUTION)
+    """Export of a tokenizer whose encoder stays as it is, so that only codebook and decoder are trained; they start as
+    that tokenizer's where their shapes are the same. Empty to train everything."""
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)
     """The discriminator of the adversarial loss."""
     loss: LossConfig = field(default_factory=LossConfig)
@@ -77,6 +80,11 @@ class TrainTokenizerConfig(RunConfig):
             raise ValueError(f"workers is {self.workers}; use 0 or more")
         if self.validation and self.validate_every % self.log_every:
             raise ValueError(f"validate_every is {self.validate_every}; use a multiple of log_every {self.log_every}")
+        if self.encoder and self.engine.zero_stage:
+            raise ValueError(
+                f"engine.zero_stage is {self.engine.zero_stage}, which shards what is trained, and the encoder is not; "
+                "use engine.zero_stage 0"
+            )
         if self.compile and self.engine.zero_stage == 3:
             raise ValueError(
                 "compile is true at engine.zero_stage 3, whose hooks break the graphs; use engine.zero_stage 0, 1 or "

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rdpm.models.tokenizer import from_pixels
+from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.permutation import ORDER_VERSION
@@ -45,7 +46,7 @@ def run(config: TrainTokenizerConfig) -> None:
                 train_tokenizer(config, Listing.from_bytes(listing), ranks, None)
         return
     listed = functools.cache(lambda: list_images(config.images))
-    with begin(JOB, config, lambda: {"source": listed().digest}, (WEIGHTS, CARD)) as record:
+    with begin(JOB, config, lambda: {"source": listed().digest} | _taken_over(config), (WEIGHTS, CARD)) as record:
         if record.finished:
             say(f"train-tokenizer: {config.out} is already trained")
             if under_launcher():
@@ -79,7 +80,7 @@ def train_tokenizer(
     validator = Validator(config) if config.validation else None
     accumulation = config.batch // (config.micro_batch_on(ranks.count) * ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
-    identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION}
+    identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION} | _taken_over(config)
     checkpoints = Checkpoints(config.out, ranks, config.model, identity, config.keep_checkpoints, lease)
     train_step = TokenizerStep(config, ranks, accumulation, checkpoints)
     log = TrainingLog(config.out, ranks.first, checkpoints.step)
@@ -112,6 +113,11 @@ def train_tokenizer(
 
     run_steps(JOB, config, ranks, checkpoints, train_step.engines, log, step, metrics)
     return _export(config, train_step.engines["tokenizer"], ranks, source, lease)
+
+
+def _taken_over(config: TrainTokenizerConfig) -> dict[str, str]:
+    """What identifies the tokenizer whose encoder is taken over, where there is one."""
+    return {"encoder": read_card(config.encoder, "tokenizer").digest} if config.encoder else {}
 
 
 def _validate(validator: Validator, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> dict[str, float]:

@@ -19,6 +19,7 @@ from rdpm.models.losses import (
 )
 from rdpm.models.quantizer import Quantizer
 from rdpm.models.tokenizer import Tokenizer
+from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.training.checkpoint import Checkpoints
 from rdpm.pipeline.training.engine import Engine, building
 from rdpm.pipeline.training.optimizers import adam
@@ -37,6 +38,8 @@ class TokenizerStep:
         channels = config.model.autoencoder.in_channels
         with building(config.engine):
             tokenizer = Tokenizer(config.model)
+        if config.encoder:
+            take_over(tokenizer, load_tokenizer(config.encoder)[0])
         self._compile(tokenizer.encoder, tokenizer.decoder.layers)
         self.engines = {"tokenizer": self._engine("tokenizer", tokenizer, whole=(Quantizer,))}
         if config.loss.adversarial:
@@ -132,3 +135,20 @@ class TokenizerStep:
         real, fake = engine(images, picture)
         terms["discriminator"] = discriminator_hinge(real.float(), fake.float())
         engine.backward(self.config.loss.adversarial * terms["discriminator"], f"{where} (discriminator)")
+
+
+def take_over(tokenizer: Tokenizer, trained: Tokenizer) -> None:
+    """Give a tokenizer another one's encoder, which is not trained any more, and its other weights where they fit.
+
+    Raises ValueError for encoders of different sizes.
+    """
+    ours, theirs = tokenizer.state_dict(), trained.state_dict()
+    fitting = {name: value for name, value in theirs.items() if name in ours and ours[name].shape == value.shape}
+    missing = [name for name in ours if name.startswith("encoder.") and name not in fitting]
+    if missing:
+        raise ValueError(
+            f"the encoder to take over has no {missing[0]} of this size; give it the model.autoencoder and code_dim of "
+            "that tokenizer"
+        )
+    tokenizer.load_state_dict(fitting, strict=False)
+    tokenizer.encoder.requires_grad_(False)
