@@ -4,6 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RDPM := $(BIN)/rdpm
 DEMO := configs/digits
+PHOTOS := configs/photos
 IMAGENET_CONFIGS := configs/imagenet256
 IMAGENET ?= data/imagenet/train
 TOKENIZER ?= runs/imagenet256/tokenizer
@@ -11,7 +12,7 @@ STORE ?= runs/imagenet256/store
 
 .DEFAULT_GOAL := help
 PYTEST := $(BIN)/python -m pytest
-.PHONY: help install demo check test test-long gpu lint format tokenize-imagenet ablate-tokenizer clean
+.PHONY: help install demo demo-photos check test test-long gpu lint format tokenize-imagenet ablate-tokenizer clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -33,6 +34,16 @@ demo: install ## the whole road on scikit-learn's digits: images to runs/demo/re
 	$(RDPM) sweep $(DEMO)/sweep.yaml
 	$(RDPM) report $(DEMO)/report.yaml
 	@echo "samples: runs/demo/samples/samples.npz   metrics: runs/demo/metrics.json   report: runs/demo/report.html"
+
+demo-photos: install ## the same road on colour crops of real photographs: runs/photos/report.html, at most 30 minutes on 2 cores
+	$(RDPM) prepare photos $(PHOTOS)/data.yaml
+	$(RDPM) train-tokenizer $(PHOTOS)/tokenizer.yaml
+	$(RDPM) tokenize $(PHOTOS)/store.yaml
+	$(RDPM) train-generator $(PHOTOS)/generator.yaml
+	$(RDPM) sample $(PHOTOS)/samples.yaml
+	$(RDPM) evaluate $(PHOTOS)/evaluation.yaml
+	$(RDPM) report $(PHOTOS)/report.yaml
+	@echo "samples: runs/photos/samples/samples.npz   metrics: runs/photos/metrics.json   report: runs/photos/report.html"
 
 tokenize-imagenet: install ## encode IMAGENET=folder, tar or Parquet with TOKENIZER=folder into STORE=folder or URL
 	$(RDPM) tokenize $(IMAGENET_CONFIGS)/store.yaml "images=$(IMAGENET)" "tokenizer=$(TOKENIZER)" "out=$(STORE)"
@@ -63,5 +74,5 @@ format: install ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## delete .venv and runs/demo
-	rm -rf $(VENV) runs/demo runs/demo.*
+clean: ## delete .venv, runs/demo and runs/photos
+	rm -rf $(VENV) runs/demo runs/demo.* runs/photos

@@ -4,13 +4,14 @@ import importlib
 import sys
 
 COMMANDS = {
-    "prepare": ("rdpm.jobs.prepare", "digits: write scikit-learn's digits as image folders"),
+    "prepare": ("rdpm.jobs.prepare", "digits or photos: write real images of installed packages as image folders"),
     "train-tokenizer": ("rdpm.jobs.train_tokenizer", "train the tokenizer on a folder of images"),
     "tokenize": ("rdpm.jobs.tokenize_images", "encode images into a token store"),
     "train-generator": ("rdpm.jobs.train_generator", "train the generator on token stores"),
     "sample": ("rdpm.jobs.sample", "draw and decode a set of samples"),
     "sweep": ("rdpm.jobs.sweep", "sample and measure many sampler settings: a table, a plot, the best config"),
     "evaluate": ("rdpm.jobs.evaluate", "measure reconstructions and samples"),
+    "diagnose": ("rdpm.jobs.diagnose", "where a generator loses variety: what samples keep of real images, step by step"),
     "report": ("rdpm.jobs.report", "write one HTML page about a run"),
     "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any images"),
     "describe": ("rdpm.jobs.describe", "parameters, FLOPs and memory of a config"),
@@ -21,7 +22,7 @@ COMMANDS = {
 _CONFIG, _WAIT = "CONFIG.yaml [key=value ...]", "[--wait[=SECONDS]]"
 _OPTIONS = f"{_CONFIG} {_WAIT}"
 _USAGE = {
-    "prepare": f"digits [key=value ...] {_WAIT}",
+    "prepare": f"digits|photos [CONFIG.yaml] [key=value ...] {_WAIT}",
     "describe": f"{_CONFIG} [--json]",
     "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",
     "verify": f"STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair {_OPTIONS}]",

@@ -1,7 +1,9 @@
-"""rdpm prepare digits: scikit-learn's 1,797 real digits as class folders of PNGs, split into train and val."""
+"""rdpm prepare: real images that lie in installed packages, as class folders of PNGs, split into train and val."""
 
 import io
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -12,13 +14,14 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.permutation import permute
 from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.images import photos
 
 JOB = "prepare"
 
 
 @dataclass(frozen=True)
 class PrepareConfig:
-    """The digits as images."""
+    """scikit-learn's 1,797 digits as images."""
 
     out: str = field(default="runs/demo/data", metadata=EXECUTION)
     """Folder that gets train/<digit>/*.png and val/<digit>/*.png."""
@@ -34,36 +37,83 @@ class PrepareConfig:
             raise ValueError(f"image_size is {self.image_size} (8 or more), held_out {self.held_out} (1 to 1796)")
 
 
+@dataclass(frozen=True)
+class PreparePhotosConfig:
+    """Crops of the photographs and textures of scikit-image and scikit-learn, one class per picture."""
+
+    out: str = field(default="runs/photos/data", metadata=EXECUTION)
+    """Folder that gets train/<picture>/*.png and val/<picture>/*.png. The name of a crop is its place in the picture:
+    row and column of its first pixel."""
+    image_size: int = 32
+    """Pixels per side of a crop."""
+    per_class: int = 1000
+    """Crops of each picture to train on."""
+    held_out_per_class: int = 100
+    """Crops of each picture that go to val, from other areas of it."""
+    seed: int = 0
+    """Seed by which areas and crops are drawn."""
+
+    def __post_init__(self) -> None:
+        if self.image_size < 8:
+            raise ValueError(f"image_size is {self.image_size}; use 8 or more, for example 32 or 64")
+        for name in ("per_class", "held_out_per_class"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+
+
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand."""
-    if not arguments or arguments[0] != "digits":
-        raise ValueError(f"data set {arguments[0] if arguments else ''!r} is unknown; use: rdpm prepare digits")
-    config = parse(PrepareConfig, JOB, arguments[1:])
-    with begin(JOB, config, dict) as record:
+    name, rest = (arguments[0], arguments[1:]) if arguments else ("", [])
+    if name == "digits":
+        digits = parse(PrepareConfig, JOB, rest)
+        _prepare(digits, dict, lambda: _digits(digits), {"train": 1797 - digits.held_out, "val": digits.held_out})
+    elif name == "photos":
+        _prepare_photos(parse(PreparePhotosConfig, JOB, rest))
+    else:
+        raise ValueError(f"data set {name!r} is unknown; use: rdpm prepare digits, or: rdpm prepare photos")
+
+
+def _prepare(
+    config: PrepareConfig | PreparePhotosConfig,
+    inputs: Callable[[], dict[str, Any]],
+    pictures: Callable[[], Iterator[tuple[str, Image.Image]]],
+    counts: dict[str, int],
+) -> None:
+    """Write pictures to their places under config.out. counts: how many there are of each split."""
+    with begin(JOB, config, inputs) as record:
         if record.finished:
             say(f"prepare: {config.out} is already there")
             return
-        _write(config)
-        record.finish({"train": 1797 - config.held_out, "val": config.held_out})
+        with ProgressLine("prepare", sum(counts.values()), "images") as progress:
+            for number, (place, picture) in enumerate(pictures(), start=1):
+                buffer = io.BytesIO()
+                picture.save(buffer, "PNG")
+                files.write_bytes(files.join(config.out, place), buffer.getvalue())
+                progress.update(number)
+        record.finish(counts)
 
 
-def _write(config: PrepareConfig) -> None:
+def _digits(config: PrepareConfig) -> Iterator[tuple[str, Image.Image]]:
+    """The digits, grey, and their places."""
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
-    count = len(digits.target)
-    held_out = set(permute(np.arange(config.held_out), count, config.seed, np.zeros(config.held_out, int)).tolist())
-    with ProgressLine("prepare", count, "images") as progress:
-        for number, (values, label) in enumerate(zip(digits.images, digits.target, strict=True)):
-            split = "val" if number in held_out else "train"
-            path = files.join(config.out, split, str(label), f"{number:04d}.png")
-            files.write_bytes(path, _png(values, config.image_size))
-            progress.update(number + 1)
+    digits, size = load_digits(), (config.image_size, config.image_size)
+    drawn = permute(np.arange(config.held_out), len(digits.target), config.seed, np.zeros(config.held_out, int))
+    held_out = set(drawn.tolist())
+    for number, (values, label) in enumerate(zip(digits.images, digits.target, strict=True)):
+        picture = Image.fromarray((values * (255 / 16)).round().astype(np.uint8))
+        place = f"{'val' if number in held_out else 'train'}/{label}/{number:04d}.png"
+        yield place, picture.resize(size, Image.Resampling.BICUBIC)
 
 
-def _png(values: np.ndarray, size: int) -> bytes:
-    """8 x 8 values of 0 ... 16 to a grey PNG."""
-    picture = Image.fromarray((values * (255 / 16)).round().astype(np.uint8))
-    buffer = io.BytesIO()
-    picture.resize((size, size), Image.Resampling.BICUBIC).save(buffer, "PNG")
-    return buffer.getvalue()
+def _prepare_photos(config: PreparePhotosConfig) -> None:
+    """All crops are chosen before anything is written, so that a wish which cannot be fulfilled leaves nothing."""
+    pictures = photos.load_pictures()
+    per_class: dict[photos.Split, int] = {"train": config.per_class, "val": config.held_out_per_class}
+    crops = photos.choose_crops(pictures, config.image_size, per_class, config.seed)
+    cut = (
+        (f"{c.split}/{c.picture}/{c.top:04d}-{c.left:04d}.png", Image.fromarray(c.of(pictures[c.picture])))
+        for c in crops
+    )
+    counts = {split: count * len(pictures) for split, count in per_class.items()}
+    _prepare(config, lambda: {"pictures": photos.digest_of(pictures)}, lambda: cut, counts)

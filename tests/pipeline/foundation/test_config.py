@@ -8,6 +8,7 @@ from typing import Literal
 import pytest
 
 from rdpm.jobs.cli import COMMANDS
+from rdpm.jobs.prepare import PrepareConfig, PreparePhotosConfig
 from rdpm.pipeline.foundation.config import (
     config_job,
     from_dict,
@@ -160,8 +161,10 @@ def test_a_malformed_override_is_refused_by_its_text(tmp_path, override):
     assert override in refusal(tmp_path, "out: a\nsteps: 1\n", override)
 
 
-def config_class(job: str) -> type:
-    """The config class of a subcommand."""
+def config_class(job: str, folder: str) -> type:
+    """The config class of a subcommand. `prepare` has one per set, whose configs lie in folders of their own."""
+    if job == "prepare":
+        return {"digits": PrepareConfig, "photos": PreparePhotosConfig}[folder]
     known = vars(importlib.import_module(COMMANDS[job][0]))
     kinds = {value for name, value in known.items() if name.endswith("Config") and dataclasses.is_dataclass(value)}
     assert len(kinds) == 1
@@ -172,21 +175,25 @@ def config_class(job: str) -> type:
 def test_every_config_file_loads_as_its_job_and_survives_json(name):
     path = str(CONFIGS / name)
     job = config_job(path)
-    kind = config_class(job)
+    kind = config_class(job, Path(name).parent.name)
     config = load_config(kind, job, path, [])
     assert from_dict(kind, json.loads(json.dumps(to_dict(config)))) == config
 
 
-def test_the_demo_and_the_paper_have_a_config_for_each_stage():
+def test_the_demos_and_the_paper_have_a_config_for_each_stage():
     found = {str(Path(name).parent): set() for name in FILES}
     for name in FILES:
         found[str(Path(name).parent)].add(config_job(str(CONFIGS / name)))
     stages = {"train-tokenizer", "tokenize", "train-generator", "sample"}
-    assert found["digits"] >= {"prepare", *stages}
+    for demo in ("digits", "photos"):
+        assert found[demo] >= {"prepare", *stages, "evaluate", "report"}
     assert found["imagenet256"] >= stages
 
 
-@pytest.mark.parametrize(("folder", "generators"), [("digits", ["generator"]), ("imagenet256", ["d12", "d16", "d20"])])
+@pytest.mark.parametrize(
+    ("folder", "generators"),
+    [("digits", ["generator"]), ("photos", ["generator"]), ("imagenet256", ["d12", "d16", "d20"])],
+)
 def test_each_stage_reads_what_the_previous_one_writes(folder, generators):
     def read(name: str, kind: type, job: str):
         return load_config(kind, job, str(CONFIGS / folder / f"{name}.yaml"), [])

@@ -12,7 +12,7 @@ import pytest
 
 import rdpm
 import rdpm.storage_schemas
-from rdpm.jobs.prepare import PrepareConfig
+from rdpm.jobs.prepare import PrepareConfig, PreparePhotosConfig
 from rdpm.models.autoencoder import AutoencoderConfig
 from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.discriminator import DiscriminatorConfig
@@ -52,6 +52,7 @@ CONFIGS = [
     Models("g", "t"),
     OptimizerConfig(betas=(0.1, 0.2)),
     PrepareConfig(),
+    PreparePhotosConfig(),
     QuantizerConfig(bias=False),
     ReportConfig(**dict.fromkeys(("metrics", "tokenizer", "generator", "store", "samples", "images", "out"), "x"),
                  train_images="x"),
