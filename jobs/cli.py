@@ -12,6 +12,7 @@ COMMANDS = {
     "sweep": ("rdpm.jobs.sweep", "sample and measure many sampler settings: a table, a plot, the best config"),
     "evaluate": ("rdpm.jobs.evaluate", "measure reconstructions and samples"),
     "diagnose": ("rdpm.jobs.diagnose", "where a generator loses variety: what samples keep of real images, step by step"),
+    "diagnose": ("rdpm.jobs.diagnose", "show where a generator loses variety, step by step, on real images"),
     "report": ("rdpm.jobs.report", "write one HTML page about a run"),
     "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any images"),
     "describe": ("rdpm.jobs.describe", "parameters, FLOPs and memory of a config"),

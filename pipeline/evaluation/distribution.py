@@ -62,17 +62,26 @@ def moments(parts: Iterable[np.ndarray]) -> Moments:
     return running.moments()
 
 
-def frechet_distance(a: Moments, b: Moments) -> float:
-    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)): the squared 2-Wasserstein distance of two Gaussians.
+def frechet_distances(a: Moments, others: Iterable[Moments]) -> list[float]:
+    """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) of `a` and each of the others.
 
-    The trace of the root is computed from the symmetric matrix C1^(1/2) C2 C1^(1/2). It has the same eigenvalues as
-    C1 C2, and they stay real even where a covariance is singular. Rounding can make the distance slightly negative.
+    It is the squared 2-Wasserstein distance of two Gaussians. The trace of the root is computed from the symmetric
+    matrix C1^(1/2) C2 C1^(1/2). It has the same eigenvalues as C1 C2, and they stay real even where a covariance is
+    singular. Rounding can make the distance slightly negative.
     """
     values, vectors = np.linalg.eigh(a.covariance)
     root = (vectors * np.sqrt(values.clip(min=0))) @ vectors.T
-    cross = np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)
-    spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(cross).sum()
-    return float(((a.mean - b.mean) ** 2).sum() + spread)
+    distances = []
+    for b in others:
+        cross = np.linalg.eigvalsh(root @ b.covariance @ root).clip(min=0)
+        spread = np.trace(a.covariance) + np.trace(b.covariance) - 2 * np.sqrt(cross).sum()
+        distances.append(float(((a.mean - b.mean) ** 2).sum() + spread))
+    return distances
+
+
+def frechet_distance(a: Moments, b: Moments) -> float:
+    """The distance of two sets; see `frechet_distances`."""
+    return frechet_distances(a, [b])[0]
 
 
 def frechet_of(a: np.ndarray, b: np.ndarray) -> float:

@@ -6,6 +6,7 @@ reference too, and the held-out images themselves: a perfect generator would mat
 """
 
 import time
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,28 +21,43 @@ from rdpm.pipeline.evaluation.feature_statistics import (
     reference_digest,
     take_statistics,
 )
+from rdpm.pipeline.evaluation.image_sets import ImageSet, open_reference_images
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig, EvaluationInputs, open_inputs
+from rdpm.pipeline.evaluation.kernel import subset_size
 from rdpm.pipeline.evaluation.manifold import DistanceType, float16_holds
 from rdpm.pipeline.evaluation.metrics import (
     accuracy,
     held_out_metrics,
+    kernel_metrics,
     novelty_metrics,
     sample_metrics,
     tokenizer_metrics,
 )
-from rdpm.pipeline.evaluation.protocol import Metrics, protocol
+from rdpm.pipeline.evaluation.pixels import (
+    PixelReference,
+    PixelSet,
+    load_or_take_reference,
+    pixel_metrics,
+    spread_within_classes,
+    take_pixels,
+)
+from rdpm.pipeline.evaluation.protocol import WHOLE_SET, WITHIN_CLASSES, Metrics, protocol
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import read_record
 from rdpm.pipeline.inference.codec import Codec
+
+PixelSets = tuple[PixelReference, PixelSet, PixelSet | None]
+"""The reference, the samples and, if there are any, the held-out images."""
 
 
 def evaluate(config: EvaluateConfig) -> Metrics:
     """All metrics as {"tokenizer": ..., "generator": ..., "seconds": ..., "protocol": ...}.
 
     A part that cannot be computed from the given inputs is left out. Images are streamed. In memory stay the features
-    of the samples and of the images that make up manifolds, thumbnails, and the training images while the classifier
-    trains. Raises ValueError when an input is missing, inputs do not belong together, or a draw lacks samples.
+    of the samples and of the images that make up manifolds, box means, thumbnails, and the training images while the
+    classifier trains. Raises ValueError when an input is missing, inputs do not belong together, or a draw lacks
+    samples.
     """
     started = time.monotonic()
     torch.set_num_threads(config.threads)
@@ -54,16 +70,22 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         facts["reference"] = {"digest": reference_digest(config.reference or config.train_images)}
     for name, statistics in sets.items():
         facts[name] |= {"images": statistics.count, "manifold": len(statistics.features)}
-    warnings = warnings_of(sets)
+    settings: Metrics = {"seed": config.seed, "draws": config.draws, "manifold_distances": distance_type(sets)}
+    pixels, warnings = None, warnings_of(sets)
+    if inputs.samples:
+        pixels, more = _pixels(config, inputs, inputs.samples)
+        settings["kid_images"] = _kid_images(sets)
+        if pixels:
+            settings["spread"] = WITHIN_CLASSES if spread_within_classes(*pixels) else WHOLE_SET
+        warnings += more
     for warning in warnings:
         say(f"evaluate: {warning}")
-    distances = distance_type(sets)
     parts = {}
     if inputs.tokenizer and inputs.held_out:
         parts["tokenizer"] = _tokenizer_part(config, inputs, sets["held_out"])
     if inputs.samples:
-        parts["generator"] = _generator_part(config, inputs, sets, distances)
-    settings = {"seed": config.seed, "draws": config.draws, "manifold_distances": distances, "warnings": warnings}
+        parts["generator"] = _generator_part(config, inputs, sets, settings, pixels)
+    settings["warnings"] = warnings
     seconds = times | {"evaluate": time.monotonic() - started}
     return {**parts, "seconds": seconds, "protocol": protocol(parts, facts, settings)}
 
@@ -112,24 +134,65 @@ def _tokenizer_part(config: EvaluateConfig, inputs: EvaluationInputs, originals:
     return metrics
 
 
+def _pixels(config: EvaluateConfig, inputs: EvaluationInputs, samples: ImageSet) -> tuple[PixelSets | None, list[str]]:
+    """The pixels of reference, samples and held-out images, and what must be said about them.
+
+    None where the reference has no images of the samples' size.
+    """
+    url = config.reference or config.train_images
+    images = open_reference_images(url, samples, config.threads)
+    if images is None or images.size != samples.size:
+        holds = f"images of {images.size} pixels" if images else "no images"
+        return None, [
+            f"reference: it holds {holds}, so spread and pixel distance are left out; give a reference with images of "
+            f"{samples.size} pixels"
+        ]
+    pixels = (
+        load_or_take_reference(images, files.join(inputs.folder, "statistics")),
+        take_pixels(samples),
+        take_pixels(inputs.held_out) if inputs.held_out else None,
+    )
+    if spread_within_classes(*pixels) or (pixels[1].labels < 0).any():
+        return pixels, []
+    return pixels, [
+        "spread: it is over the whole set and not within classes; for that give labels of all images, and two samples "
+        "and held-out images or more of each class"
+    ]
+
+
+def _kid_images(sets: dict[str, Statistics]) -> int:
+    return subset_size(*(statistics.features for statistics in sets.values()))
+
+
 def _generator_part(
-    config: EvaluateConfig, inputs: EvaluationInputs, sets: dict[str, Statistics], distances: DistanceType
+    config: EvaluateConfig,
+    inputs: EvaluationInputs,
+    sets: dict[str, Statistics],
+    settings: dict[str, Any],
+    pixels: PixelSets | None,
 ) -> Metrics:
     assert inputs.samples
-    samples, held_out = sets["samples"], sets.get("held_out")
+    samples, held_out, distances = sets["samples"], sets.get("held_out"), settings["manifold_distances"]
     metrics = sample_metrics(sets["reference"], samples, distances)
-    labelled = bool((samples.labels >= 0).all())
+    labelled, draws = bool((samples.labels >= 0).all()), list[np.ndarray]()
     if held_out:
         same_count = held_out.count == samples.count  # then every draw is all the samples, and one is enough
         num_draws = min(config.draws, 1) if same_count else config.draws
-        draws = balanced_draws(samples.labels, held_out.count, num_draws, config.seed) if labelled else []
+        groups = samples.labels if labelled else np.zeros_like(samples.labels)
+        draws = balanced_draws(groups, held_out.count, num_draws, config.seed)
         metrics |= held_out_metrics(sets["reference"], held_out, samples, draws, distances)
-    if samples.num_logits == len(inputs.classes):
+    if settings["kid_images"] > 1:
+        metrics |= kernel_metrics(sets["reference"], samples, held_out, settings["kid_images"], config.seed)
+    if 0 < samples.num_logits == len(inputs.classes):
         if labelled:
             metrics["class_accuracy"] = accuracy(samples)
         if held_out:
             metrics["classifier_accuracy_on_real"] = accuracy(held_out)
     say(_line("generator", metrics))
+    if pixels:
+        plain = pixel_metrics(*pixels, draws, config.seed)
+        say(_line("pixels", plain))
+        metrics |= plain
     if inputs.train:
         novelty = novelty_metrics(inputs.samples, inputs.held_out, inputs.train)
         say(_line("novelty", novelty))
@@ -146,7 +209,8 @@ def warnings_of(sets: dict[str, Statistics]) -> list[str]:
         if 0 < statistics.count <= len(statistics.pool.mean)
     ]
     labels = sets["samples"].labels if "samples" in sets else np.zeros(1)
-    if len(labels) > SPLIT_IMAGES and labels[0] < labels[-1] and (np.diff(labels) >= 0).all():
+    scored = "samples" in sets and sets["samples"].num_logits > 0
+    if scored and len(labels) > SPLIT_IMAGES and labels[0] < labels[-1] and (np.diff(labels) >= 0).all():
         warnings.append(
             f"samples: they are sorted by class, and the inception score splits them in order into runs of "
             f"{SPLIT_IMAGES}, which makes it far too low; shuffle them"

@@ -38,11 +38,11 @@ class Statistics:
     labels: np.ndarray
     """(count,) int64; -1 where a label is unknown."""
     predicted: np.ndarray
-    """(count,) int64: the class of the highest logit."""
+    """(count,) int64: the class of the highest logit; empty without logits."""
     num_logits: int
-    """How many logits the extractor has."""
+    """How many logits the extractor has; 0 where it is no classifier."""
     score: float
-    """Inception score."""
+    """Inception score; NaN without logits."""
 
 
 class RunningStatistics:
@@ -66,10 +66,11 @@ class RunningStatistics:
         self._pool.add(outputs.features)
         if outputs.spatial is not None:
             self._spatial.add(outputs.spatial)
-        self._score.add(outputs.logits)
         self._labels.append(chunk.labels)
-        self._predicted.append(outputs.logits.argmax(axis=1))
-        self._num_logits = outputs.logits.shape[1]
+        if outputs.logits is not None:
+            self._score.add(outputs.logits)
+            self._predicted.append(outputs.logits.argmax(axis=1))
+            self._num_logits = outputs.logits.shape[1]
 
     def statistics(self) -> Statistics:
         """Statistics of everything added so far. Raises ValueError for fewer than two images."""
@@ -79,9 +80,9 @@ class RunningStatistics:
             self._spatial.moments() if self._spatial.count else None,
             np.concatenate(self._features),
             np.concatenate(self._labels),
-            np.concatenate(self._predicted),
+            np.concatenate(self._predicted) if self._num_logits else np.zeros(0, np.int64),
             self._num_logits,
-            self._score.score(),
+            self._score.score() if self._num_logits else np.nan,
         )
 
 

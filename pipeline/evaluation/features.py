@@ -1,6 +1,7 @@
 """Feature extractors behind one interface: uint8 images in; features, class logits and spatial features out.
 
-To add one, write a subclass of Extractor with `name`, `digest` and `outputs`, and return it from `open_extractor`.
+To add one, write a subclass of Extractor with `name`, `digest` and `outputs`, and return it from `open_extractor`, or
+from `make_extractor` in inputs.py.
 """
 
 import copy
@@ -23,11 +24,9 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import to_dict
 from rdpm.storage_schemas.canonical import digest_of
 
-INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
-INCEPTION_SHA256_PREFIX = "6726825d"
 SPATIAL_CHANNELS = 7  # how many channels of the maps make the spatial features, as in ADM's evaluator
 
-Outputs = tuple[Tensor, Tensor, Tensor | None]
+Outputs = tuple[Tensor, Tensor | None, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -36,8 +35,8 @@ class Features:
 
     features: np.ndarray
     """(n, f) float32."""
-    logits: np.ndarray
-    """(n, c) float32."""
+    logits: np.ndarray | None
+    """(n, c) float32; None where the extractor is no classifier."""
     spatial: np.ndarray | None = None
     """(n, h * w * 7) float32; None where the extractor has no maps."""
 
@@ -56,7 +55,10 @@ class Extractor:
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
     def outputs(self, images: Tensor) -> Outputs:
-        """Images (b, C, H, W) uint8 on the device to features (b, f), logits (b, c) and maps (b, c', h, w) or None."""
+        """Images (b, C, H, W) uint8 on the device to features (b, f), logits (b, c) and maps (b, c', h, w).
+
+        Logits and maps are None where the extractor has none.
+        """
         raise NotImplementedError
 
     @torch.no_grad()
@@ -68,15 +70,22 @@ class Extractor:
             for part in torch.from_numpy(pixels).permute(0, 3, 1, 2).split(self.batch):
                 padding = part[-1:].expand(self.batch - len(part), -1, -1, -1)
                 outputs = self.outputs(torch.cat([part, padding]).to(self.device))
-                parts.append([x[: len(part)].float().cpu() for x in _vectors(outputs)])
-        return Features(*(torch.cat(column).numpy() for column in zip(*parts, strict=True)))
+                parts.append([None if x is None else x[: len(part)].float().cpu() for x in _vectors(outputs)])
+        features, *others = (_joined(column) for column in zip(*parts, strict=True))
+        assert features is not None
+        return Features(features, *others)
 
 
-def _vectors(outputs: Outputs) -> tuple[Tensor, ...]:
+def _vectors(outputs: Outputs) -> Outputs:
     """Outputs with the maps as one vector per image, in the order of rows, columns and seven channels."""
     features, logits, maps = outputs
-    spatial = () if maps is None else (maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1),)
-    return (features, logits, *spatial)
+    spatial = None if maps is None else maps[:, :SPATIAL_CHANNELS].permute(0, 2, 3, 1).flatten(1)
+    return features, logits, spatial
+
+
+def _joined(parts: tuple[Tensor | None, ...]) -> np.ndarray | None:
+    there = [part for part in parts if part is not None]
+    return torch.cat(there).numpy() if there else None
 
 
 class ClassifierExtractor(Extractor):
@@ -127,6 +136,62 @@ def _weights(classifier: Classifier) -> bytes:
     return safetensors.torch.save(classifier.state_dict())
 
 
+@dataclass(frozen=True)
+class WeightsFile:
+    """Published weights: a file that the user gives or torch downloads, and that is checked before it is opened."""
+
+    setting: str
+    """The config's key for its path."""
+    title: str
+    """Whose weights they are."""
+    file: str
+    """Its name."""
+    sha256_prefix: str
+    """The first digits of its sha256."""
+    url: str
+    """Where it is published."""
+    publisher: str
+    """Where the url comes from, in words."""
+
+    @property
+    def _fix(self) -> str:
+        return f"give the path of {self.file} (from {self.publisher}) as {self.setting}"
+
+    def read(self, path: str) -> tuple[bytes, str]:
+        """The bytes and their sha256. An empty path means the file in torch's cache, downloaded if needed.
+
+        Raises ValueError when the file is missing, cannot be downloaded, or is a different one.
+        """
+        path = path or self._downloaded()
+        if not Path(files.local_path(path)).is_file():
+            raise ValueError(f"{self.setting} {path!r} does not exist; {self._fix}")
+        data = files.read_bytes(path)
+        digest = hashlib.sha256(data).hexdigest()
+        if not digest.startswith(self.sha256_prefix):
+            raise ValueError(f"{self.setting} {path!r} has sha256 {digest[:8]}, not {self.sha256_prefix}; {self._fix}")
+        return data, digest
+
+    def _downloaded(self) -> str:
+        path = Path(torch.hub.get_dir()) / "checkpoints" / self.file
+        if not path.is_file():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                torch.hub.download_url_to_file(self.url, str(path), self.sha256_prefix, progress=False)
+            except (OSError, RuntimeError) as error:
+                raise ValueError(f"{self.title} could not be downloaded ({error}); {self._fix}") from None
+        return str(path)
+
+
+INCEPTION = WeightsFile(
+    "inception_weights",
+    "Inception's weights",
+    "weights-inception-2015-12-05-6726825d.pth",
+    "6726825d",
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
+    "torch-fidelity's releases",
+)
+
+
 class InceptionExtractor(Extractor):
     """Inception-v3 of December 2015 as torch-fidelity ports it ("inception-v3-compat"), with TensorFlow 1's resize.
 
@@ -143,7 +208,7 @@ class InceptionExtractor(Extractor):
         Raises ValueError when the file is missing, cannot be downloaded, or has another digest.
         """
         super().__init__(batch)
-        data, self.digest = _read_inception(weights or _downloaded_inception())
+        data, self.digest = INCEPTION.read(weights)
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
         # The package unpickles without restriction, so it gets exactly the bytes whose digest was checked.
@@ -159,36 +224,6 @@ class InceptionExtractor(Extractor):
         return features, logits, self._maps.pop()
 
 
-_INCEPTION_FIX = f"give the path of {INCEPTION_FILE} (from torch-fidelity's releases) as inception_weights"
-
-
-def _downloaded_inception() -> str:
-    """Path of torch-fidelity's file in torch's cache; torch downloads it if needed. Raises ValueError if it cannot."""
-    from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
-
-    path = Path(torch.hub.get_dir()) / "checkpoints" / INCEPTION_FILE
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            torch.hub.download_url_to_file(URL_INCEPTION_V3, str(path), INCEPTION_SHA256_PREFIX, progress=False)
-        except (OSError, RuntimeError) as error:
-            raise ValueError(f"Inception's weights could not be downloaded ({error}); {_INCEPTION_FIX}") from None
-    return str(path)
-
-
-def _read_inception(path: str) -> tuple[bytes, str]:
-    """The bytes of the weights and their sha256. Raises ValueError when the file is missing or a different one."""
-    if not Path(files.local_path(path)).is_file():
-        raise ValueError(f"inception_weights {path!r} does not exist; {_INCEPTION_FIX}")
-    data = files.read_bytes(path)
-    digest = hashlib.sha256(data).hexdigest()
-    if not digest.startswith(INCEPTION_SHA256_PREFIX):
-        raise ValueError(
-            f"inception_weights {path!r} has sha256 {digest[:8]}, not {INCEPTION_SHA256_PREFIX}; {_INCEPTION_FIX}"
-        )
-    return data, digest
-
-
 class FileExtractor(Extractor):
     """Any classifier as a TorchScript or torch.export file.
 
@@ -202,8 +237,8 @@ class FileExtractor(Extractor):
         super().__init__(batch)
         if not files.is_file(path):
             raise ValueError(
-                f"extractor {path!r} is not classifier, not inception and not a file; give one of these names, or the "
-                "path of a file"
+                f"extractor {path!r} is neither a known name nor a file; give inception or another name that "
+                "docs/evaluation.md lists, or the path of a file"
             )
         data = files.read_bytes(path)
         self.name, self.digest = path.rstrip("/").rsplit("/", 1)[-1], hashlib.sha256(data).hexdigest()

@@ -262,3 +262,16 @@ def open_samples(url: str, channels: int, threads: int = 1) -> StoreImages | Arc
     if not files.exists(url):
         raise ValueError(f"samples {url!r} does not exist; give a sample store, an .npz or a folder of pictures")
     return PictureImages(url, channels, threads)
+
+
+def open_reference_images(url: str, like: ImageSet, threads: int = 1) -> ImageSet | None:
+    """The images of a reference: a folder's, or those in an .npz. None where an .npz holds only statistics.
+
+    like: the images of a folder are cropped to the size and channels of this set. Raises ValueError when there is no
+    reference, or it is damaged.
+    """
+    if not url.endswith(".npz"):
+        return FolderImages(url, like.size, like.channels, threads)
+    with open_archive(url) as archive:
+        has_images = "arr_0.npy" in archive.namelist()
+    return ArchiveImages(url, like.channels) if has_images else None

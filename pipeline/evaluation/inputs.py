@@ -7,6 +7,7 @@ from typing import Any
 from rdpm.models.fields import EXECUTION
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.evaluation.classifier import ClassifierConfig
+from rdpm.pipeline.evaluation.dinov2 import DinoExtractor
 from rdpm.pipeline.evaluation.feature_statistics import reference_digest
 from rdpm.pipeline.evaluation.features import (
     ClassifierExtractor,
@@ -48,9 +49,11 @@ class EvaluateConfig:
     tokenizer: str = ""
     """Folder or URL of a tokenizer's export."""
     extractor: str = "classifier"
-    """Feature space: classifier, inception, or the path of a TorchScript or torch.export file."""
+    """Feature space: classifier, inception, dinov2, or the path of a TorchScript or torch.export file."""
     inception_weights: str = field(default="", metadata=EXECUTION)
     """Path of Inception's weights; empty for torch-fidelity's own download."""
+    dinov2_weights: str = field(default="", metadata=EXECUTION)
+    """Path of the weights of DINOv2's ViT-L/14; empty for their publisher's download."""
     perceptual: str = "none"
     """VGG16 for LPIPS: torchvision, the path of vgg16-397923af.pth, or none."""
     manifold_images: int = 10_000
@@ -58,7 +61,7 @@ class EvaluateConfig:
     draws: int = 10
     """How many random draws of samples a matched metric is the mean over."""
     seed: int = 0
-    """Seed of the draws, the classifier and the noise of reconstructions."""
+    """Seed of the draws, resamples and subsets, the classifier, and the noise of reconstructions."""
     batch: int = field(default=64, metadata=EXECUTION)
     """Images per call of a network."""
     threads: int = field(default=2, metadata=EXECUTION)
@@ -155,6 +158,8 @@ def open_inputs(config: EvaluateConfig) -> EvaluationInputs:
 
 def make_extractor(config: EvaluateConfig, train: FolderImages | None, folder: str) -> Extractor:
     """The extractor that the config names. The classifier is read from `folder`, or trained on the training images."""
+    if config.extractor == "dinov2":
+        return DinoExtractor(config.dinov2_weights, config.batch)
     if config.extractor != "classifier":
         return open_extractor(config.extractor, config.inception_weights, config.batch)
     assert train
@@ -172,7 +177,7 @@ def input_digests(config: EvaluateConfig) -> dict[str, str]:
             digests[f"{name}_digest"] = reference_digest(url)
     if config.tokenizer:
         digests["tokenizer_digest"] = read_card(config.tokenizer, "tokenizer").digest
-    if config.extractor not in ("classifier", "inception") and files.is_file(config.extractor):
+    if config.extractor not in ("classifier", "inception", "dinov2") and files.is_file(config.extractor):
         digests["extractor_digest"] = files.digest_file(config.extractor).sha256
     if config.samples:
         digests["samples_digest"] = open_samples(config.samples, 3).digest

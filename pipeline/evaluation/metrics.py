@@ -14,6 +14,7 @@ from rdpm.pipeline.evaluation.fidelity import (
     reconstruct,
 )
 from rdpm.pipeline.evaluation.image_sets import Chunk, ImageSet, watched
+from rdpm.pipeline.evaluation.kernel import kernel_distance
 from rdpm.pipeline.evaluation.manifold import DistanceType, precision_recall
 from rdpm.pipeline.evaluation.novelty import nearest_distance, thumbnails
 from rdpm.pipeline.evaluation.protocol import NEIGHBOURS, Metrics
@@ -98,10 +99,23 @@ def _compared(reference: Statistics, other: Statistics, distances: DistanceType,
     metrics: Metrics = {f"frechet_distance{suffix}": frechet_distance(reference.pool, other.pool)}
     if reference.spatial and other.spatial:
         metrics[f"spatial_frechet_distance{suffix}"] = frechet_distance(reference.spatial, other.spatial)
-    metrics[f"inception_score{suffix}"] = other.score
+    if other.num_logits:
+        metrics[f"inception_score{suffix}"] = other.score
     if len(reference.features):
         shares = precision_recall(reference.features, other.features, NEIGHBOURS, distances)
         metrics |= {f"precision{suffix}": shares.precision, f"recall{suffix}": shares.recall}
+    return metrics
+
+
+def kernel_metrics(
+    reference: Statistics, samples: Statistics, held_out: Statistics | None, images: int, seed: int
+) -> Metrics:
+    """Kernel distance to the reference. images: per subset. seed: of the subsets."""
+    metrics: Metrics = {}
+    for suffix, other in (("", samples), ("_real", held_out)):
+        if other:
+            distance = kernel_distance(reference.features, other.features, images, seed)
+            metrics |= {f"kid{suffix}": distance.mean, f"kid_deviation{suffix}": distance.deviation}
     return metrics
 
 

@@ -9,22 +9,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rdpm.pipeline.evaluation.boxes import box_means
+
 _SIDE = 32
 _BLOCK = 4096  # rows of the distance matrix in memory at once
 
 
 def thumbnails(pixels: np.ndarray) -> np.ndarray:
-    """Images (n, H, W, C) uint8 to thumbnails (n, d) uint8, where d is at most 32 * 32 * C.
-
-    Rows and columns at the end that do not fill a box are left out.
-    """
-    n, height, width, channels = pixels.shape
-    box = -(-max(height, width) // _SIDE)
-    if box == 1:
-        return pixels.reshape(n, -1)
-    h, w = height // box, width // box
-    boxes = pixels[:, : h * box, : w * box].reshape(n, h, box, w, box, channels)
-    return boxes.mean(axis=(2, 4)).round().astype(np.uint8).reshape(n, -1)
+    """Images (n, H, W, C) uint8 to thumbnails (n, d) uint8, where d is at most 32 * 32 * C."""
+    return box_means(pixels, _SIDE).round().astype(np.uint8).reshape(len(pixels), -1)
 
 
 @dataclass(frozen=True)

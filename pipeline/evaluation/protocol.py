@@ -1,13 +1,15 @@
 """What each metric in metrics.json means and which inputs it depends on, so that nobody compares unlike numbers.
 
 Metrics are named `part.name`. A name with `_real` is the same metric of the held-out images. One with `_matched` is the
-mean over random class-balanced draws of as many samples as there are held-out images. docs/evaluation.md has details.
+mean over random draws of as many samples as there are held-out images; draws are class-balanced where labels are known.
+docs/evaluation.md has details.
 """
 
 from typing import Any
 
 from rdpm.pipeline.evaluation.feature_statistics import PROTOCOL_VERSION, SPLIT_IMAGES
 from rdpm.pipeline.evaluation.fidelity import PAIRS, POOLED, POOLED_CONVENTION
+from rdpm.pipeline.evaluation.kernel import SUBSETS
 
 Metrics = dict[str, Any]
 
@@ -20,6 +22,15 @@ _SPATIAL = "first 7 channels of the maps, flattened by row, column, channel"
 _MANIFOLD = f"k = {NEIGHBOURS}, squared distances from products"
 _SCORE = f"contiguous splits of {SPLIT_IMAGES} images in the order of the set, mean over splits"
 _NEAREST = "root mean square in grey levels to the nearest training image, thumbnails of at most 32 x 32 pixels"
+WITHIN_CLASSES, WHOLE_SET = "within classes", "over the whole set"
+_PIXELS = "means over at most 8 x 8 boxes, in grey levels"
+_PIXEL_FRECHET = f"{_FRECHET}, of {_PIXELS}; a mean over boxes, not a sum"
+_SPREAD = (
+    f"variance of {_PIXELS}, over the reference's, as settings.spread says; unbiased per class, weighted by the "
+    "reference's counts; components from the half of the reference that is not measured"
+)
+_BOOTSTRAP = "95% interval over resamples of each class of the samples, reference and held-out images fixed"
+_KERNEL = f"unbiased MMD^2 with kernel (x.y / f + 1)^3, over {SUBSETS} random subsets of settings.kid_images images"
 _PAIRS = {name: convention.says for name, convention in PAIRS.items()} | {POOLED: POOLED_CONVENTION}
 
 # name: (convention, the inputs it depends on)
@@ -51,6 +62,37 @@ _METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
             ("_matched", "rounded to settings.manifold_distances; mean over draws", "samples"),
         )
     },
+    **{
+        f"generator.kid{name}{suffix}": (f"{_KERNEL}; {says}", ("extractor", "reference", images))
+        for name, says in (("", "mean"), ("_deviation", "standard deviation over the subsets"))
+        for suffix, images in (("", "samples"), ("_real", "held_out"))
+    },
+    **{
+        f"generator.{name}{suffix}": (f"{_SPREAD}; {part}{more}", ("reference", images))
+        for name, part in (
+            ("spread", "in total"),
+            ("spread_8", "within the first 8 principal components"),
+            ("spread_32", "within the first 32 principal components"),
+        )
+        for suffix, more, images in (
+            ("", "", "samples"),
+            ("_interval", f"; {_BOOTSTRAP}", "samples"),
+            ("_real", "", "held_out"),
+        )
+    },
+    "generator.pixel_frechet_distance": (_PIXEL_FRECHET, ("reference", "samples")),
+    "generator.pixel_frechet_distance_interval": (f"{_PIXEL_FRECHET}; {_BOOTSTRAP}", ("reference", "samples")),
+    "generator.pixel_frechet_distance_real": (_PIXEL_FRECHET, ("reference", "held_out")),
+    "generator.pixel_frechet_distance_matched": (f"{_PIXEL_FRECHET}; mean over draws", ("reference", "samples")),
+    "generator.pixel_frechet_distance_deviation": ("standard deviation over draws", ("reference", "samples")),
+    "generator.pixel_frechet_ratio": (
+        "pixel_frechet_distance_matched divided by pixel_frechet_distance_real",
+        ("reference", "samples", "held_out"),
+    ),
+    "generator.pixel_frechet_ratio_interval": (
+        f"pixel_frechet_ratio; {_BOOTSTRAP}",
+        ("reference", "samples", "held_out"),
+    ),
     "generator.class_accuracy": (
         "share of samples whose highest logit is the requested class",
         ("extractor", "samples"),
@@ -68,6 +110,25 @@ _METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         "for samples that are as new as held-out images",
         ("train", "held_out", "samples"),
     ),
+}
+
+
+DIAGNOSIS = {  # of diagnosis.json: of the rows of `kept` per s, and of the rows of `steps` per t
+    "kept": "real images whose codes of t <= s are kept and drawn afterwards, with the noise of their encoding",
+    "spread": f"of the drawn images, over their originals': variance of {_PIXELS}, as settings.spread says",
+    "spread_8": "the same within the first 8 principal components of the originals, from the half not measured",
+    "spread_32": "within the first 32",
+    "spread_rest": "in all others",
+    "correlation": f"of {_PIXELS}, of drawn images with their originals, each minus the mean of its class",
+    "cross_entropy": "nats per code, from the real codes of the steps before (teacher forcing)",
+    "entropy": "nats per code, of the predicted distribution; in the mean the cross-entropy, if that is calibrated",
+    "accuracy": "share of codes that are the most likely one",
+    "confidence": "mean probability of the most likely code",
+    "calibration_error": "of the most likely code, 15 bins of equal width (Guo et al. 2017)",
+    "latent_spread": "variance of z'_t of plain samples, over that of z'_t of the real images",
+    "latent_spread_8": "the same within the first 8 principal components of the real z'_t, from the half not measured",
+    "latent_spread_32": "within the first 32",
+    "latent_spread_rest": "in all others",
 }
 
 

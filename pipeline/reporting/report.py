@@ -16,6 +16,7 @@ from rdpm.pipeline.foundation.records import read_record
 from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting import page
 from rdpm.pipeline.reporting.curves import bar_chart, read_lines, training_charts
+from rdpm.pipeline.reporting.diagnosis import diagnosis_section
 from rdpm.pipeline.reporting.pictures import (
     PER_CLASS,
     nearest_grids,
@@ -56,6 +57,8 @@ class ReportConfig:
     """The page to write."""
     sweep: str = ""
     """Folder of a finished sweep over the generator's sampler settings; empty for none."""
+    diagnosis: str = ""
+    """diagnosis.json of the generator; empty for none."""
     also_png: str = ""
     """File to which the grid of samples is written as a picture too; empty for none."""
 
@@ -88,9 +91,11 @@ def input_digests(config: ReportConfig) -> dict[str, str]:
     """Digests of the inputs, for the job's record. Raises ValueError when one is missing."""
     if not files.exists(config.metrics):
         raise ValueError(f"metrics {config.metrics!r} does not exist; run rdpm evaluate first")
-    sweep = {"sweep_digest": files.digest_file(_sweep_rows(config)).sha256} if config.sweep else {}
+    if config.diagnosis and not files.exists(config.diagnosis):
+        raise ValueError(f"diagnosis {config.diagnosis!r} does not exist; run rdpm diagnose first")
+    paths = {"sweep": _sweep_rows(config) if config.sweep else "", "diagnosis": config.diagnosis}
     return {
-        **sweep,
+        **{f"{name}_digest": files.digest_file(path).sha256 for name, path in paths.items() if path},
         "metrics_digest": files.digest_file(config.metrics).sha256,
         "tokenizer_digest": read_card(config.tokenizer, "tokenizer").digest,
         "generator_digest": read_card(config.generator, "generator").digest,
@@ -152,6 +157,9 @@ def _check_one_run(run: Run) -> None:
             f"generator {config.generator!r} was not trained on store {config.store!r} ({run.store.id[:12]}); give a "
             "store that it was trained on"
         )
+    if config.diagnosis:
+        diagnosed = files.read_json(config.diagnosis)["protocol"]["generator"]["digest"]
+        _check_digest("diagnosis", config.diagnosis, "generator", diagnosed, run.generator_card.digest)
     if config.sweep:
         record = read_record(config.sweep)
         swept = {digest for pair in record.inputs["digests"] for digest in pair} if record else set()
@@ -179,7 +187,9 @@ def render(run: Run) -> str:
         f"{len(run.held_out.labels)} held-out images and {len(run.train.labels)} training images."
     )
     return page.page(
-        "RDPM: report of a run", lead, [*_results(run), *_sweep(run.config), *_curves(run), *_provenance(run)]
+        "RDPM: report of a run",
+        lead,
+        [*_results(run), *_sweep(run.config), *_diagnosis(run.config), *_curves(run), *_provenance(run)],
     )
 
 
@@ -229,6 +239,10 @@ def _sweep(config: ReportConfig) -> list[str]:
             page.full_width(plot),
         )
     ]
+
+
+def _diagnosis(config: ReportConfig) -> list[str]:
+    return [diagnosis_section(files.read_json(config.diagnosis))] if config.diagnosis else []
 
 
 def _curves(run: Run) -> list[str]:

@@ -35,6 +35,45 @@ _ALL: _Rows = (
         "recall_real",
         "Share of the reference's images that are close to these images. Higher is better.",
     ),
+    (
+        "{kernel}",
+        "kid",
+        "kid_real",
+        "Distance to the reference, unbiased in the number of images: 0 in the mean for a perfect generator.",
+    ),
+)
+_PIXELS: _Rows = (
+    (
+        "Spread",
+        "spread",
+        "spread_real",
+        "Variance of these images over the reference's. 1 for images as varied as real ones, less where variety lacks.",
+    ),
+    (
+        "Spread, first 8 components",
+        "spread_8",
+        "spread_8_real",
+        "The same in the 8 directions in which real images vary most. Scatter elsewhere cannot make up for it.",
+    ),
+    ("Spread, first 32 components", "spread_32", "spread_32_real", "The same in the first 32 directions."),
+    (
+        "Pixel Fréchet distance",
+        "pixel_frechet_distance",
+        "pixel_frechet_distance_real",
+        "Distance to the reference, in squared grey levels per box. Lower is better.",
+    ),
+    (
+        "Pixel Fréchet distance, equal counts",
+        "pixel_frechet_distance_matched",
+        "pixel_frechet_distance_real",
+        "The same of as many samples as there are held-out images, mean over draws.",
+    ),
+    (
+        "Pixel Fréchet ratio",
+        "pixel_frechet_ratio",
+        "",
+        "The distance at equal counts over that of the held-out images. 1 for a perfect generator.",
+    ),
 )
 _MATCHED: _Rows = (
     ("{frechet}", "frechet_distance_matched", "frechet_distance_real", "Lower is better."),
@@ -81,11 +120,14 @@ def numbers_section(metrics: dict[str, Any]) -> str:
     in_reference = protocol["reference"]["images"]  # 0 where the reference is a file that does not say
     lead = (
         f"The {samples} samples and {held_out} held-out images are compared with a reference"
-        f"{f' of {in_reference} images' if in_reference else ''}. All metrics in this table use features of "
-        f"the extractor {protocol['extractor']['name']}, and are computed as in ADM's evaluator. Distances get smaller "
-        "as sets get larger."
+        f"{f' of {in_reference} images' if in_reference else ''}. Fréchet distances get smaller as sets get larger."
     )
-    parts = [_compared(metrics, _ALL)]
+    features = (
+        f"These metrics use features of the extractor {protocol['extractor']['name']}, and are computed as in ADM's "
+        "evaluator, except the kernel distance."
+    )
+    parts = [_plain_pixels(metrics)] if "spread" in metrics["generator"] else []
+    parts += [page.heading("Features"), page.paragraph(features), _compared(metrics, _ALL)]
     if "frechet_distance_matched" in metrics["generator"]:
         matched = (
             f"The same metrics with {held_out} images in both columns. The column of the samples is the mean over "
@@ -97,6 +139,16 @@ def numbers_section(metrics: dict[str, Any]) -> str:
     parts += [page.heading("Reconstructions"), page.numbers(("Metric", "value"), _reconstruction(metrics))]
     parts += [page.heading("Time"), page.numbers(("Job", "seconds"), _seconds(metrics["seconds"]))]
     return page.section("Metrics", lead, *parts)
+
+
+def _plain_pixels(metrics: dict[str, Any]) -> str:
+    """What no trained feature is needed for: the first table of the page."""
+    how = metrics["protocol"]["settings"]["spread"]
+    lead = (
+        f"Images are averaged over boxes, at most 8 per side; no trained network is used. Spread is measured {how}. "
+        "In brackets stands the 95% interval of drawing as many other samples (bootstrap)."
+    )
+    return page.heading("Plain pixels") + page.paragraph(lead) + _compared(metrics, _PIXELS)
 
 
 def _seconds(times: dict[str, float]) -> list[tuple[str, str, tuple[str]]]:
@@ -153,12 +205,13 @@ def sweep_table(rows: Sequence[SweepRow]) -> str:
 
 
 def names_of(extractor: str) -> dict[str, str]:
-    """What the metrics are called. FID, sFID and the Inception score are names for Inception's features only."""
+    """What the metrics are called. FID, sFID, Inception score and KID are names for Inception's features only."""
     if extractor == "inception":
-        return {"frechet": "FID", "spatial": "sFID", "score": "Inception score"}
+        return {"frechet": "FID", "spatial": "sFID", "score": "Inception score", "kernel": "KID"}
     features = f"({extractor})"
     return {
-        "frechet": f"Fréchet distance {features}",
+        "kernel": f"Kernel distance {features}",
+        "frechet": "FD-DINOv2" if extractor == "dinov2" else f"Fréchet distance {features}",
         "spatial": f"Spatial Fréchet distance {features}",
         "score": f"Inception-style score {features}",
     }
@@ -168,11 +221,17 @@ def _compared(metrics: dict[str, Any], rows: _Rows) -> str:
     """A table of the samples beside the held-out images, of those rows that the metrics have."""
     generator, names = metrics["generator"], names_of(metrics["protocol"]["extractor"]["name"])
     cells = [
-        (name.format(**names), explanation, (_short(generator[key]), _short(generator.get(real, ""))))
+        (name.format(**names), explanation, (_with_interval(generator, key), _short(generator.get(real, ""))))
         for name, key, real, explanation in rows
         if key in generator
     ]
     return page.numbers(("Metric", "samples", "held-out images"), cells)
+
+
+def _with_interval(generator: dict[str, Any], key: str) -> str:
+    """A number, and its interval if there is one."""
+    low, high = generator.get(f"{key}_interval", (None, None))
+    return _short(generator[key]) + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
 
 
 def _reconstruction(metrics: dict[str, Any]) -> list[tuple[str, str, tuple[str]]]:

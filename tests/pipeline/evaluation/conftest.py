@@ -1,5 +1,6 @@
 """Inception with made weights, because tests do not have the real ones."""
 
+import dataclasses
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ def made_weights(tmp_path_factory) -> Iterator[Path]:
     torch.save(network.state_dict(), path)
     with pytest.MonkeyPatch.context() as patch:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        patch.setattr(features, "INCEPTION_SHA256_PREFIX", digest[:8])
+        patch.setattr(features, "INCEPTION", dataclasses.replace(features.INCEPTION, sha256_prefix=digest[:8]))
         yield path
 
 

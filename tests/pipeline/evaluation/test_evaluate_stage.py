@@ -47,10 +47,16 @@ def test_every_metric_is_there_and_finite_and_has_its_protocol(run):
         *("precision_real", "recall_real", "precision_float32", "recall_float32"),
         *("frechet_distance_matched", "frechet_distance_deviation", "frechet_ratio"),
         *("precision_matched", "recall_matched", "class_accuracy", "classifier_accuracy_on_real"),
+        *("kid", "kid_deviation", "kid_real", "kid_deviation_real"),
+        *(f"{name}{kind}" for name in ("spread", "spread_8", "spread_32") for kind in ("", "_interval", "_real")),
+        *("pixel_frechet_distance", "pixel_frechet_distance_interval", "pixel_frechet_distance_real"),
+        *("pixel_frechet_distance_matched", "pixel_frechet_distance_deviation"),
+        *("pixel_frechet_ratio", "pixel_frechet_ratio_interval"),
         *("nearest_train_distance", "nearest_train_distance_p01"),
         *("nearest_train_distance_real", "nearest_train_distance_real_p01", "copies"),
     }
-    assert np.isfinite([*metrics["generator"].values(), *metrics["tokenizer"]["perplexity_by_step"]]).all()
+    values = [np.ravel(value) for part in ("generator", "tokenizer") for value in metrics[part].values()]
+    assert np.isfinite(np.concatenate(values)).all()
     assert set(metrics["seconds"]) == {"train-tokenizer", "train-generator", "evaluate"}
     json.dumps(metrics, allow_nan=False)
 
@@ -91,7 +97,9 @@ def test_at_one_batch_size_the_chunks_do_not_change_reconstructions(run, tmp_pat
 
 @pytest.mark.parametrize("form", ["npz", "pictures"])
 def test_samples_are_the_same_in_every_form(run, tmp_path, form):
-    """An .npz with labels gets every metric that a store gets. Pictures lack the metrics that need labels."""
+    """An .npz with labels gets every metric that a store gets. For pictures, which have none, draws are not
+    class-balanced, and the spread is over the whole set.
+    """
     of_store = evaluate(run.config())["generator"]
     pixels, labels = class_pixels(50, 50 + DRAWN)
     pixels = np.repeat(pixels, 3, axis=-1)
@@ -102,11 +110,17 @@ def test_samples_are_the_same_in_every_form(run, tmp_path, form):
         samples = str(tmp_path)
         for i, image in enumerate(pixels):
             Image.fromarray(image).save(tmp_path / f"{i:06d}.png")
-    metrics = evaluate(run.config(samples=samples))["generator"]
-    need_labels = {name for name in of_store if name.endswith("matched")}
-    need_labels |= {"frechet_distance_deviation", "frechet_ratio", "class_accuracy"}
-    assert metrics.items() <= of_store.items()
-    assert of_store.keys() - metrics.keys() == (set() if form == "npz" else need_labels)
+    metrics = evaluate(run.config(samples=samples))
+    assert metrics["protocol"]["settings"]["spread"] == ("within classes" if form == "npz" else "over the whole set")
+    metrics = metrics["generator"]
+    if form == "npz":
+        assert metrics == of_store
+        return
+    assert of_store.keys() - metrics.keys() == {"class_accuracy"}
+    words = ("matched", "deviation", "ratio", "interval", "spread")
+    without_labels = {name for name in metrics if not any(word in name for word in words)}
+    assert all(metrics[name] == of_store[name] for name in without_labels)
+    assert metrics["frechet_ratio"] == pytest.approx(of_store["frechet_ratio"], rel=0.5)
 
 
 def test_parts_without_inputs_are_left_out(run, tmp_path):
@@ -126,7 +140,9 @@ def test_parts_without_inputs_are_left_out(run, tmp_path):
     )
     assert "tokenizer" not in of_samples
     assert set(of_samples["generator"]) == {
-        *("frechet_distance", "inception_score", "precision", "recall", "precision_float32", "recall_float32")
+        *("frechet_distance", "inception_score", "precision", "recall", "precision_float32", "recall_float32"),
+        *("kid", "kid_deviation", "pixel_frechet_distance", "pixel_frechet_distance_interval"),
+        *(f"{name}{kind}" for name in ("spread", "spread_8", "spread_32") for kind in ("", "_interval")),
     }
     assert of_samples["protocol"]["extractor"]["name"] == "judge.pt2"
 
@@ -143,6 +159,25 @@ def test_samples_sorted_by_class_get_a_warning():
         assert warnings_of({"samples": statistics}) == []
 
 
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_reference_without_images_of_that_size_leaves_pixels_out(run, tmp_path):
+    """With a sentence that says why."""
+    judge, large = tmp_path / "judge.pt", tmp_path / "large.npz"
+    torch.manual_seed(0)
+    layers = torch.nn.AdaptiveAvgPool2d(4), torch.nn.Flatten(), torch.nn.Linear(48, 5)
+    torch.jit.script(torch.nn.Sequential(*layers).eval()).save(str(judge))
+    np.savez(large, np.kron(class_pixels(0, 9)[0], np.ones((1, 2, 2, 3), np.uint8)))
+    changes = {"extractor": str(judge), "images": "", "train_images": "", "out": f"{tmp_path}/metrics.json"}
+    metrics = evaluate(run.config(reference=str(large), **changes))
+    statistics = next((tmp_path / "statistics").glob("statistics-*.npz"))
+    of_statistics = evaluate(run.config(reference=str(statistics), **changes))
+    for each, holds in ((metrics, "images of 16 pixels"), (of_statistics, "no images")):
+        assert "frechet_distance" in each["generator"]
+        assert "spread" not in each["generator"]
+        warning = f"reference: it holds {holds}, so spread and pixel distance are left out"
+        assert any(warning in sentence for sentence in each["protocol"]["settings"]["warnings"])
+
+
 def test_samples_equal_to_the_held_out_images_get_the_same_metrics(run):
     """A perfect generator gets the metrics with `_real`."""
     store = run.samples("perfect", *class_pixels(TRAIN, TRAIN + HELD_OUT))
@@ -152,8 +187,10 @@ def test_samples_equal_to_the_held_out_images_get_the_same_metrics(run):
     same = {name: f"{name}_real" for name in ("precision", "recall", "nearest_train_distance", "inception_score")}
     same |= {name: f"{name}_real" for name in ("frechet_distance", "spatial_frechet_distance")}
     same |= {"precision_matched": "precision_real", "nearest_train_distance_p01": "nearest_train_distance_real_p01"}
+    same |= {name: f"{name}_real" for name in ("spread", "spread_8", "spread_32", "kid", "pixel_frechet_distance")}
     for name, real in same.items():
         assert metrics[name] == pytest.approx(metrics[real], rel=1e-9)
+    assert metrics["pixel_frechet_ratio"] == pytest.approx(1, rel=1e-9)
     assert metrics["class_accuracy"] == metrics["classifier_accuracy_on_real"]
 
 

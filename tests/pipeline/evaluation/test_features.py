@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rdpm.pipeline.evaluation.classifier import Classifier, ClassifierConfig
-from rdpm.pipeline.evaluation.features import INCEPTION_FILE, ClassifierExtractor, FileExtractor, InceptionExtractor
+from rdpm.pipeline.evaluation.features import INCEPTION, ClassifierExtractor, FileExtractor, InceptionExtractor
 
 
 def _images(n, size=8, channels=1):
@@ -21,12 +21,12 @@ def test_missing_inception_weights_are_named_with_the_fix(tmp_path, monkeypatch)
         InceptionExtractor("missing.pth", 4)
 
     def offline(url, *_, **__):
-        assert url.endswith(INCEPTION_FILE)
+        assert url.endswith(INCEPTION.file)
         raise urllib.error.URLError("no network")
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr(torch.hub, "download_url_to_file", offline)
-    with pytest.raises(ValueError, match=f"could not be downloaded .*no network.*; give the path of {INCEPTION_FILE}"):
+    with pytest.raises(ValueError, match=f"could not be downloaded .*no network.*; give the path of {INCEPTION.file}"):
         InceptionExtractor("", 4)
 
 
@@ -128,7 +128,7 @@ class _Maps(_Judge):
 
 
 def test_files_that_are_not_an_extractor_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'nowhere' is not classifier, not inception and not a file"):
+    with pytest.raises(ValueError, match="'nowhere' is neither a known name nor a file"):
         FileExtractor("nowhere", 4)
     (tmp_path / "text").write_text("hello")
     with pytest.raises(ValueError, match=r"is not a TorchScript or torch.export file"):

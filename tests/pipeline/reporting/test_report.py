@@ -56,6 +56,7 @@ def test_one_self_contained_page_shows_the_whole_run(run, tmp_path, capsys):
     assert "&lt;b&gt;&amp;2" in page
     for part in (
         "Fréchet distance (classifier)",
+        "Plain pixels",
         "Equal counts",
         "Classes and copies",
         "Step by step",
@@ -103,12 +104,36 @@ def test_a_sweep_of_this_generator_has_a_section(run, tmp_path):
     assert section.index(">Fréchet distance</th>") < section.index(">Recall</th>") < section.index(">1.25</td>")
 
 
+def _diagnosis(path: Path, digest: str) -> Path:
+    """A diagnosis of one step, as `rdpm diagnose` writes it."""
+    kept = [{"step": s, "spread": 0.5 + s / 2, "spread_8": 0.25, "spread_32": 0.5, "correlation": s} for s in (0, 1)]
+    steps = [{"step": 1, "cross_entropy": 1.25, "calibration_error": 0.125, "latent_spread": 0.75}]
+    protocol = {"generator": {"digest": digest}, "images": {"images": 60}, "settings": {"spread": "within classes"}}
+    path.write_text(json.dumps({"kept": kept, "steps": steps, "protocol": protocol}))
+    return path
+
+
+@pytest.mark.slow
+def test_a_diagnosis_of_this_generator_has_a_section(run, tmp_path):
+    diagnosis = _diagnosis(tmp_path / "diagnosis.json", run.generator_digest)
+    write_report(_config(run, tmp_path / "report.html", diagnosis=str(diagnosis)))
+    page = (tmp_path / "report.html").read_text()
+    section = page[page.index("<h2>Diagnosis</h2>") :]
+    assert section.index("60 real images keep their codes") < section.index(">correlation</th>")
+    assert section.index(">cross-entropy</th>") < section.index(">1.25</td>") < section.index(">0.125</td>")
+
+
 def test_inputs_that_are_not_of_one_run_are_refused(run, tmp_path):
     with pytest.raises(ValueError, match=r"has no sweep.json; let rdpm sweep finish first"):
         write_report(_config(run, tmp_path / "a.html", sweep=f"{tmp_path}/nowhere"))
     sweep = _sweep(tmp_path / "sweep", "0" * 64)
     with pytest.raises(ValueError, match="does not contain generator"):
         write_report(_config(run, tmp_path / "b.html", sweep=str(sweep)))
+    foreign = _diagnosis(tmp_path / "diagnosis.json", "0" * 64)
+    with pytest.raises(ValueError, match=r"diagnosis .* belongs to generator 000000000000, not"):
+        write_report(_config(run, tmp_path / "e.html", diagnosis=str(foreign)))
+    with pytest.raises(ValueError, match="run rdpm diagnose first"):
+        write_report(_config(run, tmp_path / "f.html", diagnosis=f"{tmp_path}/nowhere.json"))
     other = run.samples("other", *class_pixels(60, 60 + DRAWN))
     with pytest.raises(ValueError, match="give the files of one run"):
         write_report(_config(run, tmp_path / "c.html", samples=other))

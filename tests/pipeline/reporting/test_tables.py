@@ -23,7 +23,7 @@ def metrics() -> dict:
             "reference": {"images": 1500},
             "samples": {"images": 1000},
             "held_out": {"images": 297},
-            "settings": {"draws": 10},
+            "settings": {"draws": 10, "spread": "within classes"},
             "metrics": {"tokenizer.psnr": {"convention": "mean dB"}},
         },
     }
@@ -48,6 +48,29 @@ def test_samples_stand_beside_held_out_images(metrics):
     assert "mean over 10 random" in section
     assert "perplexity" not in section
     assert "Copies" not in section
+
+
+def test_plain_pixels_are_the_first_table(metrics):
+    metrics["generator"] |= {
+        **{"spread": 0.65, "spread_real": 1.06, "spread_interval": [0.6, 0.7], "spread_8": 0.5, "spread_8_real": 1.0},
+        **{"pixel_frechet_distance": 12.5, "pixel_frechet_ratio": 2.25, "kid": 0.001, "kid_real": -0.0001},
+    }
+    section = numbers_section(metrics)
+    cells = _cells(section)
+    assert cells[:3] == [
+        ["Metric", "samples", "held-out images"],
+        ["Spread", "0.65 [0.6, 0.7]", "1.06"],
+        ["Spread, first 8 components", "0.5", "1"],
+    ]
+    assert cells.index(["Pixel Fréchet ratio", "2.25", ""]) < cells.index(
+        ["Fréchet distance (classifier)", "0.5", "0.25"]
+    )
+    assert ["Kernel distance (classifier)", "0.001", "-0.0001"] in cells
+    assert "Spread is measured within classes" in section
+
+
+def test_metrics_of_an_earlier_release_have_no_table_of_pixels(metrics):
+    assert "Plain pixels" not in numbers_section(metrics)
 
 
 def test_jobs_are_in_the_order_in_which_they_run(metrics):
@@ -77,8 +100,11 @@ def test_the_run_is_the_first_row_above_the_papers_with_their_digits(metrics):
 
 
 def test_only_inceptions_metrics_are_called_fid():
-    assert names_of("inception") == {"frechet": "FID", "spatial": "sFID", "score": "Inception score"}
-    assert not any("FID" in name for name in names_of("classifier").values())
+    assert names_of("inception") == {
+        **{"frechet": "FID", "spatial": "sFID", "score": "Inception score", "kernel": "KID"}
+    }
+    assert not any(word in name for name in names_of("classifier").values() for word in ("FID", "KID"))
+    assert names_of("dinov2")["frechet"] == "FD-DINOv2"
 
 
 def test_a_sweep_has_a_column_per_metric_that_all_rows_have():
