@@ -41,7 +41,7 @@ class MaskGIT(Rival):
         codes = rows.codes[:, 0]
         count = codes[0].numel()
         share = torch.cos(math.pi / 2 * uniform(rows.seeds, 1, (1,), Stream.STEP))
-        order = random_words(rows.seeds, 2, Stream.STEP, count).argsort(1, stable=True).argsort(1)
+        order = random_words(rows.seeds, 2, Stream.STEP, count).argsort(dim=1, stable=True).argsort(dim=1)
         hidden = (order < (share * count).ceil().clamp(min=1)).view_as(codes)
         seen = look(quantizer.codebook, codes, hidden)
         return Given((seen, rows.labels, codes, hidden), torch.ones_like(rows.labels))
