@@ -11,7 +11,6 @@ COMMANDS = {
     "sample": ("rdpm.jobs.sample", "draw and decode a set of samples"),
     "sweep": ("rdpm.jobs.sweep", "sample and measure many sampler settings: a table, a plot, the best config"),
     "evaluate": ("rdpm.jobs.evaluate", "measure reconstructions and samples"),
-    "diagnose": ("rdpm.jobs.diagnose", "where a generator loses variety: what samples keep of real images, step by step"),
     "diagnose": ("rdpm.jobs.diagnose", "show where a generator loses variety, step by step, on real images"),
     "report": ("rdpm.jobs.report", "write one HTML page about a run"),
     "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any images"),

@@ -23,6 +23,7 @@ from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import TokenizerConfig
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.evaluation.classifier import ClassifierConfig
+from rdpm.pipeline.evaluation.diagnose import DiagnoseConfig
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import field_docs, from_dict, identity_of, load_config, saved_identity, to_dict
@@ -43,6 +44,7 @@ CONFIGS = [
     AblationConfig("base.yaml", "i", "v", "o"),
     AutoencoderConfig(channels=16, multipliers=(1, 2), groups=8),
     ClassifierConfig(num_classes=2),
+    DiagnoseConfig("g", "t", "i", "o", sampler=SamplerConfig(guidance=1.5)),
     DiscriminatorConfig(),
     EngineConfig(zero_stage=3, precision="fp32"),
     EvaluateConfig("o", samples="s", train_images="t"),
