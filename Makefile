@@ -12,7 +12,7 @@ STORE ?= runs/imagenet256/store
 
 .DEFAULT_GOAL := help
 PYTEST := $(BIN)/python -m pytest
-.PHONY: help install demo demo-photos check test test-long gpu lint format tokenize-imagenet ablate-tokenizer clean
+.PHONY: help install demo demo-photos check test test-long gpu lint format tokenize-imagenet ablate-tokenizer compare clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -51,6 +51,10 @@ tokenize-imagenet: install ## encode IMAGENET=folder, tar or Parquet with TOKENI
 ablate-tokenizer: install ## the paper's Table 2 on the digits: runs/ablation/table2.md and .png, under 40 minutes on 2 cores
 	$(RDPM) prepare digits $(DEMO)/data.yaml
 	$(RDPM) ablate-tokenizer $(DEMO)/ablation.yaml
+
+compare: install ## RDPM beside its rivals on the digits: runs/compare/comparison.md and .png, at most 3 hours on 2 cores
+	$(RDPM) prepare digits $(DEMO)/data.yaml
+	$(RDPM) compare $(DEMO)/compare.yaml
 
 check: lint ## lint and the quick tests, about a minute on 2 cores: before every commit
 	$(PYTEST) -n 2 --dist worksteal -m "not slow and not long"

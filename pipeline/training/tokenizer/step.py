@@ -144,6 +144,8 @@ def take_over(tokenizer: Tokenizer, trained: Tokenizer) -> None:
     """
     ours, theirs = tokenizer.state_dict(), trained.state_dict()
     fitting = {name: value for name, value in theirs.items() if name in ours and ours[name].shape == value.shape}
+    if tokenizer.config.quantizer != trained.config.quantizer:  # moving averages and vectors must go together
+        fitting = {name: value for name, value in fitting.items() if not name.startswith("quantizer.")}
     missing = [name for name in ours if name.startswith("encoder.") and name not in fitting]
     if missing:
         raise ValueError(

@@ -1,0 +1,183 @@
+"""RDPM beside its rivals: codebooks, decoders, generators and sampler settings of each, and one table of what came out.
+
+Every stage has its own record, so a comparison that was stopped continues where it was, and does nothing twice.
+"""
+
+import io
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import numpy as np
+import torch
+from PIL import Image
+
+from rdpm.models.flops import generator_parameters
+from rdpm.models.noise import child_seeds
+from rdpm.models.sampler import SamplerConfig
+from rdpm.pipeline.evaluation.splits import load_split
+from rdpm.pipeline.evaluation.stage import run as evaluate
+from rdpm.pipeline.exports.weights import load_tokenizer
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.names import safe_name
+from rdpm.pipeline.foundation.progress import ProgressLine, say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.inference.rivals import load_sampler
+from rdpm.pipeline.sampling.stage import run_sets
+from rdpm.pipeline.studies.apart import C, run_apart
+from rdpm.pipeline.studies.compare_plan import (
+    CompareConfig,
+    Entry,
+    encoder_training,
+    evaluation_of,
+    plan,
+    sample_set,
+    slug,
+)
+from rdpm.pipeline.studies.compare_table import CompareRow, plot, table
+from rdpm.pipeline.tokenizing.stage import run as tokenize
+from rdpm.pipeline.training.generator.stage import run as train_generator
+from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
+
+JOB = "compare"
+TABLE, PLOT, ROWS = "comparison.md", "comparison.png", "comparison.json"
+_CHOICE = "pixel_frechet_distance"  # to the slice of the training images; the lowest mean over seeds wins
+_REPEATS = 3
+
+
+def run(config: CompareConfig) -> None:
+    """Make config.out, unless its record says that it is finished, and print the table. Raises ValueError."""
+    entries = plan(config)
+
+    def digests() -> dict[str, str]:
+        return {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
+
+    with begin(JOB, config, digests, (TABLE, PLOT, ROWS)) as record:
+        if record.lease is not None:
+            rows = compare(config, entries)
+            record.lease.check()
+            files.write_json(files.join(config.out, ROWS), [asdict(row) for row in rows])
+            files.write_bytes(files.join(config.out, PLOT), plot(rows))
+            files.write_bytes(files.join(config.out, TABLE), table(rows).encode())
+            record.finish({"methods": len(rows), "seeds": list(config.seeds)})
+    say(files.read_bytes(files.join(config.out, TABLE)).decode())
+    say(f"compare: {config.out} has {TABLE}, {PLOT} and {ROWS}")
+
+
+def compare(config: CompareConfig, entries: Sequence[Entry]) -> list[CompareRow]:
+    """Train, draw and measure everything that is not there yet."""
+    _train(train_tokenizer, [encoder_training(config)], config.parallel, "encoder")
+    _train(train_tokenizer, [entry.tokenizer for entry in entries], config.parallel, "codebooks and decoders")
+    for store in _once([entry.store for entry in entries]):
+        tokenize(store)
+    trainings = [training for entry in entries for training in entry.generators.values()]
+    _train(train_generator, trainings, config.parallel, "generators")
+    chosen = _choose(config, entries)
+    finals = {
+        (entry.name, seed): sample_set(
+            config, entry, seed, f"{slug(entry.name)}.samples-{seed}", entry.method.samplers[chosen[entry.name]],
+            config.per_class,
+        )
+        for entry in entries
+        for seed in config.seeds
+    }  # fmt: skip
+    run_sets(list(finals.values()))
+    return [_row(config, entry, chosen[entry.name], finals) for entry in entries]
+
+
+def _once(configs: Sequence[C]) -> list[C]:
+    """The configs without those that write to the same place as an earlier one."""
+    return list({getattr(config, "out"): config for config in reversed(configs)}.values())[::-1]  # noqa: B009
+
+
+def _train(stage, configs: Sequence[C], parallel: int, title: str) -> None:
+    """Run trainings that differ. A training that is finished is not repeated."""
+    configs = _once(configs)
+    with ProgressLine(f"compare: {title}", len(configs), "trainings") as progress:
+        for done, _ in enumerate(run_apart(stage, configs, parallel), start=1):
+            progress.update(done)
+
+
+def _choose(config: CompareConfig, entries: Sequence[Entry]) -> dict[str, str]:
+    """The name of each method's best sampler setting, by sets that are compared with a slice of the training images."""
+    out = _write_slice(config, entries[0])
+    sets = {}
+    for entry in entries:
+        for number, (name, sampler) in enumerate(entry.method.samplers.items()):
+            for seed in config.seeds:
+                folder = f"{slug(entry.name)}.choice-{number}-{seed}"
+                drawn = sample_set(config, entry, seed, folder, sampler, config.choose_per_class)
+                sets[entry.name, name, seed] = (
+                    drawn,
+                    evaluation_of(
+                        config, f"{folder}.metrics.json", entry.tokenizer.out, samples=drawn.out, reference=out
+                    ),
+                )
+    run_sets([drawn for drawn, _ in sets.values()])
+    found = {}
+    for key, (_, measured) in sets.items():
+        evaluate(measured)
+        found[key] = files.read_json(measured.out)["generator"][_CHOICE]
+
+    def mean(method: str, sampler: str) -> float:
+        return float(np.mean([found[method, sampler, seed] for seed in config.seeds]))
+
+    return {e.name: min(e.method.samplers, key=lambda name, e=e: mean(e.name, name)) for e in entries}  # type: ignore[misc]
+
+
+def _write_slice(config: CompareConfig, entry: Entry) -> str:
+    """A folder of class folders with training images, evenly spread over all of them."""
+    out = files.join(config.out, "slice")
+    if not files.exists(out):
+        split = load_split(config.images, entry.tokenizer.model, config.slice_images)
+        with files.atomic_folder(out) as folder:
+            for number, (pixels, label) in enumerate(zip(split.pixels, split.labels, strict=True)):
+                buffer = io.BytesIO()
+                Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG")
+                name = safe_name(split.classes[int(label)])
+                files.write_bytes(files.join(folder, name, f"{number:08d}.png"), buffer.getvalue())
+    return out
+
+
+def _row(config: CompareConfig, entry: Entry, chosen: str, finals: dict) -> CompareRow:
+    """Measure one method."""
+    measured = []
+    for seed in config.seeds:
+        drawn = finals[entry.name, seed]
+        out = f"{slug(entry.name)}.samples-{seed}.metrics.json"
+        paths = {"samples": drawn.out, "images": config.validation}
+        evaluation = evaluation_of(config, out, entry.tokenizer.out, **paths)
+        evaluate(evaluation)
+        measured.append(files.read_json(evaluation.out))
+    training = entry.generators[config.seeds[0]]
+    sampler = entry.method.samplers[chosen]
+    return CompareRow(
+        name=entry.name,
+        parameters=generator_parameters(training.model),
+        steps=training.steps,
+        training_flops=entry.training_flops,
+        tokenizer_steps=entry.tokenizer.steps,
+        reconstruction=measured[0]["tokenizer"],
+        sampler=chosen,
+        forwards=entry.evaluations * (2 if sampler.guidance else 1),
+        seconds_per_image=_seconds(config, entry, sampler),
+        seeds=[metrics["generator"] for metrics in measured],
+    )
+
+
+def _seconds(config: CompareConfig, entry: Entry, sampler: SamplerConfig) -> float:
+    """Seconds that one core takes per image, the shortest of three calls of one batch after a first one."""
+    path = files.join(config.out, f"{slug(entry.name)}.seconds.json")
+    if not files.exists(path):
+        drawn = sample_set(config, entry, config.seeds[0], "unused", sampler, config.per_class)
+        model = load_sampler(drawn.generator, drawn.tokenizer, batch=drawn.batch, evaluations=drawn.evaluations)
+        labels = np.arange(drawn.batch) % len(load_tokenizer(drawn.tokenizer)[1].classes)
+        seeds = child_seeds(0, torch.arange(drawn.batch)).numpy()
+        spent = []
+        for _ in range(1 + _REPEATS):
+            began = time.perf_counter()
+            model.draw(labels, seeds, [sampler] * drawn.batch)
+            spent.append(time.perf_counter() - began)
+        files.write_json(path, {"seconds_per_image": min(spent[1:]) / drawn.batch, "threads": torch.get_num_threads()})
+    return files.read_json(path)["seconds_per_image"]

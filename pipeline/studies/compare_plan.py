@@ -1,0 +1,215 @@
+"""What a comparison runs: its settings, and the configs of the stages that follow from them."""
+
+import re
+from dataclasses import dataclass, field, replace
+
+from rdpm.models.fields import EXECUTION
+from rdpm.models.flops import generator_forward_flops, generator_parameters
+from rdpm.models.methods import evaluations_of
+from rdpm.models.sampler import SamplerConfig
+from rdpm.pipeline.evaluation.inputs import EvaluateConfig
+from rdpm.pipeline.evaluation.stage import JOB as EVALUATE
+from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.config import load_config
+from rdpm.pipeline.sampling.plan import SampleConfig, SamplerSetting
+from rdpm.pipeline.sampling.stage import JOB as SAMPLE
+from rdpm.pipeline.tokenizing.plan import TokenizeConfig
+from rdpm.pipeline.tokenizing.stage import JOB as TOKENIZE
+from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.stage import JOB as TRAIN_GENERATOR
+from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
+from rdpm.pipeline.training.tokenizer.stage import JOB as TRAIN_TOKENIZER
+
+_TOLERANCE = 0.02  # of parameters
+
+
+@dataclass(frozen=True)
+class MethodConfig:
+    """One row of the comparison."""
+
+    tokenizer: tuple[str, ...] = ()
+    """Settings of `rdpm train-tokenizer` that differ from the comparison's, as key=value."""
+    generator: tuple[str, ...] = ()
+    """Settings of `rdpm train-generator` that differ from the comparison's, as key=value."""
+    generator_config: str = ""
+    """Config of `rdpm train-generator` to start from instead of the comparison's; empty for that."""
+    samplers: dict[str, SamplerSetting] = field(default_factory=lambda: {"plain": SamplerConfig()})
+    """Sampler settings by name, of which one is chosen; every method has the same number of them."""
+    evaluations: int = 0
+    """Forward passes per image of a rival that has a choice; 0 for its usual number."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """RDPM beside its rivals, at equal parameters and equal training FLOPs of the generator."""
+
+    images: str = field(metadata=EXECUTION)
+    """Images to train on; a slice of them chooses sampler settings."""
+    validation: str = field(metadata=EXECUTION)
+    """Held-out images, on which everything is reported."""
+    out: str = field(metadata=EXECUTION)
+    """Folder of the trainings, the samples, the table and the plot."""
+    tokenizer: str
+    """Config of `rdpm train-tokenizer`: of the encoder that all share, and of every codebook and decoder after it."""
+    store: str
+    """Config of `rdpm tokenize`."""
+    generator: str
+    """Config of `rdpm train-generator`. Its steps are those of the first method, the others get as many FLOPs."""
+    samples: str
+    """Config of `rdpm sample`."""
+    evaluation: str
+    """Config of `rdpm evaluate`."""
+    methods: dict[str, MethodConfig] = field(default_factory=dict)
+    """Methods by name. The first one sets parameters and FLOPs."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Every generator is trained and sampled once per seed."""
+    tokenizer_steps: int = 1000
+    """Steps of the training of each codebook and decoder, after the encoder's."""
+    slice_images: int = 300
+    """Training images that choose sampler settings."""
+    choose_per_class: int = 30
+    """Samples per class, seed and sampler setting to choose by."""
+    per_class: int = 100
+    """Samples per class and seed to report on."""
+    parallel: int = field(default=2, metadata=EXECUTION)
+    """How many trainings run at the same time on this machine."""
+
+    def __post_init__(self) -> None:
+        if not self.seeds or not self.methods:
+            raise ValueError(
+                f"seeds is {list(self.seeds)} and methods has {len(self.methods)}; give one or more of both"
+            )
+        for name in ("tokenizer_steps", "slice_images", "choose_per_class", "per_class", "parallel"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+        counts = {name: len(method.samplers) for name, method in self.methods.items()}
+        if len(set(counts.values())) > 1 or 0 in counts.values():
+            raise ValueError(f"samplers differ in number ({counts}); give every method the same number, 1 or more")
+        slugs = [slug(name) for name in self.methods]
+        if len(set(slugs)) < len(slugs):
+            raise ValueError(
+                f"methods {', '.join(self.methods)} share a folder; give names that differ in letters or digits"
+            )
+
+
+def slug(name: str) -> str:
+    """The folder of a method."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Everything that is run for one method. Methods with the same trainings share them."""
+
+    name: str
+    """Name of the row."""
+    method: MethodConfig
+    """Its settings."""
+    tokenizer: TrainTokenizerConfig
+    """The training of its codebook and decoder."""
+    store: TokenizeConfig
+    """Its token store."""
+    generators: dict[int, TrainGeneratorConfig]
+    """The trainings of its generator by seed."""
+
+    @property
+    def training_flops(self) -> int:
+        """FLOPs of the training of one generator."""
+        training = next(iter(self.generators.values()))
+        return flops_per_step(training) * training.steps
+
+    @property
+    def evaluations(self) -> int:
+        """Forward passes per image; with guidance each holds two."""
+        return evaluations_of(next(iter(self.generators.values())).model, self.method.evaluations)
+
+
+def flops_per_step(training: TrainGeneratorConfig) -> int:
+    """FLOPs of one optimizer step."""
+    return 3 * training.batch * training.steps_per_image * generator_forward_flops(training.model)
+
+
+def encoder_training(config: CompareConfig) -> TrainTokenizerConfig:
+    """The training of the tokenizer whose encoder all methods share."""
+    return _tokenizer(config, "encoder", [])
+
+
+def _tokenizer(config: CompareConfig, name: str, changes: list[str]) -> TrainTokenizerConfig:
+    settings = [f"images={config.images}", "validation=''", "ranks=1", "threads=1", *changes]
+    settings.append(f"out={files.join(config.out, name)}")
+    return load_config(TrainTokenizerConfig, TRAIN_TOKENIZER, config.tokenizer, settings)
+
+
+def plan(config: CompareConfig) -> list[Entry]:
+    """Every method of a comparison.
+
+    Raises ValueError for settings that a stage refuses, and when a generator's parameters differ by more than 2% from
+    those of the first one.
+    """
+    encoder = encoder_training(config)
+    entries: list[Entry] = []
+    folders: dict[tuple, str] = {}  # of trainings that are there already
+    for name, method in config.methods.items():
+        own = folders.setdefault(method.tokenizer, f"{slug(name)}.tokenizer")
+        steps = [f"steps={config.tokenizer_steps}", *method.tokenizer, f"encoder={encoder.out}"]
+        tokenizer = _tokenizer(config, own, steps)
+        paths = [f"images={config.images}", f"tokenizer={tokenizer.out}", "latents=true"]
+        paths.append(f"out={files.join(config.out, own.replace('.tokenizer', '.store'))}")
+        store = load_config(TokenizeConfig, TOKENIZE, config.store, paths)
+        key = method.tokenizer, method.generator, method.generator_config
+        folder = folders.setdefault(key, f"{slug(name)}.generator")
+        generators = {seed: _generator(config, method, folder, store, seed) for seed in config.seeds}
+        if entries:
+            generators = _at_equal_cost(entries[0], name, generators)
+        entries.append(Entry(name, method, tokenizer, store, generators))
+    return entries
+
+
+def _generator(
+    config: CompareConfig, method: MethodConfig, folder: str, store: TokenizeConfig, seed: int
+) -> TrainGeneratorConfig:
+    settings = [
+        f"stores=[{store.out}]",
+        f"tokenizer={store.tokenizer}",
+        "ranks=1",
+        "threads=1",
+        *method.generator,
+        f"out={files.join(config.out, f'{folder}-{seed}')}",
+        f"seed={seed}",
+    ]
+    path = method.generator_config or config.generator
+    return load_config(TrainGeneratorConfig, TRAIN_GENERATOR, path, settings)
+
+
+def _at_equal_cost(
+    first: Entry, name: str, generators: dict[int, TrainGeneratorConfig]
+) -> dict[int, TrainGeneratorConfig]:
+    """The trainings with so many steps that they take the FLOPs of the first method's. Raises ValueError."""
+    ours, theirs = (next(iter(g.values())) for g in (first.generators, generators))
+    sizes = [generator_parameters(training.model) for training in (ours, theirs)]
+    if abs(sizes[1] / sizes[0] - 1) > _TOLERANCE:
+        raise ValueError(
+            f"method {name!r} has {sizes[1]:,} parameters and {first.name!r} {sizes[0]:,}, more than 2% apart; set "
+            "model.hidden among its generator settings"
+        )
+    steps = round(first.training_flops / flops_per_step(theirs))
+    return {seed: replace(training, steps=steps) for seed, training in generators.items()}
+
+
+def sample_set(
+    config: CompareConfig, entry: Entry, seed: int, out: str, sampler: SamplerConfig, per_class: int
+) -> SampleConfig:
+    """A set of samples of one generator."""
+    base = load_config(SampleConfig, SAMPLE, config.samples, [])
+    return replace(
+        base, generator=entry.generators[seed].out, tokenizer=entry.tokenizer.out, out=files.join(config.out, out),
+        sampler=sampler, evaluations=entry.method.evaluations, per_class=per_class, seed=seed, formats=(),
+    )  # fmt: skip
+
+
+def evaluation_of(config: CompareConfig, out: str, tokenizer: str, **inputs: str) -> EvaluateConfig:
+    """How samples are measured, given the paths of the samples and of what they are compared with."""
+    paths = {"images": "''", "reference": "''", "train_images": config.images, **inputs}
+    settings = [f"{name}={path}" for name, path in paths.items()]
+    settings += [f"tokenizer={tokenizer}", "timed=[]", f"out={files.join(config.out, out)}"]
+    return load_config(EvaluateConfig, EVALUATE, config.evaluation, settings)
