@@ -1,12 +1,9 @@
-"""Several attempts at one shard, with the same bytes or with others, stopped or killed anywhere: one of them counts."""
+"""Attempts at a shard that are stopped or killed before any of their calls to storage, and what they leave."""
 
 import contextlib
 import inspect
 import itertools
-import random
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from collections.abc import Callable
 
 import pytest
 
@@ -14,9 +11,7 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.stores.reader import open_store
 from rdpm.pipeline.stores.staging import sweep
 from rdpm.pipeline.stores.verification import verify_store
-from rdpm.pipeline.stores.writer import committed_rejects, missing_shards, publish, start_store, write_shard
-from rdpm.storage_schemas.manifest import Plan
-from rdpm.storage_schemas.tokens import token_arrays
+from rdpm.pipeline.stores.writer import committed_rejects, missing_shards, publish, start_store
 
 CALLS = {
     name
@@ -24,38 +19,6 @@ CALLS = {
     if function.__module__ == files.__name__ and not name.startswith("_")
 } - {"join", "is_local", "local_path", "absolute", "remote_errors", "in_parallel"}
 """Every function through which the writer touches storage."""
-
-
-@pytest.fixture
-def plan(stores) -> Plan:
-    """Two short shards whose labels have the same bytes."""
-    arrays = token_arrays(1, (2, 1, 1), with_accumulated=False, with_latents=True)
-    return Plan("tokens", 4, 2, 2, arrays, stores.IDENTITY)
-
-
-@pytest.fixture
-def attempt(stores, plan) -> Callable[[str, int, str], None]:
-    """attempt(url, shard, device): write a shard as that device would, with codes, latents and a reject of its own."""
-
-    def write(url: str, shard: int, device: str) -> None:
-        columns = {name: values.copy() for name, values in stores.columns(plan, shard).items()}
-        rejected: tuple[int, ...] = ()
-        if device != "this":
-            columns["codes"] = (columns["codes"] + len(device)) % 16
-            columns["latents"] = columns["latents"][::-1].copy()
-            rejected = (plan.shard_range(shard).start,)
-        write_shard(url, plan, shard, columns, stores.index(plan, shard, rejected), rejected)
-
-    return write
-
-
-@pytest.fixture(params=["local", "memory", pytest.param("s3", marks=pytest.mark.long)])
-def url(request, tmp_path) -> Iterator[str]:
-    """Where a store may lie."""
-    root = {"local": str(tmp_path), "memory": "memory://attempts"}.get(request.param) or request.getfixturevalue("s3")
-    place = f"{root}/store"
-    yield place
-    files.remove(place)
 
 
 everywhere = pytest.mark.parametrize(
@@ -66,21 +29,6 @@ everywhere = pytest.mark.parametrize(
     ],
     indirect=True,
 )
-
-
-@pytest.fixture
-def clean(tmp_path, plan, attempt, tree) -> dict[tuple[str, str], dict[str, bytes]]:
-    """The files of the store whose shards 0 and 1 were written by these devices, one attempt each."""
-    found = {}
-    for pair in itertools.product(("this", "other"), repeat=2):
-        folder = str(tmp_path / "-".join(pair))
-        start_store(folder, plan)
-        for shard, device in enumerate(pair):
-            attempt(folder, shard, device)
-        publish(folder, plan)
-        found[pair] = tree(folder)
-    assert len({str(sorted(files.items())) for files in found.values()}) == 4
-    return found
 
 
 class At:
@@ -104,19 +52,6 @@ class At:
 
 def killed() -> None:
     raise KeyboardInterrupt
-
-
-@pytest.mark.parametrize("published", [False, True])
-def test_an_attempt_with_other_bytes_that_comes_late_changes_nothing(url, plan, attempt, clean, tree, published):
-    start_store(url, plan)
-    for shard in (0, 1):
-        attempt(url, shard, "this")
-    if published:
-        publish(url, plan)
-    attempt(url, 0, "other")
-    assert publish(url, plan) == open_store(url).manifest
-    assert tree(url) == clean["this", "this"]
-    assert verify_store(open_store(url)).findings == ()
 
 
 @everywhere
@@ -258,45 +193,3 @@ def test_objects_that_an_earlier_release_left_without_a_commit_are_replaced_even
         attempt(url, 0, "this")
     publish(url, plan)
     assert tree(url) == clean["this", "this"]
-
-
-def test_nothing_in_a_published_store_is_replaced_even_if_it_is_damaged(url, plan, attempt, tree):
-    """Only `rdpm verify --repair` does that: it knows from the manifest what was published."""
-    start_store(url, plan)
-    for shard in (0, 1):
-        attempt(url, shard, "this")
-    publish(url, plan)
-    codes, label, commit = plan.objects(0)["codes"], plan.objects(0)["label"], "commits/00000.json"
-    files.write_bytes(files.join(url, codes), b"damage")
-    files.remove(files.join(url, label))
-    damaged = tree(url)
-    attempt(url, 0, "other")
-    assert tree(url) == damaged
-    files.remove(files.join(url, commit))
-    attempt(url, 0, "other")
-    assert {name: data for name, data in tree(url).items() if name != commit} == {
-        name: data for name, data in damaged.items() if name != commit
-    }
-    assert {finding.name for finding in verify_store(open_store(url)).findings} == {commit}
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("turns", [4, pytest.param(100, marks=pytest.mark.long)])
-def test_many_attempts_at_once_with_other_bytes_leave_each_shard_as_one_of_them_wrote_it(
-    tmp_path, plan, attempt, clean, tree, turns
-):
-    def run(url: str, seed: int) -> None:
-        draw = random.Random(seed)
-        for _ in range(3):
-            attempt(url, draw.randrange(2), draw.choice(["this", "other"]))
-
-    for turn in range(turns):
-        url = str(tmp_path / f"turn{turn}")
-        start_store(url, plan)
-        with ThreadPoolExecutor(4) as pool:
-            for running in [pool.submit(run, url, 4 * turn + number) for number in range(4)]:
-                running.result()
-        for shard in missing_shards(url, plan):
-            attempt(url, shard, "this")
-        publish(url, plan)
-        assert tree(Path(url)) in clean.values()
