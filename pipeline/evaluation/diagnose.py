@@ -25,6 +25,11 @@ from rdpm.pipeline.inference.rdpm import RDPM
 
 JOB = "diagnose"
 LEAST = 4  # images
+_HEADS = {  # short enough for a terminal
+    **{"cross_entropy": "nats", "confidence": "sure", "accuracy": "right", "calibration_error": "error"},
+    **{"spread_8": "8", "spread_32": "32", "spread_rest": "rest"},
+    **{"latent_spread": "z'", "latent_spread_8": "8", "latent_spread_32": "32", "latent_spread_rest": "rest"},
+}
 
 
 @dataclass(frozen=True)
@@ -151,9 +156,9 @@ def _steps(
 
 def show(result: dict[str, Any]) -> None:
     """Print both tables."""
-    for part in ("kept", "steps"):
+    for part, title in (("kept", "codes of the first steps kept"), ("steps", "predictions, and latents z'")):
         names = list(result[part][0])
-        table = Table(*(name.replace("_", " ") for name in names), title=part)
+        table = Table(*(_HEADS.get(name, name) for name in names), title=title)
         for row in result[part]:
             table.add_row(*(f"{row[name]:.3g}" for name in names))
         Console().print(table)

@@ -92,15 +92,17 @@ def prediction_rows(predictions: Predictions) -> list[dict[str, float]]:
 
 def groups_of(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The labels (n,) if classes have images enough for a spread within classes, else one group for all rows (n, f)."""
-    return labels if within_classes(halves_of(rows, labels), labels) else np.zeros_like(labels)
+    return labels if within_classes(halves_of(rows, labels)[0], labels) else np.zeros_like(labels)
 
 
 def spread_row(real: np.ndarray, drawn: np.ndarray, groups: np.ndarray, prefix: str = "") -> dict[str, float]:
     """Spread of drawn rows (n, f) over real rows (n, f): total, first 8 and 32 components and, if any, the rest.
 
-    groups: (n,), of both, from `groups_of`. prefix: of the names.
+    Row i of both has the same noise, and perhaps the same codes of the first steps. groups: (n,), of both, from
+    `groups_of`. prefix: of the names.
     """
-    values = spread(halves_of(real, groups), drawn, groups)
+    halves, half = halves_of(real, groups)
+    values = spread(halves, drawn, groups, half=half)
     named = {"spread": values.total, "spread_8": values.first, "spread_32": values.more, "spread_rest": values.rest}
     return {f"{prefix}{name}": float(value) for name, value in named.items() if np.isfinite(value)}
 

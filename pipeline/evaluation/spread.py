@@ -60,9 +60,9 @@ class RunningHalves:
         self._counts: tuple[dict[int, int], ...] = ({}, {})
         self._products: list[np.ndarray | float] = [0.0, 0.0]
 
-    def add(self, rows: np.ndarray, labels: np.ndarray) -> None:
-        """Add one part: rows (n, f) and labels (n,)."""
-        rows, second = rows.astype(np.float64), np.zeros(len(rows), bool)
+    def add(self, rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        """Add one part: rows (n, f) and labels (n,). Returns the half that each went to, 0 or 1, (n,)."""
+        rows, halves = rows.astype(np.float64), np.zeros(len(rows), np.int64)
         for label in np.unique(labels).tolist():
             of_class = np.flatnonzero(labels == label)
             before = label + sum(counts.get(label, 0) for counts in self._counts)
@@ -71,9 +71,10 @@ class RunningHalves:
                 if len(mine):
                     self._sums[half][label] = self._sums[half].get(label, 0.0) + rows[mine].sum(axis=0)
                     self._counts[half][label] = self._counts[half].get(label, 0) + len(mine)
-            second[of_class[(1 - before) % 2 :: 2]] = True
-        for half, part in ((0, rows[~second]), (1, rows[second])):
-            self._products[half] += part.T @ part
+                halves[mine] = half
+        for half in (0, 1):
+            self._products[half] += rows[halves == half].T @ rows[halves == half]
+        return halves
 
     def halves(self) -> _Halves:
         """Sums of everything added so far. Raises ValueError where a half has no row."""
@@ -89,11 +90,11 @@ class RunningHalves:
         return ClassSums(np.array(labels, np.int64), np.array(counts, np.int64), sums, np.asarray(self._products[half]))
 
 
-def halves_of(rows: np.ndarray, labels: np.ndarray) -> _Halves:
-    """The halves of a reference (n, f) that is in memory. Raises ValueError where one has no row."""
+def halves_of(rows: np.ndarray, labels: np.ndarray) -> tuple[_Halves, np.ndarray]:
+    """The halves of a reference (n, f) in memory, and the half of each row (n,). ValueError where one has no row."""
     running = RunningHalves()
-    running.add(rows, labels)
-    return running.halves()
+    half = running.add(rows, labels)
+    return running.halves(), half
 
 
 def within_classes(halves: _Halves, *sets: np.ndarray) -> bool:
@@ -121,21 +122,29 @@ class Spread:
     """In all the others; NaN if there are none."""
 
 
-def spread(halves: _Halves, rows: np.ndarray, labels: np.ndarray, counts: np.ndarray | None = None) -> Spread:
+def spread(
+    halves: _Halves,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    counts: np.ndarray | None = None,
+    half: np.ndarray | None = None,
+) -> Spread:
     """Spread of rows (n, f) with labels (n,), one value per field; with counts (r, n), one per resample (r,).
 
     The variance of each class is unbiased, and has the weight that the class has in the reference. counts: how often
-    each resample holds each row, as `resamples` draws them. Needs `within_classes`, or one class for everything.
+    each resample holds each row, as `resamples` draws them. half: the half (n,) of the row of the reference that each
+    row was made from, if each was; then it is measured together with that one only. Needs `within_classes`, or one
+    class for everything.
     """
     size = 1 + min(rows.shape[1], MORE)
     numerator, denominator = np.zeros((1 if counts is None else len(counts), size)), np.zeros(size)
-    for chooses, measures in (halves, halves[::-1]):
-        directions = _first_directions(chooses.covariance())
-        within = measures.covariance()
+    for number, measures in enumerate(halves):
+        directions = _first_directions(halves[1 - number].covariance())
+        within, together = measures.covariance(), half is None or half == number
         denominator += [np.trace(within), *((within @ directions) * directions).sum(axis=0)]
         for label, weight in zip(measures.labels, measures.weights, strict=True):
             if weight > 0:
-                mine = np.flatnonzero(labels == label)
+                mine = np.flatnonzero((labels == label) & together)
                 drawn = None if counts is None else counts[:, mine]
                 numerator += weight * _variances(rows[mine].astype(np.float64), directions, drawn)
     with np.errstate(invalid="ignore", divide="ignore"):

@@ -50,7 +50,7 @@ def test_rows_have_mean_squares_and_grey_counts_once():
 
 def test_metrics_are_those_of_whole_arrays(archives, mixed, tmp_path):
     """Distances of the rows in memory, and no draw: samples and held-out images need not be equally many."""
-    reference, samples, held_out = (ArchiveImages(path, 3) for path in archives)
+    reference, samples, held_out = (ArchiveImages(path, 1) for path in archives)
     draws = [np.arange(0, 600, 2), np.arange(1, 600, 2)]
     metrics = pixel_metrics(
         load_or_take_reference(reference, str(tmp_path)), take_pixels(samples), take_pixels(held_out), draws, 0
@@ -71,7 +71,7 @@ def test_metrics_are_those_of_whole_arrays(archives, mixed, tmp_path):
 
 
 def test_neither_chunks_nor_the_file_of_the_sums_change_anything(archives, tmp_path, monkeypatch):
-    reference, samples, _ = (ArchiveImages(path, 3) for path in archives)
+    reference, samples, _ = (ArchiveImages(path, 1) for path in archives)
     results = []
     for chunk in (7, 250, 250):
         monkeypatch.setattr(image_sets, "CHUNK", chunk)
@@ -87,8 +87,8 @@ def test_without_labels_the_spread_is_over_the_whole_set(archives, mixed, tmp_pa
     path = tmp_path / "unlabelled.npz"
     ones = np.repeat(mixed[0][mixed[1] == 1][..., None], 3, axis=-1)
     np.savez(path, ones)
-    sums = load_or_take_reference(ArchiveImages(archives[0], 3), str(tmp_path))
-    metrics = pixel_metrics(sums, take_pixels(ArchiveImages(str(path), 3)), None, [], 0)
+    sums = load_or_take_reference(ArchiveImages(archives[0], 1), str(tmp_path))
+    metrics = pixel_metrics(sums, take_pixels(ArchiveImages(str(path), 1)), None, [], 0)
     whole = pixel_rows(mixed[0][:800, ..., None]).var(axis=0, ddof=1).sum()
     assert metrics["spread"] == pytest.approx(pixel_rows(ones).var(axis=0, ddof=1).sum() / whole, rel=0.01)
     assert "spread_real" not in metrics

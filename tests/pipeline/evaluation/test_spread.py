@@ -29,7 +29,7 @@ def test_class_sums_give_the_pooled_covariance_within_classes():
     """Of halves to which the images of each class go by turns, classes with an odd label beginning with the second."""
     rows, labels = drawn(np.random.default_rng(0), 103)
     turns = np.array([(labels[:i] == label).sum() + label for i, label in enumerate(labels)]) % 2
-    for half, mine in zip(halves_of(rows, labels), (turns == 0, turns == 1), strict=True):
+    for half, mine in zip(halves_of(rows, labels)[0], (turns == 0, turns == 1), strict=True):
         classes = [rows[mine & (labels == label)] for label in range(10)]
         weights = [len(of_class) - 1 for of_class in classes]
         assert np.allclose(half.weights, np.array(weights) / sum(weights))
@@ -40,7 +40,7 @@ def test_class_sums_give_the_pooled_covariance_within_classes():
 
 def test_parts_of_any_size_give_the_same_halves():
     rows, labels = drawn(np.random.default_rng(0), 101)
-    expected = halves_of(rows, labels)
+    expected = halves_of(rows, labels)[0]
     for size in (1, 7, 100):
         running = RunningHalves()
         for start in range(0, len(rows), size):
@@ -54,7 +54,7 @@ def test_parts_of_any_size_give_the_same_halves():
 def test_a_set_that_is_scaled_has_the_square_of_the_scale():
     """In closed form: the same rows, at twice or half their distance from their class's mean."""
     rows, labels = drawn(np.random.default_rng(0), 400)
-    halves = halves_of(rows, labels)
+    halves, _ = halves_of(rows, labels)
     means = np.stack([rows[labels == label].mean(axis=0) for label in range(10)])[labels]
     one = spread(halves, rows, labels)
     assert one.total == pytest.approx(1, abs=0.01)  # two halves' own means leave a little less freedom
@@ -68,7 +68,7 @@ def test_a_set_that_is_scaled_has_the_square_of_the_scale():
 
 def test_scatter_that_makes_up_for_lost_variety_shows_in_the_components():
     rng = np.random.default_rng(0)
-    halves = halves_of(*drawn(rng, 2000))
+    halves, _ = halves_of(*drawn(rng, 2000))
     lost = np.where(np.arange(FEATURES) < 8, 0.5**0.5, 1.0)  # half of the variance of the first 8 directions
     missing = 0.5 * (DEVIATIONS[:8] ** 2).sum()
     scatter = (1 + missing / (DEVIATIONS[8:] ** 2).sum()) ** 0.5
@@ -85,7 +85,7 @@ def test_a_perfect_generator_has_1_in_the_mean():
     for _ in range(300):
         reference, labels = drawn(rng, 120)
         samples, sample_labels = drawn(rng, 70)
-        result = spread(halves_of(reference, labels), samples, sample_labels)
+        result = spread(halves_of(reference, labels)[0], samples, sample_labels)
         values.append([getattr(result, name) for name in NAMES])
         within = [_centred(rows, of) for rows, of in ((reference, labels), (samples, sample_labels))]
         largest = scipy.linalg.eigh(within[0].T @ within[0])[1][:, -8:]
@@ -99,12 +99,26 @@ def _centred(rows: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return rows - np.stack([rows[labels == label].mean(axis=0) for label in range(10)])[labels]
 
 
+def test_a_set_made_from_the_reference_is_measured_apart_from_its_components():
+    """Pure noise has no principal components. Those of few images fit these images, and what is made of them."""
+    rng, apart, together = np.random.default_rng(0), [], []
+    for _ in range(40):
+        reference, labels = rng.normal(size=(150, FEATURES)), np.zeros(150, np.int64)
+        made = 0.8 * reference + 0.6 * rng.normal(size=reference.shape)
+        halves, half = halves_of(reference, labels)
+        apart.append(spread(halves, made, labels, half=half).first)
+        together.append(spread(halves, made, labels).first)
+    assert np.mean(apart) == pytest.approx(1, abs=0.03)
+    assert np.mean(together) > 1.1
+    assert spread(halves, reference, labels, half=half).more == pytest.approx(1, rel=1e-9)
+
+
 def test_class_weights_are_the_references():
     """A set with other shares of the classes, each with the reference's variance, has a spread of 1."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [400, 100])
     scale = np.where(labels == 0, 1.0, 5.0)[:, None]
-    halves = halves_of(rng.normal(size=(500, 3)) * scale, labels)
+    halves, _ = halves_of(rng.normal(size=(500, 3)) * scale, labels)
     others = np.repeat([0, 1], [2000, 8000])
     rows = rng.normal(size=(10_000, 3)) * np.where(others == 0, 1.0, 5.0)[:, None]
     assert spread(halves, rows, others).total == pytest.approx(1, abs=0.15)
@@ -115,7 +129,7 @@ def test_class_weights_are_the_references():
 def test_intervals_are_those_of_other_sets():
     """Their width is that of 200 sets that are really drawn; their middle is the estimate."""
     rng = np.random.default_rng(0)
-    halves = halves_of(*drawn(rng, 2000))
+    halves, _ = halves_of(*drawn(rng, 2000))
     sets = [drawn(rng, 200) for _ in range(200)]
     totals = [spread(halves, rows, labels).total for rows, labels in sets]
     rows, labels = sets[0]
@@ -137,20 +151,20 @@ def test_resamples_keep_the_number_of_each_class():
 
 def test_a_spread_within_classes_needs_labels_and_two_images_of_each_class():
     rows, labels = drawn(np.random.default_rng(0), 60)
-    halves = halves_of(rows, labels)
+    halves, _ = halves_of(rows, labels)
     assert within_classes(halves, labels)
     assert within_classes(halves, np.repeat(np.arange(10), 2), labels)
     assert not within_classes(halves, np.arange(10))
     assert not within_classes(halves, np.where(labels == 4, -1, labels))
-    assert not within_classes(halves_of(rows, np.arange(60)), np.arange(60))  # no class has two images
+    assert not within_classes(halves_of(rows, np.arange(60))[0], np.arange(60))  # no class has two images
     alone = np.append(labels, 10)  # a class of one image has no variance and does not count
-    assert within_classes(halves_of(np.append(rows, rows[:1], axis=0), alone), labels)
+    assert within_classes(halves_of(np.append(rows, rows[:1], axis=0), alone)[0], labels)
 
 
 def test_few_components_are_all_components():
     rng = np.random.default_rng(0)
     labels = np.zeros(50, np.int64)
-    values = spread(halves_of(rng.normal(size=(50, 5)), labels), rng.normal(size=(50, 5)), labels)
+    values = spread(halves_of(rng.normal(size=(50, 5)), labels)[0], rng.normal(size=(50, 5)), labels)
     assert values.total == pytest.approx(values.first, rel=1e-9)
     assert values.total == pytest.approx(values.more, rel=1e-9)
     assert np.isnan(values.rest)
