@@ -32,6 +32,7 @@ from rdpm.pipeline.reporting.report import ReportConfig
 from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.stream.token_stream import StreamConfig
 from rdpm.pipeline.studies.ablation import AblationConfig
+from rdpm.pipeline.studies.compare_plan import CompareConfig, MethodConfig
 from rdpm.pipeline.studies.sweep import Grid, Models, SweepConfig
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 from rdpm.pipeline.training.engine import EngineConfig
@@ -44,6 +45,7 @@ CONFIGS = [
     AblationConfig("base.yaml", "i", "v", "o"),
     AutoencoderConfig(channels=16, multipliers=(1, 2), groups=8),
     ClassifierConfig(num_classes=2),
+    CompareConfig("i", "v", "o", "t", "s", "g", "s", "e", methods={"a": MethodConfig(("k=v",))}),
     DiagnoseConfig("g", "t", "i", "o", sampler=SamplerConfig(guidance=1.5)),
     DiscriminatorConfig(),
     EngineConfig(zero_stage=3, precision="fp32"),
@@ -51,6 +53,7 @@ CONFIGS = [
     GeneratorConfig(depth=2),
     Grid(guidance=(0.0, 1.5)),
     LossConfig(perceptual="none"),
+    MethodConfig(generator=("model.method=flow",), evaluations=5),
     Models("g", "t"),
     OptimizerConfig(betas=(0.1, 0.2)),
     PrepareConfig(),
