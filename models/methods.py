@@ -7,7 +7,7 @@ from rdpm.models.rivals.raster import Raster
 from rdpm.models.rivals.rival import Rival
 from rdpm.models.rivals.scale_wise import ScaleWise
 
-RIVALS: dict[MethodName, type[Rival]] = {
+RIVALS: dict[MethodName, type[FlowMatching] | type[MaskGIT] | type[Raster] | type[ScaleWise]] = {
     "flow": FlowMatching,
     "maskgit": MaskGIT,
     "raster": Raster,
