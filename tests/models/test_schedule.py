@@ -48,7 +48,6 @@ def test_there_is_one_float32_number_per_step(schedule):
         (Schedule("linear", 4), [0.25, 0.5, 0.75, 1]),
         (Schedule("sin", 3), [0.5, math.sqrt(3) / 2, 1]),
         (Schedule("sin", 2), [math.sqrt(0.5), 1]),
-        (Schedule("residual", 2), [1, 1]),
         (Schedule("pow", 4, 0.5), [0.125, 0.25, 0.5, 1]),
         (Schedule("pow", 3, 0.75), [0.5625, 0.75, 1]),
     ],
