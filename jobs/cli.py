@@ -14,6 +14,7 @@ COMMANDS = {
     "diagnose": ("rdpm.jobs.diagnose", "show where a generator loses variety, step by step, on real images"),
     "report": ("rdpm.jobs.report", "write one HTML page about a run"),
     "compare": ("rdpm.jobs.compare", "RDPM beside its rivals at equal parameters and training FLOPs: a table, a plot"),
+    "scaling": ("rdpm.jobs.scaling", "how quality grows with training FLOPs, for methods of several sizes"),
     "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any images"),
     "describe": ("rdpm.jobs.describe", "parameters, FLOPs and memory of a config"),
     "verify": ("rdpm.jobs.verify", "check every byte of a store and that its parts agree; repair it"),

@@ -1,19 +1,20 @@
 """The stage that trains a generator on token stores."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from rdpm.models.flops import generator_forward_flops
 from rdpm.models.quantizer import Quantizer
-from rdpm.pipeline.exports.weights import load_tokenizer, save_export
+from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.training.checkpoint import Checkpoints
 from rdpm.pipeline.training.engine import Engine, building
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.export import save_generator
 from rdpm.pipeline.training.generator.inputs import TrainingStores, TrainingStreams, open_stores, open_streams
 from rdpm.pipeline.training.generator.preview import show_samples
 from rdpm.pipeline.training.generator.step import PREFIX, GeneratorLoss, GeneratorStep, compile_loss
@@ -25,7 +26,7 @@ from rdpm.pipeline.training.optimizers import adamw
 from rdpm.pipeline.training.process_group import joined_ranks
 from rdpm.pipeline.training.ranks import Ranks, given_by_first
 from rdpm.pipeline.training.saved_state import newest_step
-from rdpm.storage_schemas.cards import CARD, WEIGHTS, GeneratorOrigin, ModelCard
+from rdpm.storage_schemas.cards import CARD, WEIGHTS, ModelCard
 
 JOB = "train-generator"
 
@@ -144,12 +145,4 @@ def _export(
         return None
     if lease is not None:
         lease.check()
-    made_from = GeneratorOrigin(stores.tokenizer.digest, tuple(stores.ids), stores.classes)
-    training = {
-        "batch": config.batch,
-        "noise": config.noise,
-        "seed": config.seed,
-        "optimizer": asdict(config.optimizer),
-    }
-    named = {name.removeprefix(PREFIX): value for name, value in weights.items()}
-    return save_export(config.out, "generator", config.model, named, made_from, training, config.steps)
+    return save_generator(config, weights, stores, config.out, config.steps)

@@ -1,0 +1,107 @@
+"""Readings of long trainings, the power laws through them, their table and their plot."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rdpm.pipeline.reporting.plotting import new_figure, to_png
+
+MEASURES = {  # what is missing, from the metrics of a reading: its title
+    "pixel_frechet_ratio": "pixel Fréchet ratio",
+    "missing_spread": "1 - spread of the first 8 components",
+    "loss": "held-out loss",
+}
+_DPI = 110
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One checkpoint of one run."""
+
+    family: str
+    """Name of the method."""
+    depth: int
+    """Its size."""
+    step: int
+    """Optimizer steps."""
+    flops: int
+    """Training FLOPs so far."""
+    metrics: dict[str, float]
+    """What is measured, by the names of MEASURES, and the spread itself."""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """value = factor x (FLOPs / 10^12)^-exponent."""
+
+    factor: float
+    """Value at 10^12 FLOPs."""
+    exponent: float
+    """How fast it falls."""
+    error: float
+    """Standard error of the exponent; NaN for two points."""
+
+
+def fit(flops: Sequence[float], values: Sequence[float]) -> Fit | None:
+    """Least squares in the logarithms; None for fewer than two points, or where a value is not above 0."""
+    if len(values) < 2 or min(values) <= 0:
+        return None
+    x, y = np.log(np.array(flops) / 1e12), np.log(np.array(values))
+    slope, height = np.polyfit(x, y, 1)
+    rest, freedom = y - slope * x - height, len(x) - 2
+    error = np.sqrt((rest**2).sum() / freedom / ((x - x.mean()) ** 2).sum()) if freedom else np.nan
+    return Fit(float(np.exp(height)), -float(slope), float(error))
+
+
+def frontier(readings: Sequence[Reading], measure: str) -> list[Reading]:
+    """The readings that no reading of the same family with as few FLOPs beats, by FLOPs."""
+    kept: list[Reading] = []
+    for reading in sorted(readings, key=lambda each: each.flops):
+        if not kept or reading.metrics[measure] < kept[-1].metrics[measure]:
+            kept.append(reading)
+    return kept
+
+
+def table(readings: Sequence[Reading]) -> str:
+    """Markdown: every reading, and the fits of every size and of the best of all sizes."""
+    lines = [
+        ["", "depth", "steps", "training TFLOP", "pixel Fréchet ratio", "spread, first 8", "held-out loss"],
+        ["---"] * 7,
+    ]
+    for each in readings:
+        values = [f"{each.metrics[name]:.3f}" for name in ("pixel_frechet_ratio", "spread_8", "loss")]
+        lines.append([each.family, str(each.depth), f"{each.step:,}", f"{each.flops / 1e12:.2f}", *values])
+    fits = [["", "size", *(f"exponent: {title}" for title in MEASURES.values())], ["---"] * (2 + len(MEASURES))]
+    for family in dict.fromkeys(each.family for each in readings):
+        own = [each for each in readings if each.family == family]
+        for depth in sorted({each.depth for each in own}):
+            of_size = [each for each in own if each.depth == depth]
+            fits.append([family, f"depth {depth}", *(_exponent(of_size, measure) for measure in MEASURES)])
+        fits.append([family, "best of all", *(_exponent(frontier(own, name), name) for name in MEASURES)])
+    return "\n".join("".join(f"| {' | '.join(line)} |\n" for line in part) for part in (lines, fits))
+
+
+def _exponent(readings: Sequence[Reading], measure: str) -> str:
+    found = fit([each.flops for each in readings], [each.metrics[measure] for each in readings])
+    return f"{found.exponent:.3f} ± {found.error:.3f}" if found else "none"
+
+
+def plot(readings: Sequence[Reading]) -> bytes:
+    """A PNG with a panel per measure over the training FLOPs: a line per run."""
+    figure = new_figure(15, 4.5)
+    runs = list(dict.fromkeys((each.family, each.depth) for each in readings))
+    families = list(dict.fromkeys(family for family, _ in runs))
+    for axis, (measure, title) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
+        for family, depth in runs:
+            own = [each for each in readings if (each.family, each.depth) == (family, depth)]
+            style = "-" if family == families[0] else "--"
+            values = [each.metrics[measure] for each in own]
+            axis.plot([each.flops / 1e12 for each in own], values, style, marker="o", label=f"{family}, depth {depth}")
+        axis.set_xscale("log")
+        axis.set_yscale("log", nonpositive="mask")
+        axis.set_xlabel("training TFLOP")
+        axis.set_title(title)
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
+    figure.tight_layout()
+    return to_png(figure, _DPI)
