@@ -33,6 +33,7 @@ from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.stream.token_stream import StreamConfig
 from rdpm.pipeline.studies.ablation import AblationConfig
 from rdpm.pipeline.studies.compare_plan import CompareConfig, MethodConfig
+from rdpm.pipeline.studies.scaling import Family, ScalingConfig
 from rdpm.pipeline.studies.sweep import Grid, Models, SweepConfig
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 from rdpm.pipeline.training.engine import EngineConfig
@@ -50,6 +51,7 @@ CONFIGS = [
     DiscriminatorConfig(),
     EngineConfig(zero_stage=3, precision="fp32"),
     EvaluateConfig("o", samples="s", train_images="t"),
+    Family("t", "s", sampler=SamplerConfig(guidance=0.5)),
     GeneratorConfig(depth=2),
     Grid(guidance=(0.0, 1.5)),
     LossConfig(perceptual="none"),
@@ -65,6 +67,7 @@ CONFIGS = [
     RunConfig(out="o", batch=4, micro_batch=2, steps=3),
     SampleConfig("g", "t", "o", sampler=SamplerConfig(guidance=1.5)),
     SamplerConfig(temperature=0.0),
+    ScalingConfig("i", "v", "o", "s", "g", "s", "e", families={"a": Family("t", "s")}),
     Schedule(kind="sin", num_steps=3),
     StreamConfig(window=2),
     SweepConfig("s", "e", "o", samplers={"a": SamplerConfig()}, grid=Grid(), models={"m": Models("g", "t")}),
