@@ -115,5 +115,5 @@ def _prepare_photos(config: PreparePhotosConfig) -> None:
         (f"{c.split}/{c.picture}/{c.top:04d}-{c.left:04d}.png", Image.fromarray(c.of(pictures[c.picture])))
         for c in crops
     )
-    counts = {split: count * len(pictures) for split, count in per_class.items()}
+    counts: dict[str, int] = {split: count * len(pictures) for split, count in per_class.items()}
     _prepare(config, lambda: {"pictures": photos.digest_of(pictures)}, lambda: cut, counts)

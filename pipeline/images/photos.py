@@ -16,6 +16,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
@@ -85,7 +86,7 @@ def _packaged(name: str) -> np.ndarray:
         return getattr(skimage.data, name)()
     except (AttributeError, ImportError, OSError) as error:  # a release that no longer carries it would download it
         raise ValueError(
-            f"scikit-image {skimage.__version__} does not carry its picture {name!r} ({error}); install another "
+            f"scikit-image {version('scikit-image')} does not carry its picture {name!r} ({error}); install another "
             "release, for example that of constraints.txt"
         ) from None
 
@@ -95,7 +96,7 @@ def digest_of(pictures: dict[str, np.ndarray]) -> str:
     digest = hashlib.sha256()
     for name, pixels in sorted(pictures.items()):
         digest.update(f"{name} {pixels.shape}\n".encode())
-        digest.update(np.ascontiguousarray(pixels))
+        digest.update(pixels.tobytes())
     return digest.hexdigest()
 
 
@@ -108,9 +109,9 @@ def choose_crops(pictures: dict[str, np.ndarray], size: int, counts: dict[Split,
     crops = []
     for number, (name, pixels) in enumerate(sorted(pictures.items())):
         own = order_seed(seed, number)
-        allowed = places(*pixels.shape[:2], size, own)
+        height, width = pixels.shape[:2]
+        allowed = places(height, width, size, own)
         if allowed is None:
-            height, width = pixels.shape[:2]
             raise ValueError(
                 f"image_size is {size}, and {name} has {width} x {height} pixels, fewer than two blocks of "
                 f"{_BLOCK * size}; use a smaller image_size"
