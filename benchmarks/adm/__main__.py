@@ -36,7 +36,7 @@ from rdpm.pipeline.foundation.config import load_config
 _LENGTH = 600.0  # |x|^2 of Inception's features, about
 _SQUARE = 0.7  # of a pixel in [-1, 1], about
 _LOGITS = 1008
-_SHARES = ("precision", "recall")
+_SHARES = ("precision", "recall", "precision_float32", "recall_float32")
 
 
 class MadeExtractor(Extractor):
@@ -96,9 +96,11 @@ def agreement(config: EvaluateConfig, checkout: str, python: str, made: int = 0)
 
 def ours(reference: Statistics, samples: Statistics) -> dict[str, float]:
     """Our numbers under the evaluator's names."""
-    distances = "float16" if float16_holds(reference.features, samples.features) else "float32"
-    shares = precision_recall(reference.features, samples.features, NEIGHBOURS, distances)
-    numbers = {"precision": shares.precision, "recall": shares.recall, "inception_score": samples.score}
+    rounded = "float16" if float16_holds(reference.features, samples.features) else "float32"
+    numbers = {"inception_score": samples.score}
+    for distances, suffix in ((rounded, ""), ("float32", "_float32")):
+        shares = precision_recall(reference.features, samples.features, NEIGHBOURS, distances)
+        numbers |= {f"precision{suffix}": shares.precision, f"recall{suffix}": shares.recall}
     numbers["frechet_distance"] = frechet_distance(reference.pool, samples.pool)
     if reference.spatial and samples.spatial:
         numbers["spatial_frechet_distance"] = frechet_distance(reference.spatial, samples.spatial)

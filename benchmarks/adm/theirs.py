@@ -4,7 +4,8 @@
 
 Nothing of the evaluator is changed. Its constructor reads Inception's graph, which no features need, so an instance is
 made without it and gets what its methods use: a session, its own manifold estimator, and a softmax. The features file
-holds pool, spatial and logits of both sets; an inception score is of the logits as they are.
+holds pool, spatial and logits of both sets; an inception score is of the logits as they are. Precision and recall are
+computed a second time on features times a power of two, of which float16 overflows: then the evaluator uses float32.
 """
 
 import importlib.util
@@ -13,6 +14,8 @@ import sys
 
 import numpy as np
 import tensorflow.compat.v1 as tf
+
+_FLOAT16 = 65504.0  # the largest
 
 
 def main(path: str, features: str, out: str) -> None:
@@ -34,8 +37,12 @@ def main(path: str, features: str, out: str) -> None:
                 statistics = [evaluator.compute_statistics(arrays[f"{of}_{kind}"]) for of in ("samples", "reference")]
                 numbers[name] = float(statistics[0].frechet_distance(statistics[1]))
         numbers["inception_score"] = evaluator.compute_inception_score(arrays["samples_logits"])
-        numbers["precision"], numbers["recall"] = evaluator.compute_prec_recall(
-            arrays["reference_pool"], arrays["samples_pool"]
+        pools = arrays["reference_pool"], arrays["samples_pool"]
+        numbers["precision"], numbers["recall"] = evaluator.compute_prec_recall(*pools)
+        largest = max(np.square(pool, dtype=np.float64).sum(axis=1).max() for pool in pools)
+        scale = np.float32(2.0 ** np.ceil(np.log2(_FLOAT16 / largest) / 2 + 1))  # exact, and too long for float16
+        numbers["precision_float32"], numbers["recall_float32"] = evaluator.compute_prec_recall(
+            *(pool * scale for pool in pools)
         )
     versions = {"tensorflow": tf.__version__, "numpy": np.__version__, "python": sys.version.split()[0]}
     with open(out, "w") as file:
