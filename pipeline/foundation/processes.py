@@ -1,8 +1,13 @@
-"""Which process made something, written down so that others can tell whether it still runs."""
+"""Processes: which one made something, whether it still runs, and ending one with its parent."""
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 from pathlib import Path
+
+_PR_SET_PDEATHSIG = 1
 
 
 def machine() -> str:
@@ -36,3 +41,12 @@ def is_gone(pid: int, since: str) -> bool:
         return True
     except OSError:  # a process of another user, which /proc may hide
         return False
+
+
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """Let the kernel send this process a signal when its parent ends, on Linux. It is not inherited.
+
+    Exactly, when the thread ends that started this process.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)

@@ -3,10 +3,13 @@
 import contextlib
 import io
 import multiprocessing
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TypeVar
+
+from rdpm.pipeline.foundation.processes import end_with_parent
 
 C = TypeVar("C")
 
@@ -15,7 +18,8 @@ def run_apart(stage: Callable[[C], None], configs: Sequence[C], parallel: int) -
     """Run a stage once per config, each in a fresh process, at most `parallel` at once. Yields each config when done.
 
     Configs are yielded in their order. What a stage prints is dropped, and what it raises is raised here as it is.
-    After that, no further stage starts, and those that run are waited for. stage: a function of a module.
+    After that, no further stage starts, and those that run are waited for. When this process dies, they get SIGTERM, at
+    which a training saves a checkpoint and ends. stage: a function of a module.
     """
     stop = threading.Event()
 
@@ -41,5 +45,6 @@ def run_apart(stage: Callable[[C], None], configs: Sequence[C], parallel: int) -
 
 
 def _run_quietly(stage: Callable[[C], None], config: C) -> None:
+    end_with_parent(signal.SIGTERM)
     with contextlib.redirect_stdout(io.StringIO()):
         stage(config)

@@ -1,6 +1,5 @@
 """Start the ranks of a training on this machine, start fewer of them when one dies, and end them with it."""
 
-import ctypes
 import os
 import signal
 import sys
@@ -11,12 +10,12 @@ import torch
 
 from rdpm.pipeline.foundation.config import save_config
 from rdpm.pipeline.foundation.lease import Lease
+from rdpm.pipeline.foundation.processes import end_with_parent
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.training.run_config import RunConfig
 
 _STARTED_HERE = "RDPM_STARTED_RANKS"
 _DEVICES = "CUDA_VISIBLE_DEVICES"
-_PR_SET_PDEATHSIG = 1
 _REFUSED = 2  # exit code of a rank that gave a reason, which would be the same again
 _STOPPED = 128 + signal.SIGTERM
 
@@ -122,13 +121,4 @@ def _devices() -> list[str]:
 def end_with_launcher() -> None:
     """On a rank that `launch` started: end when the launcher is killed."""
     if _STARTED_HERE in os.environ:
-        _die_with_parent()
-
-
-def _die_with_parent() -> None:
-    """Let the kernel kill this process with its parent.
-
-    torchrun starts ranks in sessions of their own, which a kill of the job's process group does not reach.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        end_with_parent()  # torchrun starts ranks in sessions of their own, which a kill of the job's does not reach

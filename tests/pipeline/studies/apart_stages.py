@@ -57,3 +57,9 @@ def slow_stage(config: Config) -> None:
 def dying_stage(config: Config) -> None:
     """End the process without a word, as when the machine has no memory left."""
     os._exit(9)
+
+
+def long_stage(config: Config) -> None:
+    """Say which process runs it, and take longer than any test."""
+    config.done.write_text(str(os.getpid()))
+    time.sleep(600)

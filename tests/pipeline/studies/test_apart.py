@@ -3,11 +3,14 @@
 import dataclasses
 import importlib
 import os
+import subprocess
+import time
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
 
+from rdpm.pipeline.foundation.processes import is_gone, started
 from rdpm.pipeline.studies.apart import run_apart
 
 
@@ -75,3 +78,28 @@ def test_a_consumer_that_stops_starts_nothing_more(stages, configs_of):
 def test_a_stage_whose_process_dies_is_an_error(stages, configs_of):
     with pytest.raises(BrokenProcessPool):
         list(run_apart(stages.dying_stage, configs_of(2), 1))
+
+
+@pytest.mark.slow
+def test_a_stage_ends_with_the_process_that_runs_it(configs_of, python, repository, tmp_path):
+    (config,) = configs_of(1)
+    program = (
+        "import apart_stages as stages; from rdpm.pipeline.studies.apart import run_apart; "
+        f"list(run_apart(stages.long_stage, [stages.Config({config.folder!r}, {config.name!r})], 1))"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), str(repository)])
+    study = subprocess.Popen([*python, "-c", program], env=os.environ | {"PYTHONPATH": paths})
+    wait_for(lambda: config.done.exists() and config.done.read_text())
+    pid = int(config.done.read_text())
+    since = started(pid)
+    study.kill()
+    study.wait()
+    wait_for(lambda: is_gone(pid, since))
+
+
+def wait_for(condition, seconds=60):
+    """Raises AssertionError when it does not come true."""
+    began = time.monotonic()
+    while not condition():
+        assert time.monotonic() - began < seconds
+        time.sleep(0.05)
