@@ -1,5 +1,7 @@
 """Metrics of plain pixels: closed forms, and independence of chunks, channels and forms of the images."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -80,6 +82,18 @@ def test_neither_chunks_nor_the_file_of_the_sums_change_anything(archives, tmp_p
     assert results[1] == results[2]  # taken, then read
     for name, value in results[0].items():
         assert value == pytest.approx(results[1][name], rel=1e-6)
+
+
+def test_memory_does_not_grow_with_the_reference(tmp_path):
+    peaks = []
+    for count in (500, 4000):
+        np.savez(tmp_path / f"{count}.npz", np.zeros((count, 16, 16, 3), np.uint8))
+        images = ArchiveImages(f"{tmp_path}/{count}.npz", 3)
+        tracemalloc.start()
+        load_or_take_reference(images, f"{tmp_path}/{count}")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.1 * peaks[0]
 
 
 def test_without_labels_the_spread_is_over_the_whole_set(archives, mixed, tmp_path):
