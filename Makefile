@@ -35,7 +35,7 @@ demo: install ## the whole road on scikit-learn's digits: images to runs/demo/re
 	$(RDPM) report $(DEMO)/report.yaml
 	@echo "samples: runs/demo/samples/samples.npz   metrics: runs/demo/metrics.json   report: runs/demo/report.html"
 
-demo-photos: install ## the same road on colour crops of real photographs: runs/photos/report.html, at most 30 minutes on 2 cores
+demo-photos: install ## the same road on colour crops of real photographs: runs/photos/report.html, meant for 30 minutes on 2 cores
 	$(RDPM) prepare photos $(PHOTOS)/data.yaml
 	$(RDPM) train-tokenizer $(PHOTOS)/tokenizer.yaml
 	$(RDPM) tokenize $(PHOTOS)/store.yaml
