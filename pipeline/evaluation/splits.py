@@ -61,12 +61,15 @@ class SampleSet:
 
 
 def load_samples(url: str, tokenizer: ModelCard, channels: int) -> SampleSet:
-    """The images of a sample store. Raises ValueError when there is none, or another tokenizer decoded it.
+    """The images of a sample store. Raises ValueError when there is none, another tokenizer decoded it, or it has no
+    codes, as those of a rival that draws latents.
 
     channels: 1 for grey, of which a store holds three equal channels, or 3.
     """
     store = open_store(url, KIND)
     check_tokenizer(store, tokenizer)
+    if "codes" not in store.specs:
+        raise ValueError(f"samples {url!r} hold no codes, because latents were drawn; give samples of RDPM")
     pixels = np.ascontiguousarray(store.read_all("images")[..., :channels])
     labels = store.read_all("label").astype(np.int64)
     return SampleSet(store, store.manifest.plan.samples.classes, pixels, labels, store.read_all("codes"))

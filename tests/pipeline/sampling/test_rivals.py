@@ -9,7 +9,8 @@ import torch
 from rdpm import RDPM
 from rdpm.models.methods import new_generator
 from rdpm.models.sampler import SamplerConfig
-from rdpm.pipeline.exports.card import read_pair
+from rdpm.pipeline.evaluation.splits import load_samples
+from rdpm.pipeline.exports.card import read_card, read_pair
 from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.inference.rivals import RivalSampler, load_sampler
 from rdpm.pipeline.sampling.plan import labels_and_seeds, sample_plan
@@ -38,6 +39,8 @@ def test_samples_are_the_same_in_any_shard_size_and_order(flow, config_of, draw_
     second = draw_here(config_of(flow, str(tmp_path / "b"), sampler=PLAIN, evaluations=3, shard_rows=12), -1)
     assert np.array_equal(first.read_all("images"), second.read_all("images"))
     assert set(first.specs) == {"images", "label", "seed"}  # there are no codes
+    with pytest.raises(ValueError, match="hold no codes, because latents were drawn"):
+        load_samples(first.url, read_card(f"{flow}/tokenizer", "tokenizer"), 1)
     assert len(np.unique(first.read_all("images"), axis=0)) > 20
 
 
