@@ -8,6 +8,7 @@ COMMANDS = {
     "train-tokenizer": ("rdpm.jobs.train_tokenizer", "train the tokenizer on a folder of images"),
     "tokenize": ("rdpm.jobs.tokenize_images", "encode images into a token store"),
     "train-generator": ("rdpm.jobs.train_generator", "train the generator on token stores"),
+    "calibrate": ("rdpm.jobs.calibrate", "match samples' latents to real ones, so that samples vary as much"),
     "sample": ("rdpm.jobs.sample", "draw and decode a set of samples"),
     "sweep": ("rdpm.jobs.sweep", "sample and measure many sampler settings: a table, a plot, the best config"),
     "evaluate": ("rdpm.jobs.evaluate", "measure reconstructions and samples"),

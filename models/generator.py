@@ -15,6 +15,7 @@ from rdpm.models.attention import Backend, check_backend
 from rdpm.models.codebook import check_codebook_size
 from rdpm.models.fields import EXECUTION
 from rdpm.models.initial import normal, xavier, zero
+from rdpm.models.matching import Matching
 from rdpm.models.transformer import Transformer
 
 MethodName = Literal["rdpm", "flow", "maskgit", "raster", "scales"]
@@ -123,6 +124,8 @@ class Generator(nn.Module):
         self.label_embedding.apply(normal)
         self.step_mlp.apply(normal)
         self.head.apply(zero)
+        self.matching: Matching | None = None
+        """How samples are matched to real latents before they are decoded (`models.matching`); None in the paper."""
 
     @property
     def null_label(self) -> int:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from rdpm.models.attention import Backend
 from rdpm.models.generator import Generator, current_parts
+from rdpm.models.matching import Matching
 from rdpm.models.methods import new_generator
 from rdpm.models.noise import NOISE_VERSION
 from rdpm.models.rivals.rival import Rival
@@ -81,5 +82,9 @@ def load_model(folder: str, attention: Backend = "sdpa") -> tuple[Generator | Ri
     card = read_card(folder, "generator")
     generator = new_generator(dataclasses.replace(generator_config(card), attention=attention))
     weights = _read_weights(folder, card)
+    matching = [weights.pop(f"matching.{name}") for name in ("matrix", "offsets") if f"matching.{name}" in weights]
     _ready(generator, {n: torch.cat([weights[p] for p in parts]) for n, parts in current_parts(weights).items()})
+    if matching:
+        assert isinstance(generator, Generator)
+        generator.matching = Matching(*matching)
     return generator, card

@@ -1,6 +1,5 @@
 """A generator with its tokenizer: labels to images, images to codes and back, and edits of images."""
 
-import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from rdpm.models.attention import Backend
 from rdpm.models.generator import Generator
-from rdpm.models.noise import Stream, child_seeds
+from rdpm.models.noise import Stream
 from rdpm.models.sampler import Known, SamplerConfig, all_steps, sample
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.exports.card import read_pair
@@ -19,6 +18,7 @@ from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.inference.batches import best_device, in_batches
 from rdpm.pipeline.inference.codec import Codec
+from rdpm.pipeline.inference.per_image import configs_of, seeds_of
 from rdpm.pipeline.inference.precision import Precision, check_precision, generator_in
 from rdpm.storage_schemas.cards import CARD
 
@@ -113,7 +113,7 @@ class RDPM:
 
         Raises ValueError for a label that is no class, and for impossible settings.
         """
-        seeds, configs = _seeds(seed, len(labels)), _configs(settings, len(labels))
+        seeds, configs = seeds_of(seed, len(labels)), configs_of(settings, len(labels))
         return self.draw(self._labels(labels, len(labels)), seeds, configs, callback=callback).images
 
     def blend(
@@ -135,12 +135,11 @@ class RDPM:
             raise ValueError(
                 f"there are {len(weights)} weights and {len(first)} images; give one weight for all, or one per image"
             )
-        embed = self.generator.label_embedding
 
-        def condition(first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
-            return torch.lerp(embed(first), embed(second), weights.unsqueeze(1))
+        def condition(table: Tensor, first: Tensor, second: Tensor, weights: Tensor) -> Tensor:
+            return torch.lerp(table[first], table[second], weights.unsqueeze(1))
 
-        seeds, configs = _seeds(seed, len(first)), _configs(settings, len(first))
+        seeds, configs = seeds_of(seed, len(first)), configs_of(settings, len(first))
         return self._draw(condition, (*classes, weights), seeds, configs, None, callback).images
 
     def inpaint(
@@ -193,12 +192,12 @@ class RDPM:
         """Images that keep their own codes where `kept`, which broadcasts to (N, T, h, w), is true."""
         codes = self.encode(images, seed)
         known = codes.astype(np.int64), np.broadcast_to(kept, codes.shape)
-        classes, seeds = self._labels(labels, len(codes)), _seeds(seed, len(codes))
-        return self.draw(classes, seeds, _configs(settings, len(codes)), known, callback).images
+        classes, seeds = self._labels(labels, len(codes)), seeds_of(seed, len(codes))
+        return self.draw(classes, seeds, configs_of(settings, len(codes)), known, callback).images
 
     def encode(self, images: np.ndarray, seed: int | Sequence[int] = 0) -> np.ndarray:
         """Images (N, H, W, 1 or 3) uint8 of the tokenizer's size to codes (N, T, h, w) uint16."""
-        return self._encoder.encode(self._pixels(images), _seeds(seed, len(images)), Stream.SAMPLER).codes
+        return self._encoder.encode(self._pixels(images), seeds_of(seed, len(images)), Stream.SAMPLER).codes
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         """Codes (N, T, h, w) to images (N, H, W, 3) uint8."""
@@ -221,7 +220,7 @@ class RDPM:
         labels: (N,) int64. seeds: (N,) int64. known: codes int64 and a mask bool, both (N, T, h, w); these codes are
         used where the mask is true.
         """
-        return self._draw(self.generator.label_embedding, (labels,), seeds, configs, known, callback)
+        return self._draw(lambda table, labels: table[labels], (labels,), seeds, configs, known, callback)
 
     def _draw(
         self,
@@ -232,7 +231,11 @@ class RDPM:
         known: tuple[np.ndarray, np.ndarray] | None,
         callback: Callback | None,
     ) -> Drawn:
-        """Algorithm 2. condition: a function from batches of `conditions` to label embeddings (b, width)."""
+        """Algorithm 2. condition: from a table with a row per class, and batches of `conditions`, to rows of it.
+
+        Images with known codes are not matched: what is known of them is real already.
+        """
+        matching = None if known else self.generator.matching
 
         def draw(rows: range, *columns: Tensor) -> tuple[Tensor, Tensor]:
             inputs, (seeds, *kept) = columns[: len(conditions)], columns[len(conditions) :]
@@ -241,14 +244,19 @@ class RDPM:
 
             def show(t: int, accumulated: Tensor) -> None:
                 assert callback is not None
-                pixels = self.codec.pixels(accumulated)[: len(rows)].cpu().numpy()
+                latents = matched(accumulated) if t == self.generator.config.num_steps else accumulated
+                pixels = self.codec.pixels(latents)[: len(rows)].cpu().numpy()
                 callback(t, rows, three_channels(pixels))
 
+            def matched(accumulated: Tensor) -> Tensor:
+                return matching(accumulated, condition(matching.offsets, *inputs)) if matching else accumulated
+
+            embedded = condition(self.generator.label_embedding.weight, *inputs)
             drawn = sample(
-                self.generator, self.tokenizer.quantizer.codebook, condition(*inputs), seeds, settings,
+                self.generator, self.tokenizer.quantizer.codebook, embedded, seeds, settings,
                 Known(*kept) if kept else None, after_step=show if callback else None, compiled=self._steps,
             )  # fmt: skip
-            return self.codec.pixels(drawn.accumulated[:, -1]), drawn.codes.to(torch.uint16)
+            return self.codec.pixels(matched(drawn.accumulated[:, -1])), drawn.codes.to(torch.uint16)
 
         columns = (*conditions, seeds, *(known or ()))
         images, codes = in_batches(draw, columns, self.batch, self.device)
@@ -275,28 +283,3 @@ class RDPM:
 def three_channels(pixels: np.ndarray) -> np.ndarray:
     """Pixels (N, H, W, 1 or 3) as (N, H, W, 3)."""
     return np.ascontiguousarray(np.broadcast_to(pixels, (*pixels.shape[:3], 3)))
-
-
-def _seeds(seed: int | Sequence[int], count: int) -> np.ndarray:
-    """The seeds of the images, (N,) int64."""
-    if isinstance(seed, (int, np.integer)):
-        return child_seeds(int(seed), torch.arange(count)).numpy()
-    if len(seed) != count:
-        raise ValueError(f"there are {len(seed)} seeds and {count} images; give one seed for all, or one per image")
-    return np.concatenate([child_seeds(int(each), torch.arange(1)).numpy() for each in seed])
-
-
-def _configs(settings: dict[str, Any], count: int) -> list[SamplerConfig]:
-    """One config per image."""
-    known = [field.name for field in dataclasses.fields(SamplerConfig) if field.name != "version"]
-    columns: dict[str, list[Any]] = {}
-    for name, value in settings.items():
-        if name not in known:
-            raise ValueError(f"sampler setting {name!r} is unknown; use {', '.join(known)}")
-        columns[name] = [value] * count if np.ndim(value) == 0 else list(value)
-        if len(columns[name]) != count:
-            raise ValueError(
-                f"{name} has {len(columns[name])} values and there are {count} images; give one value for all, or one "
-                "per image"
-            )
-    return [SamplerConfig(**{name: values[i] for name, values in columns.items()}) for i in range(count)]

@@ -1,0 +1,132 @@
+"""The stage behind `rdpm calibrate`: a generator to the same generator with matched latents (`models.matching`).
+
+It draws codes as `rdpm sample` does and compares what they add up to with codes of a token store. The weights stay as
+they are. No image and no decoder is involved.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rdpm.models.fields import EXECUTION
+from rdpm.models.matching import Matching, boxes, matching_of
+from rdpm.models.noise import Stream, child_seeds, normal
+from rdpm.models.quantizer import Quantizer
+from rdpm.models.sampler import SamplerConfig
+from rdpm.pipeline.exports.card import read_pair
+from rdpm.pipeline.exports.weights import save_export
+from rdpm.pipeline.foundation.config import to_dict
+from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.inference.batches import in_batches
+from rdpm.pipeline.inference.rdpm import RDPM
+from rdpm.pipeline.stores.reader import Store, open_store
+from rdpm.storage_schemas.cards import CARD, WEIGHTS, ModelCard
+from rdpm.storage_schemas.tokens import KIND
+
+JOB = "calibrate"
+
+
+@dataclass(frozen=True)
+class CalibrateConfig:
+    """Give a generator matched latents: samples get the means and the covariance of real images' latents."""
+
+    generator: str = field(metadata=EXECUTION)
+    """Export of a generator without matching."""
+    tokenizer: str = field(metadata=EXECUTION)
+    """Export of its tokenizer."""
+    store: str = field(metadata=EXECUTION)
+    """A token store that it was trained on."""
+    out: str = field(metadata=EXECUTION)
+    """Folder or URL of the export with matching."""
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    """Settings that samples will be drawn with. A matching for one guidance does not suit another."""
+    per_class: int = 200
+    """Samples to draw per class, and most rows of the store per class to compare them with."""
+    draws: int = 4
+    """Noises per row where the store holds latents. Without latents, the store's own codes are taken."""
+    boxes: int = 4
+    """Most boxes per side in whose means latents are matched."""
+    seed: int = 0
+    """Seed of the samples and of all noise."""
+    batch: int = field(default=50, metadata=EXECUTION)
+    """Images per call of the generator."""
+    threads: int = field(default=2, metadata=EXECUTION)
+    """CPU threads."""
+
+    def __post_init__(self) -> None:
+        for name in ("per_class", "draws", "boxes", "batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+
+
+def run(config: CalibrateConfig) -> None:
+    """Write the generator with its matching, unless its record says that this is done.
+
+    Raises ValueError when models and store do not belong together, the generator has a matching, or rows are too few.
+    """
+    cards = read_pair(config.generator, config.tokenizer)
+    store = open_store(config.store, KIND)
+    _check(config, *cards, store)
+    inputs = {"generator_digest": cards[0].digest, "store_id": store.id}
+    with begin(JOB, config, lambda: inputs, (WEIGHTS, CARD)) as record:
+        if record.lease is None:
+            say(f"calibrate: {config.out} is already there")
+            return
+        torch.set_num_threads(config.threads)
+        model = RDPM.from_pretrained(config.generator, config.tokenizer, batch=config.batch)
+        if model.generator.matching is not None:
+            raise ValueError(f"generator {config.generator} has a matching; give the export that it was made from")
+        model.generator.matching = _matching(model, store, config)
+        record.lease.check()
+        old, weights = cards[0], model.generator.state_dict()
+        training = {**old.training, JOB: {"sampler": to_dict(config.sampler), "store": store.id}}
+        card = save_export(config.out, "generator", model.generator.config, weights, old.made_from, training, old.steps)
+        record.finish({"digest": card.digest, "samples": config.per_class * len(old.classes)})
+        say(f"calibrate: {config.out} is generator {card.digest[:12]}")
+
+
+def _check(config: CalibrateConfig, generator: ModelCard, tokenizer: ModelCard, store: Store) -> None:
+    tokens = store.manifest.plan.tokens
+    if tokens.tokenizer_digest != tokenizer.digest:
+        raise ValueError(f"store {config.store} was made by another tokenizer than {config.tokenizer}; give its own")
+    if tokens.classes != generator.classes:
+        raise ValueError(
+            f"store {config.store} has classes {list(tokens.classes)[:10]}, but the generator draws "
+            f"{list(generator.classes)[:10]}; give a store that it was trained on"
+        )
+
+
+def _matching(model: RDPM, store: Store, config: CalibrateConfig) -> Matching:
+    space = model.generator.config
+    side = max(side for side in range(1, min(config.boxes, space.grid) + 1) if space.grid % side == 0)
+    labels = np.repeat(np.arange(space.num_classes), config.per_class)
+    seeds = child_seeds(config.seed, torch.arange(len(labels))).numpy()
+    codes = model.draw(labels, seeds, [config.sampler] * len(labels)).codes
+    drawn = boxes(torch.from_numpy(model.codec.accumulate(codes)), side)
+    real, real_labels = _real(model.tokenizer.quantizer, store, side, config, model.device)
+    return matching_of(drawn, torch.from_numpy(labels), real, real_labels, space.num_classes).to(model.device)
+
+
+def _real(
+    quantizer: Quantizer, store: Store, side: int, config: CalibrateConfig, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The box means of z'_T of rows of the store, and their labels."""
+    labels = store.read_all("label").astype(np.int64)
+    kept = np.sort(np.concatenate([np.flatnonzero(labels == k)[: config.per_class] for k in np.unique(labels)]))
+    fresh = "latents" in store.specs
+    rows = store.read_all("latents" if fresh else "codes")[kept]
+
+    def accumulate(_: range, rows: Tensor, seeds: Tensor) -> tuple[Tensor]:
+        if not fresh:
+            return (boxes(quantizer.codebook.accumulated(rows, rows.shape[1]), side),)
+        shape = tuple(rows.shape[1:])
+        return (boxes(quantizer.quantize(rows, lambda t: normal(seeds, t, shape, Stream.TOKENIZER)).accumulated, side),)
+
+    values = rows.astype(np.float32 if fresh else np.int64)
+    draws = range(1, 1 + config.draws) if fresh else range(1)
+    seeds = [child_seeds(config.seed + draw, torch.arange(len(kept))).numpy() for draw in draws]
+    found = [in_batches(accumulate, (values, each), config.batch, device)[0] for each in seeds]
+    return torch.from_numpy(np.concatenate(found)), torch.from_numpy(labels[kept]).repeat(len(found))
