@@ -12,9 +12,11 @@ difference, relative for distances and scores. Ours are streamed, as `rdpm evalu
 """
 
 import argparse
+import contextlib
 import hashlib
 import json
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -72,7 +74,9 @@ def main() -> None:
     parser.add_argument("--made", type=int, default=0, metavar="FEATURES", help="a random network's features instead")
     arguments = parser.parse_args()
     config = load_config(EvaluateConfig, JOB, arguments.config, arguments.overrides)
-    print(json.dumps(agreement(config, arguments.checkout, arguments.python, arguments.made), indent=1))
+    with contextlib.redirect_stdout(sys.stderr):  # progress lines
+        result = agreement(config, arguments.checkout, arguments.python, arguments.made)
+    print(json.dumps(result, indent=1))
 
 
 def agreement(config: EvaluateConfig, checkout: str, python: str, made: int = 0) -> dict[str, Any]:
