@@ -14,7 +14,6 @@ from PIL import Image
 
 from rdpm.models.flops import generator_parameters
 from rdpm.models.noise import child_seeds
-from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.evaluation.splits import load_split
 from rdpm.pipeline.evaluation.stage import run as evaluate
 from rdpm.pipeline.exports.weights import load_tokenizer
@@ -24,11 +23,13 @@ from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.images.listing import list_images
 from rdpm.pipeline.inference.rivals import load_sampler
+from rdpm.pipeline.sampling.calibration import run as calibrate
 from rdpm.pipeline.sampling.stage import run_sets
 from rdpm.pipeline.studies.apart import C, run_apart
 from rdpm.pipeline.studies.compare_plan import (
     CompareConfig,
     Entry,
+    calibration,
     encoder_training,
     evaluation_of,
     plan,
@@ -73,11 +74,15 @@ def compare(config: CompareConfig, entries: Sequence[Entry]) -> list[CompareRow]
         tokenize(store)
     trainings = [training for entry in entries for training in entry.generators.values()]
     _train(train_generator, trainings, config.parallel, "generators")
+    for entry in entries:
+        for sampler in entry.method.samplers:
+            for seed in config.seeds:
+                if given := calibration(config, entry, seed, sampler):
+                    calibrate(given)
     chosen = _choose(config, entries)
     finals = {
         (entry.name, seed): sample_set(
-            config, entry, seed, f"{slug(entry.name)}.samples-{seed}", entry.method.samplers[chosen[entry.name]],
-            config.per_class,
+            config, entry, seed, f"{slug(entry.name)}.samples-{seed}", chosen[entry.name], config.per_class
         )
         for entry in entries
         for seed in config.seeds
@@ -104,10 +109,10 @@ def _choose(config: CompareConfig, entries: Sequence[Entry]) -> dict[str, str]:
     out = _write_slice(config, entries[0])
     sets = {}
     for entry in entries:
-        for number, (name, sampler) in enumerate(entry.method.samplers.items()):
+        for number, name in enumerate(entry.method.samplers):
             for seed in config.seeds:
                 folder = f"{slug(entry.name)}.choice-{number}-{seed}"
-                drawn = sample_set(config, entry, seed, folder, sampler, config.choose_per_class)
+                drawn = sample_set(config, entry, seed, folder, name, config.choose_per_class)
                 sets[entry.name, name, seed] = (
                     drawn,
                     evaluation_of(
@@ -161,12 +166,12 @@ def _row(config: CompareConfig, entry: Entry, chosen: str, finals: dict) -> Comp
         reconstruction=measured[0]["tokenizer"],
         sampler=chosen,
         forwards=entry.evaluations * (2 if sampler.guidance else 1),
-        seconds_per_image=_seconds(config, entry, sampler),
+        seconds_per_image=_seconds(config, entry, chosen),
         seeds=[metrics["generator"] for metrics in measured],
     )
 
 
-def _seconds(config: CompareConfig, entry: Entry, sampler: SamplerConfig) -> float:
+def _seconds(config: CompareConfig, entry: Entry, sampler: str) -> float:
     """Seconds that one core takes per image, the shortest of three calls of one batch after a first one."""
     path = files.join(config.out, f"{slug(entry.name)}.seconds.json")
     if not files.exists(path):
@@ -177,7 +182,7 @@ def _seconds(config: CompareConfig, entry: Entry, sampler: SamplerConfig) -> flo
         spent = []
         for _ in range(1 + _REPEATS):
             began = time.perf_counter()
-            model.draw(labels, seeds, [sampler] * drawn.batch)
+            model.draw(labels, seeds, [drawn.sampler] * drawn.batch)
             spent.append(time.perf_counter() - began)
         files.write_json(path, {"seconds_per_image": min(spent[1:]) / drawn.batch, "threads": torch.get_num_threads()})
     return files.read_json(path)["seconds_per_image"]

@@ -11,6 +11,8 @@ from rdpm.pipeline.evaluation.inputs import EvaluateConfig
 from rdpm.pipeline.evaluation.stage import JOB as EVALUATE
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
+from rdpm.pipeline.sampling.calibration import JOB as CALIBRATE
+from rdpm.pipeline.sampling.calibration import CalibrateConfig
 from rdpm.pipeline.sampling.plan import SampleConfig, SamplerSetting
 from rdpm.pipeline.sampling.stage import JOB as SAMPLE
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
@@ -37,6 +39,8 @@ class MethodConfig:
     """Sampler settings by name, of which one is chosen; every method has the same number of them."""
     evaluations: int = 0
     """Forward passes per image of a rival that has a choice; 0 for its usual number."""
+    calibration: str = ""
+    """Config of `rdpm calibrate`, which is run for each sampler setting; empty for none."""
 
 
 @dataclass(frozen=True)
@@ -196,14 +200,26 @@ def _at_equal_cost(
     return {seed: replace(training, steps=steps) for seed, training in generators.items()}
 
 
-def sample_set(
-    config: CompareConfig, entry: Entry, seed: int, out: str, sampler: SamplerConfig, per_class: int
-) -> SampleConfig:
-    """A set of samples of one generator."""
+def calibration(config: CompareConfig, entry: Entry, seed: int, sampler: str) -> CalibrateConfig | None:
+    """How a generator is calibrated for a sampler setting; None where the method has no calibration."""
+    if not entry.method.calibration:
+        return None
+    number = list(entry.method.samplers).index(sampler)
+    paths = [f"generator={entry.generators[seed].out}", f"tokenizer={entry.tokenizer.out}", f"store={entry.store.out}"]
+    out = files.join(config.out, f"{slug(entry.name)}.calibrated-{number}-{seed}")
+    base = load_config(CalibrateConfig, CALIBRATE, entry.method.calibration, [*paths, f"out={out}"])
+    return replace(base, sampler=entry.method.samplers[sampler])
+
+
+def sample_set(config: CompareConfig, entry: Entry, seed: int, out: str, sampler: str, per_class: int) -> SampleConfig:
+    """A set of samples of one generator, at the sampler setting of this name."""
     base = load_config(SampleConfig, SAMPLE, config.samples, [])
+    calibrated = calibration(config, entry, seed, sampler)
+    generator = calibrated.out if calibrated else entry.generators[seed].out
     return replace(
-        base, generator=entry.generators[seed].out, tokenizer=entry.tokenizer.out, out=files.join(config.out, out),
-        sampler=sampler, evaluations=entry.method.evaluations, per_class=per_class, seed=seed, formats=(),
+        base, generator=generator, tokenizer=entry.tokenizer.out, out=files.join(config.out, out),
+        sampler=entry.method.samplers[sampler], evaluations=entry.method.evaluations, per_class=per_class, seed=seed,
+        formats=(),
     )  # fmt: skip
 
 

@@ -17,7 +17,15 @@ from rdpm.models.flops import generator_parameters
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.studies import compare as compare_module
 from rdpm.pipeline.studies.compare import run
-from rdpm.pipeline.studies.compare_plan import CompareConfig, MethodConfig, flops_per_step, plan, slug
+from rdpm.pipeline.studies.compare_plan import (
+    CompareConfig,
+    MethodConfig,
+    calibration,
+    flops_per_step,
+    plan,
+    sample_set,
+    slug,
+)
 from rdpm.pipeline.studies.compare_table import CompareRow, plot, table
 
 DIGITS = "configs/digits/compare.yaml"
@@ -63,6 +71,28 @@ def test_methods_with_the_same_trainings_share_them(digits_plan):
     masked, raster = by_name["MaskGIT, 10 rounds"], by_name["raster transformer"]
     assert masked.store == raster.store
     assert masked.generators[0].out != raster.generators[0].out
+
+
+def test_a_method_may_have_a_config_of_its_own_and_be_calibrated_for_each_sampler_setting(monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    config = load_config(CompareConfig, "compare", DIGITS, [])
+    (name, paper), *_ = config.methods.items()
+    own = replace(
+        paper, generator_config="configs/digits/generator.yaml", calibration="configs/digits/calibration.yaml"
+    )
+    first, second = plan(replace(config, methods={name: paper, "ours": own}))
+    assert (first.tokenizer, first.store) == (second.tokenizer, second.store)
+    assert first.generators[0].out != second.generators[0].out
+    assert calibration(config, first, 0, "unguided") is None
+    drawn = {}
+    for sampler, settings in own.samplers.items():
+        given = calibration(config, second, 1, sampler)
+        assert (given.generator, given.store) == (second.generators[1].out, second.store.out)
+        assert given.sampler == settings
+        drawn[sampler] = sample_set(config, second, 1, "set", sampler, 5).generator
+        assert drawn[sampler] == given.out
+    assert len(set(drawn.values())) == len(own.samplers)
+    assert sample_set(config, first, 1, "set", "unguided", 5).generator == first.generators[1].out
 
 
 @pytest.mark.parametrize(
