@@ -29,6 +29,7 @@ demo: install ## the whole road on scikit-learn's digits: images to runs/demo/re
 	$(RDPM) train-tokenizer $(DEMO)/tokenizer.yaml
 	$(RDPM) tokenize $(DEMO)/store.yaml
 	$(RDPM) train-generator $(DEMO)/generator.yaml
+	$(RDPM) calibrate $(DEMO)/calibration.yaml
 	$(RDPM) sample $(DEMO)/samples.yaml
 	$(RDPM) evaluate $(DEMO)/evaluation.yaml
 	$(RDPM) sweep $(DEMO)/sweep.yaml

@@ -55,6 +55,8 @@ class ReportConfig:
     """Images that were trained on."""
     out: str = field(metadata=EXECUTION)
     """The page to write."""
+    calibrated: str = ""
+    """Export of the generator with matched latents, if the samples were drawn with that; else empty."""
     sweep: str = ""
     """Folder of a finished sweep over the generator's sampler settings; empty for none."""
     diagnosis: str = ""
@@ -150,8 +152,12 @@ def _check_one_run(run: Run) -> None:
     for name, split in (("held_out", run.held_out), ("train", run.train)):
         _check_digest("metrics", config.metrics, f"{name} images", protocol[name]["digest"], split.source_digest)
     _check_digest("metrics", config.metrics, "samples", protocol["samples"]["digest"], run.samples.store.id)
-    drawn_by = run.samples.store.manifest.plan.samples.generator_digest
-    _check_digest("samples", config.samples, "generator", drawn_by, run.generator_card.digest)
+    drawn_by = read_card(config.calibrated, "generator") if config.calibrated else run.generator_card
+    sampled_by = run.samples.store.manifest.plan.samples.generator_digest
+    _check_digest("samples", config.samples, "generator", sampled_by, drawn_by.digest)
+    if config.calibrated:
+        source = drawn_by.training.get("calibrate", {}).get("generator_digest", "none")
+        _check_digest("export", config.calibrated, "generator", source, run.generator_card.digest)
     if run.store.id not in generator_origin(run.generator_card).stores:
         raise ValueError(
             f"generator {config.generator!r} was not trained on store {config.store!r} ({run.store.id[:12]}); give a "

@@ -82,7 +82,7 @@ def run(config: CalibrateConfig) -> None:
         model.generator.matching = _matching(model, store, config)
         record.lease.check()
         old, weights = cards[0], model.generator.state_dict()
-        training = {**old.training, JOB: {"sampler": to_dict(config.sampler), "store": store.id}}
+        training = {**old.training, JOB: {"sampler": to_dict(config.sampler), **inputs}}
         card = save_export(config.out, "generator", model.generator.config, weights, old.made_from, training, old.steps)
         record.finish({"digest": card.digest, "samples": config.per_class * len(old.classes)})
         say(f"calibrate: {config.out} is generator {card.digest[:12]}")
