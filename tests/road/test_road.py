@@ -36,8 +36,12 @@ def commands(run: Path) -> dict[str, list[str]]:
             f"{CONFIGS}/generator.yaml", f"stores=[{store}]", f"tokenizer={tokenizer}", f"out={generator}", *RANKS,
             "micro_batch=32", "steps=24", "checkpoint_every=4", "log_every=4",
         ],
+        "calibrate": [
+            f"{CONFIGS}/calibration.yaml", f"generator={generator}", f"tokenizer={tokenizer}", f"store={store}",
+            f"out={run}/calibrated", "per_class=20", "draws=1",
+        ],
         "sample": [
-            f"{CONFIGS}/samples.yaml", f"generator={generator}", f"tokenizer={tokenizer}", f"out={samples}",
+            f"{CONFIGS}/samples.yaml", f"generator={run}/calibrated", f"tokenizer={tokenizer}", f"out={samples}",
             "per_class=40", "shard_rows=40", "batch=20",
         ],
         "evaluate": [
@@ -48,6 +52,7 @@ def commands(run: Path) -> dict[str, list[str]]:
         "report": [
             f"{CONFIGS}/report.yaml", 'sweep=""', f"images={data}/val", f"train_images={data}/train",
             f"tokenizer={tokenizer}", f"generator={generator}", f"store={store}", f"samples={samples}",
+            f"calibrated={run}/calibrated",
             f"metrics={run}/metrics.json", f"out={run}/report.html",
         ],
     }  # fmt: skip
@@ -138,6 +143,7 @@ def test_a_run_killed_in_every_stage_leaves_the_same_store_and_samples(clean_run
         "train-tokenizer": checkpointed(tmp_path / "tokenizer", 8),
         "tokenize": committed(tmp_path / "store", 3),
         "train-generator": checkpointed(tmp_path / "generator", 8),
+        "calibrate": lambda: (tmp_path / "calibrated.record.json").exists(),
         "sample": committed(tmp_path / "samples", 2),
         "evaluate": lambda: bool(list(tmp_path.glob("classifier-*.safetensors"))),
         "report": lambda: (tmp_path / "report.html.record.json").exists(),
@@ -148,7 +154,7 @@ def test_a_run_killed_in_every_stage_leaves_the_same_store_and_samples(clean_run
     assert files_of(tmp_path / "data") == files_of(clean_run / "data")
     assert files_of(tmp_path / "store") == files_of(clean_run / "store")
     assert files_of(tmp_path / "samples") == files_of(clean_run / "samples")
-    for model in ("tokenizer", "generator"):
+    for model in ("tokenizer", "generator", "calibrated"):
         weights = [(run / model / "model.safetensors").read_bytes() for run in (tmp_path, clean_run)]
         assert weights[0] == weights[1]
     metrics = [json.loads((run / "metrics.json").read_text()) for run in (tmp_path, clean_run)]

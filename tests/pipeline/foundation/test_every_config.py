@@ -29,6 +29,7 @@ from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import field_docs, from_dict, identity_of, load_config, saved_identity, to_dict
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.reporting.report import ReportConfig
+from rdpm.pipeline.sampling.calibration import CalibrateConfig
 from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.stream.token_stream import StreamConfig
 from rdpm.pipeline.studies.ablation import AblationConfig
@@ -47,6 +48,7 @@ CONFIGS = [
     AutoencoderConfig(channels=16, multipliers=(1, 2), groups=8),
     ClassifierConfig(num_classes=2),
     CompareConfig("i", "v", "o", "t", "s", "g", "s", "e", methods={"a": MethodConfig(("k=v",))}),
+    CalibrateConfig("g", "t", "s", "o", sampler=SamplerConfig(guidance=1.5)),
     DiagnoseConfig("g", "t", "i", "o", sampler=SamplerConfig(guidance=1.5)),
     DiscriminatorConfig(),
     EngineConfig(zero_stage=3, precision="fp32"),
