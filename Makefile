@@ -57,7 +57,7 @@ compare: install ## RDPM beside its rivals on the digits: runs/compare/compariso
 	$(RDPM) prepare digits $(DEMO)/data.yaml
 	$(RDPM) compare $(DEMO)/compare.yaml
 
-check: lint ## lint and the quick tests, about a minute on 2 cores: before every commit
+check: lint ## lint and the quick tests, about two minutes on 2 cores: before every commit
 	$(PYTEST) -n 2 --dist worksteal -m "not slow and not long"
 
 test: install ## the test suite, under 5 minutes on 2 cores
