@@ -56,7 +56,7 @@ class ReportConfig:
     out: str = field(metadata=EXECUTION)
     """The page to write."""
     calibrated: str = ""
-    """Export of the generator with matched latents, if the samples were drawn with that; else empty."""
+    """The generator's export with matched latents, if the samples were drawn with that; else empty."""
     sweep: str = ""
     """Folder of a finished sweep over the generator's sampler settings; empty for none."""
     diagnosis: str = ""

@@ -51,8 +51,8 @@ class CalibrateConfig:
     """Most boxes per side in whose means latents are matched."""
     seed: int = 0
     """Seed of the samples and of all noise."""
-    batch: int = field(default=50, metadata=EXECUTION)
-    """Images per call of the generator."""
+    batch: int = 50
+    """Images per call of the generator. Another number rounds differently."""
     threads: int = field(default=2, metadata=EXECUTION)
     """CPU threads."""
 
@@ -114,10 +114,8 @@ def _real(
     quantizer: Quantizer, store: Store, side: int, config: CalibrateConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """The box means of z'_T of rows of the store, and their labels."""
-    labels = store.read_all("label").astype(np.int64)
-    kept = np.sort(np.concatenate([np.flatnonzero(labels == k)[: config.per_class] for k in np.unique(labels)]))
     fresh = "latents" in store.specs
-    rows = store.read_all("latents" if fresh else "codes")[kept]
+    rows, labels = _rows(store, "latents" if fresh else "codes", config.per_class)
 
     def accumulate(_: range, rows: Tensor, seeds: Tensor) -> tuple[Tensor]:
         if not fresh:
@@ -127,6 +125,22 @@ def _real(
 
     values = rows.astype(np.float32 if fresh else np.int64)
     draws = range(1, 1 + config.draws) if fresh else range(1)
-    seeds = [child_seeds(config.seed + draw, torch.arange(len(kept))).numpy() for draw in draws]
+    seeds = [child_seeds(config.seed + draw, torch.arange(len(labels))).numpy() for draw in draws]
     found = [in_batches(accumulate, (values, each), config.batch, device)[0] for each in seeds]
-    return torch.from_numpy(np.concatenate(found)), torch.from_numpy(labels[kept]).repeat(len(found))
+    return torch.from_numpy(np.concatenate(found)), torch.from_numpy(labels).repeat(len(found))
+
+
+def _rows(store: Store, name: str, per_class: int) -> tuple[np.ndarray, np.ndarray]:
+    """The first rows of each class that hold an image, in this array, and their labels. Reads one shard at a time."""
+    taken, rows, labels = np.zeros(len(store.manifest.plan.tokens.classes), np.int64), [], []
+    for shard in range(store.manifest.plan.num_shards):
+        if (taken >= per_class).all():
+            break
+        found = store.shard(shard, (name, "label"))
+        usable = ~np.isin(store.manifest.plan.shard_range(shard), store.manifest.rejected_of(shard))
+        for label in np.flatnonzero(taken < per_class):
+            chosen = np.flatnonzero(usable & (found["label"] == label))[: per_class - taken[label]]
+            taken[label] += len(chosen)
+            rows.append(found[name][chosen])
+            labels.append(np.full(len(chosen), label, np.int64))
+    return np.concatenate(rows), np.concatenate(labels)

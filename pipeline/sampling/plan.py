@@ -97,9 +97,8 @@ def sample_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard
         raise ValueError(f"label {unknown[0]} is no class of the generator; use 0 to {space.num_classes - 1}")
     _check_method(config, space)
     labels = config.labels or tuple(range(space.num_classes))
-    asked = (
-        {"evaluations": config.evaluations} if config.evaluations else {}
-    )  # plans of RDPM's samples have no such key
+    # Plans of RDPM's samples have no such key.
+    asked = {"evaluations": config.evaluations} if config.evaluations else {}
     identity = SampleIdentity(
         generator_digest=generator.digest,
         tokenizer_digest=tokenizer.digest,

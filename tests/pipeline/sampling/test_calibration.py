@@ -11,7 +11,7 @@ from rdpm.models.noise import child_seeds
 from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.inference.rdpm import RDPM
-from rdpm.pipeline.sampling.calibration import CalibrateConfig, run
+from rdpm.pipeline.sampling.calibration import CalibrateConfig, _rows, run
 from rdpm.pipeline.stores.reader import open_store
 from rdpm.storage_schemas.tokens import token_arrays
 
@@ -85,6 +85,18 @@ def test_a_calibrated_generator_is_a_generator_of_its_own_and_is_not_made_twice(
     assert "is already there" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"has a matching; give the export that it was made from"):
         run(replace(config, generator=config.out, out=f"{config.out}-twice"))
+
+
+def test_rejected_rows_are_no_images(config, stores, exports, tmp_path):
+    plan = stores.plan(
+        rows=200, shard_rows=100, chunk_rows=50, **exports.identity(read_card(config.tokenizer, "tokenizer"))
+    )
+    store = stores.build(f"{tmp_path}/store", plan, rejected=(0, 3, 150))
+    rows, labels = _rows(store, "codes", 500)
+    kept = np.setdiff1d(np.arange(200), [0, 3, 150])
+    assert len(rows) == len(labels) == 197
+    assert sorted(map(bytes, rows)) == sorted(map(bytes, store.read_all("codes")[kept]))
+    assert np.bincount(_rows(store, "codes", 10)[1]).tolist() == [10, 10]
 
 
 def test_what_does_not_belong_together_is_refused_before_anything_is_drawn(config, stores, exports, tmp_path):

@@ -95,6 +95,7 @@ def test_a_stage_ends_with_the_process_that_runs_it(configs_of, python, reposito
     study.kill()
     study.wait()
     wait_for(lambda: is_gone(pid, since))
+    assert is_gone(pid, since)
 
 
 def wait_for(condition, seconds=60):
