@@ -12,7 +12,7 @@ STORE ?= runs/imagenet256/store
 
 .DEFAULT_GOAL := help
 PYTEST := $(BIN)/python -m pytest
-.PHONY: help install demo demo-photos check test test-long gpu lint format tokenize-imagenet ablate-tokenizer compare clean
+.PHONY: help install demo demo-photos check test test-long gpu lint format docs tokenize-imagenet ablate-tokenizer compare clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 22
@@ -69,6 +69,9 @@ test-long: install ## the tests that take minutes each
 gpu: ## what only a GPU can show: tests, benchmarks, the tables of docs/benchmarks.md; GPU="--minutes 9.5" for a part of it
 	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m benchmarks.gpu $(GPU)
 
+docs: install ## the site of these pages: site/index.html; a dead link is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going docs site
+
 lint: install ## format check, lint, types, import contracts
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -79,5 +82,5 @@ format: install ## rewrite the code in the project's format
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-clean: ## delete .venv, runs/demo and runs/photos
-	rm -rf $(VENV) runs/demo runs/demo.* runs/photos
+clean: ## delete .venv, site, runs/demo and runs/photos
+	rm -rf $(VENV) site runs/demo runs/demo.* runs/photos

@@ -1,0 +1,54 @@
+"""How `make docs` turns these pages into a site: Sphinx, with MyST for Markdown."""
+
+import re
+from pathlib import Path
+
+import rdpm
+
+ROOT = Path(__file__).parent.parent
+OF_THE_ROOT = {"index": "README.md", "contributing": "CONTRIBUTING.md", "changelog": "CHANGELOG.md"}
+"""Pages of the site whose text is a file beside docs/."""
+
+project = "RDPM"
+release = rdpm.__version__
+extensions = ["myst_parser", "sphinx.ext.autodoc"]
+default_role = "code"
+
+myst_heading_anchors = 4
+myst_enable_extensions = ["dollarmath"]
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autoclass_content = "both"
+
+html_theme = "furo"
+html_title = f"RDPM {release}"
+html_copy_source = False
+html_show_sphinx = False
+
+
+def text_of_the_root(app, docname, source):
+    """Put the files of the root in the place of their pages, and point links between both at pages of the site."""
+    if docname in OF_THE_ROOT:
+        text = (ROOT / OF_THE_ROOT[docname]).read_text()
+        text = re.sub(r"\]\((?!docs/|#|\w+:)", "](../", text).replace("](docs/", "](")
+        source[0] = text + source[0]
+    for page, name in OF_THE_ROOT.items():
+        source[0] = source[0].replace(f"](../{name}", f"]({page}.md")
+
+
+def plain_docstring(app, what, name, obj, options, lines):
+    """Docstrings are plain text with names in backticks: outside of these, nothing is markup of reStructuredText."""
+    lines[:] = [
+        "".join(
+            re.sub(r"([*|_])", r"\\\1", text) if n % 2 == 0 else text
+            for n, text in enumerate(re.split("(`[^`]*`)", line))
+        )
+        for line in lines
+    ]
+
+
+def setup(app):
+    """Called by Sphinx."""
+    app.connect("source-read", text_of_the_root)
+    app.connect("autodoc-process-docstring", plain_docstring)
