@@ -16,6 +16,8 @@ from rdpm.models.codebook import check_codebook_size
 from rdpm.models.fields import EXECUTION
 from rdpm.models.initial import normal, xavier, zero
 from rdpm.models.matching import Matching
+from rdpm.models.preconditioning import Preconditioning, closeness_features
+from rdpm.models.quantizer import Quantizer
 from rdpm.models.transformer import Transformer
 
 MethodName = Literal["rdpm", "flow", "maskgit", "raster", "scales"]
@@ -45,6 +47,9 @@ class GeneratorConfig:
     method: MethodName = "rdpm"
     """What is learned with the blocks: rdpm (the paper), or a rival of it: flow (flow matching on latents), maskgit or
     raster (on codes of one step), scales (on codes of growing maps)."""
+    preconditioned: bool = False
+    """Whether the logits start from what noise and accumulated latents say of the next code (`models.preconditioning`),
+    so that the network learns the rest. Not in the paper."""
     attention: Backend = field(default="sdpa", metadata=EXECUTION)
     """Attention kernel: sdpa (PyTorch's choice), math (PyTorch's plain one) or flash_attn."""
     activation_checkpointing: bool = field(default=False, metadata=EXECUTION)
@@ -62,6 +67,8 @@ class GeneratorConfig:
             raise ValueError(
                 f"attention is flash_attn, which has no masks, and method {self.method} needs one; use sdpa"
             )
+        if self.method != "rdpm" and self.preconditioned:
+            raise ValueError(f"preconditioned is true, which method {self.method} does not know; use method rdpm")
         check_codebook_size(self.codebook_size)
         check_backend(self.attention)
 
@@ -124,6 +131,9 @@ class Generator(nn.Module):
         self.label_embedding.apply(normal)
         self.step_mlp.apply(normal)
         self.head.apply(zero)
+        self.preconditioning: Preconditioning | None = None
+        if config.preconditioned:
+            self.preconditioning = Preconditioning(config.codebook_size, config.code_dim, config.num_steps)
         self.matching: Matching | None = None
         """How samples are matched to real latents before they are decoded (`models.matching`); None in the paper."""
 
@@ -132,9 +142,11 @@ class Generator(nn.Module):
         """The label that stands for no class (Section 3.2)."""
         return self.config.num_classes
 
-    def align_head(self, vectors: Float[Tensor, "K d"]) -> None:
-        """Initialize the classification layer from the geometry of the codebook; see `align`."""
-        align(self.head, vectors)
+    def start_from(self, quantizer: Quantizer) -> None:
+        """Initialize the classification layer from the geometry of the codebook (`align`), and the preconditioning."""
+        align(self.head, quantizer.codebook.vectors)
+        if self.preconditioning is not None:
+            self.preconditioning.know(quantizer)
 
     def forward(
         self,
@@ -147,7 +159,8 @@ class Generator(nn.Module):
 
         labels: classes, or vectors in the space of their embedding, such as a mix of two classes.
         """
-        return self.from_modulations(noise, accumulated, self.modulations(labels, steps))
+        logits = self.from_modulations(noise, accumulated, self.modulations(labels, steps))
+        return self.preconditioned(logits, noise, accumulated, steps)
 
     def modulations(
         self, labels: Int[Tensor, " b"] | Float[Tensor, "b width"], steps: Int[Tensor, " b"]
@@ -162,10 +175,23 @@ class Generator(nn.Module):
         accumulated: Float[Tensor, "b d h w"],
         modulations: Float[Tensor, "b n width"],
     ) -> Float[Tensor, "b h w K"]:
-        """`forward` with modulations that are computed already: those of all T steps need one product."""
+        """What the network adds to the logits, with modulations that are computed already.
+
+        Those of all T steps need one product. Without preconditioning these are the logits.
+        """
         h, w = noise.shape[-2:]
         x = self.project(torch.cat([noise, accumulated], dim=1).flatten(2).transpose(1, 2))
         return self.head(self.transformer(x, modulations)).float().unflatten(1, (h, w))
+
+    def preconditioned(
+        self,
+        logits: Float[Tensor, "b h w K"],
+        noise: Float[Tensor, "b d h w"],
+        accumulated: Float[Tensor, "b d h w"],
+        steps: Int[Tensor, " b"],
+    ) -> Float[Tensor, "b h w K"]:
+        """Logits of the network, which labels and guidance decide, with what is known whatever the label."""
+        return logits if self.preconditioning is None else logits + self.preconditioning(noise, accumulated, steps)
 
     def loss(
         self,
@@ -195,8 +221,7 @@ def align(head: nn.Linear, vectors: Float[Tensor, "K d"]) -> None:
     they do, the last norm gives zeros: all codes start equally likely. The rows are scaled so that an input of unit
     variance would give logits with a standard deviation of 3, whatever the scale of the codes.
     """
-    half_norms = vectors.square().sum(1, keepdim=True) / 2
-    features = torch.cat([vectors, -half_norms], dim=1)
+    features = closeness_features(vectors)
     features -= features.mean(0)  # the same for all codes, so softmax does not see it
     features *= _ALIGNED_DEVIATION / features.square().sum(1).mean().sqrt()
     directions = torch.linalg.qr(torch.randn(head.in_features, features.shape[1])).Q

@@ -18,7 +18,7 @@ RIVALS: dict[MethodName, type[FlowMatching] | type[MaskGIT] | type[Raster] | typ
 def new_generator(config: GeneratorConfig) -> Generator | Rival:
     """A generator of the config's method, with first weights. Raises ValueError for a token space that it cannot learn.
 
-    Whatever the method, it has `loss`, `example` and `align_head`, and blocks under the name `transformer`.
+    Whatever the method, it has `loss`, `example` and `start_from`, and blocks under the name `transformer`.
     """
     return RIVALS.get(config.method, Generator)(config)
 

@@ -125,20 +125,23 @@ def guided_logits(
     noise: Float[Tensor, "b d h w"],
     accumulated: Float[Tensor, "b d h w"],
     modulations: Float[Tensor, "b1 n width"],
+    steps: Int[Tensor, " b"],
     guidance: Float[Tensor, " b"] | None,
 ) -> Float[Tensor, "b h w K"]:
     """cond + lambda (cond - uncond), with both halves in one forward pass (Section 3.2).
 
-    modulations: those of one step, of `modulations_of`.
+    modulations: those of one step, of `modulations_of`. steps: t for each image.
     """
     given, empty = modulations[:-1], modulations[-1:]
     if guidance is None:
-        return generator.from_modulations(noise, accumulated, given)
+        logits = generator.from_modulations(noise, accumulated, given)
+        return generator.preconditioned(logits, noise, accumulated, steps)
     both = generator.from_modulations(
         noise.repeat(2, 1, 1, 1), accumulated.repeat(2, 1, 1, 1), torch.cat([given, empty.expand_as(given)])
     )
     cond, uncond = both.chunk(2)
-    return cond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
+    guided = cond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
+    return generator.preconditioned(guided, noise, accumulated, steps)
 
 
 @dataclass(frozen=True)
@@ -170,7 +173,7 @@ def advance(
     t for each image. Returns C_t, the sum with the code vectors of C_t, and z'_t. Control flow depends only on shapes
     and on which arguments are None, not on values: a compiler sees it once for all steps with the same settings.
     """
-    logits = guided_logits(generator, noise, accumulated, modulations, settings.guidance)
+    logits = guided_logits(generator, noise, accumulated, modulations, steps, settings.guidance)
     codes = choose_codes(logits, settings, seeds, steps)
     if known is not None:
         at_step = (steps - 1).view(-1, 1, 1, 1).expand(-1, 1, *codes.shape[1:])

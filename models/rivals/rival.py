@@ -107,10 +107,10 @@ class Rival(nn.Module):
         """Images of a batch: a function of weights, seeds and labels. settings: those of each forward pass."""
         raise NotImplementedError
 
-    def align_head(self, vectors: Float[Tensor, "K d"]) -> None:
+    def start_from(self, quantizer: Quantizer) -> None:
         """Initialize the classification layer as RDPM's; does nothing where codes are not learned."""
         if self.LEARNS_CODES:
-            align(self.head, vectors)
+            align(self.head, quantizer.codebook.vectors)
 
     def embed(self, inputs: Float[Tensor, "b s i"]) -> Float[Tensor, "b s width"]:
         """What enters the blocks, before the embedding of positions."""

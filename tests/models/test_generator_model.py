@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rdpm.models.codebook import Codebook, QuantizerConfig
-from rdpm.models.generator import Generator, GeneratorConfig, code_loss, current_parts, step_embedding
+from rdpm.models.generator import Generator, GeneratorConfig, align, code_loss, current_parts, step_embedding
 
 
 def make_inputs(b=4):
@@ -77,7 +77,7 @@ def test_an_untrained_generator_gives_all_codes_equal_probability():
 def test_a_training_starts_with_all_codes_equally_likely(scale):
     """At the paper's K and d, for codes of any scale. The first gradient moves the last norm."""
     model = Generator(GeneratorConfig(depth=1, grid=4))
-    model.align_head(scale * torch.randn(4096, 32))
+    align(model.head, scale * torch.randn(4096, 32))
     noise, accumulated = torch.randn(2, 4, 32, 4, 4)
     labels = torch.arange(4)
     loss = code_loss(model(noise, labels, labels + 1, accumulated), torch.randint(4096, (4, 4, 4)))
@@ -93,7 +93,7 @@ def test_an_aligned_head_finds_the_nearest_code_of_a_latent(generator, scale):
     factor, whose choice makes the logits of random inputs equally wide for codes of every scale."""
     codebook = Codebook(QuantizerConfig(64, 8))
     codebook.vectors.data.mul_(2 * scale)
-    generator.align_head(codebook.vectors)
+    align(generator.head, codebook.vectors)
     vectors, head = codebook.vectors.detach(), generator.head.weight.detach()
     features = torch.cat([vectors, -vectors.square().sum(1, keepdim=True) / 2], dim=1)
     features -= features.mean(0)

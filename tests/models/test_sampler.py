@@ -108,27 +108,26 @@ def test_an_image_depends_on_its_label_and_its_seed(tokenizer, generator):
 
 
 def step_inputs(generator):
-    """eps_t, z'_{t-1} and the modulations at t = 3."""
+    """eps_t, z'_{t-1}, the modulations and t, at t = 3."""
     noise, accumulated = torch.randn(2, 5, 8, 4, 4)
-    return noise, accumulated, modulations_of(generator, LABELS)[2].detach()
+    return noise, accumulated, modulations_of(generator, LABELS)[2].detach(), torch.full_like(LABELS, 3)
 
 
 def test_guidance_0_is_the_conditional_model(generator):
     """Bit for bit where no image is guided; next to guided images up to the rounding of a larger batch."""
-    noise, accumulated, modulations = step_inputs(generator)
+    noise, accumulated, modulations, steps = step_inputs(generator)
     conditional = generator.from_modulations(noise, accumulated, modulations[:-1])
     assert step_settings([SamplerConfig()] * 5, 4, noise.device)[2].guidance is None
-    assert torch.equal(guided_logits(generator, noise, accumulated, modulations, None), conditional)
-    beside = guided_logits(generator, noise, accumulated, modulations, torch.tensor([0.0, 1, 2, 3, 0]))
+    assert torch.equal(guided_logits(generator, noise, accumulated, modulations, steps, None), conditional)
+    beside = guided_logits(generator, noise, accumulated, modulations, steps, torch.tensor([0.0, 1, 2, 3, 0]))
     torch.testing.assert_close(beside[[0, 4]], conditional[[0, 4]], atol=1e-5, rtol=1e-5)
 
 
 def test_guidance_extrapolates_each_image_from_unconditional_through_conditional(generator):
-    noise, accumulated, modulations = step_inputs(generator)
-    steps = torch.full_like(LABELS, 3)
+    noise, accumulated, modulations, steps = step_inputs(generator)
     cond, uncond = (generator(noise, labels, steps, accumulated) for labels in (LABELS, torch.full_like(LABELS, 5)))
     guidance = torch.tensor([0.5, 1.0, 4.0, 2.0, 0.1])
-    guided = guided_logits(generator, noise, accumulated, modulations, guidance)
+    guided = guided_logits(generator, noise, accumulated, modulations, steps, guidance)
     for i, strength in enumerate(guidance):
         torch.testing.assert_close(guided[i], cond[i] + strength * (cond[i] - uncond[i]), atol=1e-4, rtol=1e-4)
         assert not torch.allclose(guided[i], cond[i], atol=1e-3)

@@ -129,7 +129,7 @@ def _engine(
     torch.manual_seed(config.seed)  # the initial weights
     with building(config.engine):
         model = GeneratorLoss(config.model)
-        model.generator.align_head(quantizer.codebook.vectors)
+        model.generator.start_from(quantizer)
     model.to(ranks.device)
     whole = compile_loss(model, config.engine.zero_stage) if config.compile else ()
     optimizer = adamw(model, config.optimizer, config.ema_decay)

@@ -24,7 +24,7 @@ def settings_for(rival, count, *configs):
 @every_rival
 def test_the_loss_falls_on_a_small_set(method, make_rival, make_quantizer, make_rows):
     rival, quantizer = make_rival(method), make_quantizer(method)
-    rival.align_head(quantizer.codebook.vectors)
+    rival.start_from(quantizer)
     rows = make_rows(quantizer, 16, method)
     optimizer = torch.optim.Adam(rival.parameters(), lr=5e-3)
     losses = []

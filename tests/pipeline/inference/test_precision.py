@@ -74,7 +74,7 @@ def test_logits_and_pixels_are_not_rounded_to_bf16(models):
     labels = torch.tensor([0, 1])
 
     def logits(model: Generator) -> torch.Tensor:
-        return guided_logits(model, latents, latents, modulations_of(model, labels)[1], None)
+        return guided_logits(model, latents, latents, modulations_of(model, labels)[1], labels + 1, None)
 
     images = decoder_in("bf16", tokenizer.decoder)(latents)
     pairs = (logits(generator_in("bf16", generator)), logits(generator)), (images, tokenizer.decode(latents))

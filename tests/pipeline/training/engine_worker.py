@@ -1,5 +1,6 @@
 """On every rank: generator steps under each ZeRO stage, saved and loaded halfway, and the same in plain torch."""
 
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from rdpm.models.autoencoder import AutoencoderConfig
 from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.discriminator import DiscriminatorConfig, DiscriminatorPair
 from rdpm.models.generator import GeneratorConfig
+from rdpm.models.quantizer import Quantizer
 from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 from rdpm.pipeline.training.engine import Engine, EngineConfig, building
@@ -136,14 +138,16 @@ def built_in_parts(ranks: Ranks) -> dict[str, int]:
     return result
 
 
-def _aligned() -> GeneratorLoss:
-    built = GeneratorLoss(SPACE)
-    built.generator.align_head(torch.randn(SPACE.codebook_size, SPACE.code_dim))
+def _started(**changes: bool) -> GeneratorLoss:
+    built = GeneratorLoss(replace(SPACE, **changes))
+    quantizer = QuantizerConfig(SPACE.codebook_size, SPACE.code_dim)
+    built.generator.start_from(Quantizer(quantizer, Schedule(num_steps=SPACE.num_steps)))
     return built
 
 
 BUILT = {
-    "generator": _aligned,
+    "generator": _started,
+    "preconditioned generator": lambda: _started(preconditioned=True),
     "tokenizer": lambda: Tokenizer(
         TokenizerConfig(16, AutoencoderConfig(1, 8, (1, 2), 1, (2,), 4), QuantizerConfig(64, 8), Schedule(num_steps=4))
     ),
