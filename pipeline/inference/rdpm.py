@@ -59,6 +59,7 @@ class RDPM:
         precision: Precision = "fp32",
         compile: bool = False,
         device: str | torch.device | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         """Use two models that are in memory.
 
@@ -74,6 +75,7 @@ class RDPM:
         self.codec = Codec(tokenizer, batch, self.device, precision, compile)
         self._encoder = Codec(tokenizer, batch, self.device)
         self.batch = batch
+        self.classes = tuple(classes) or tuple(str(label) for label in range(generator.config.num_classes))
         # "reduce-overhead" captures the graph as a CUDA graph; on a CPU it changes nothing.
         self._steps = (
             torch.compile(all_steps, fullgraph=True, dynamic=False, mode="reduce-overhead") if compile else None
@@ -102,9 +104,9 @@ class RDPM:
             raise ValueError(f"{path!r} is a single export; give tokenizer=... too, or the folder that holds both")
         if tokenizer is None:
             path, tokenizer = files.join(path, "generator"), files.join(path, "tokenizer")
-        read_pair(path, tokenizer)
+        names = read_pair(path, tokenizer)[0].classes
         models = load_generator(path, attention)[0], load_tokenizer(tokenizer)[0]
-        return cls(*models, batch=batch, precision=precision, compile=compile, device=device)
+        return cls(*models, batch=batch, precision=precision, compile=compile, device=device, classes=names)
 
     def sample(
         self, labels: Sequence[int], seed: int | Sequence[int] = 0, callback: Callback | None = None, **settings: Any

@@ -200,6 +200,7 @@ def run(tmp_path, exports) -> str:
 
 
 def test_exports_are_loaded_from_one_folder_or_from_two(run):
+    assert RDPM.from_pretrained(run).classes == ("zero", "one")
     together = RDPM.from_pretrained(run, batch=2).sample([0, 1])
     apart = RDPM.from_pretrained(f"{run}/generator", tokenizer=f"{run}/tokenizer", batch=2).sample([0, 1])
     assert np.array_equal(together, apart)
