@@ -1,8 +1,8 @@
 """Preconditioning: the logits start from what is known of v_t, and the network learns the rest.
 
-The tokenizer chose for C_t the code nearest to v_t = alpha_t (v - z'_{t-1}) + beta_t eps_t (Eq. 2). The generator sees
-eps_t and z'_{t-1}, so of v_t it lacks only v. Let u_t = beta_t eps_t - alpha_t z'_{t-1}; then v_t = u_t + alpha_t v. If v
-has mean m and variance s^2, the logits of the codes c are about
+The tokenizer chose for C_t the code nearest to v_t = alpha_t (v - z'_{t-1}) + beta_t eps_t (Eq. 2). The generator
+sees eps_t and z'_{t-1}; of v_t it lacks only v. Let u_t = beta_t eps_t - alpha_t z'_{t-1}; then v_t = u_t + alpha_t v.
+If v has mean m and variance s^2, the logits of the codes c are about
 
     (u_t . c - |c|^2 / 2 + alpha_t m . c) / (alpha_t^2 s^2 + q^2)
 

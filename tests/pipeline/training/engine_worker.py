@@ -22,6 +22,8 @@ from rdpm.pipeline.training.ranks import Ranks
 Precision = Literal["fp32", "bf16"]
 STEPS, MICRO, CLIP, RATE = 6, 4, 1.0, 1e-3
 SPACE = GeneratorConfig(depth=2, num_classes=3, num_steps=4, codebook_size=16, code_dim=4, grid=2)
+QUANTIZER = Quantizer(QuantizerConfig(SPACE.codebook_size, SPACE.code_dim), Schedule(num_steps=SPACE.num_steps))
+torch.nn.init.orthogonal_(QUANTIZER.codebook.vectors, 2.0, torch.Generator().manual_seed(0))  # on every rank the same
 OPTIMIZER, DECAY = OptimizerConfig(lr=RATE), 0.7
 
 
@@ -140,8 +142,7 @@ def built_in_parts(ranks: Ranks) -> dict[str, int]:
 
 def _started(**changes: bool) -> GeneratorLoss:
     built = GeneratorLoss(replace(SPACE, **changes))
-    quantizer = QuantizerConfig(SPACE.codebook_size, SPACE.code_dim)
-    built.generator.start_from(Quantizer(quantizer, Schedule(num_steps=SPACE.num_steps)))
+    built.generator.start_from(QUANTIZER)
     return built
 
 
