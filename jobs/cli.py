@@ -14,6 +14,7 @@ COMMANDS = {
     "evaluate": ("rdpm.jobs.evaluate", "measure reconstructions and samples"),
     "diagnose": ("rdpm.jobs.diagnose", "show where a generator loses variety, step by step, on real images"),
     "report": ("rdpm.jobs.report", "write one HTML page about a run"),
+    "serve": ("rdpm.jobs.serve", "a page on this machine to draw, redraw, vary and blend pictures with a trained model"),
     "compare": ("rdpm.jobs.compare", "RDPM beside its rivals at equal parameters and training FLOPs: a table, a plot"),
     "scaling": ("rdpm.jobs.scaling", "how quality grows with training FLOPs, for methods of several sizes"),
     "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any images"),
@@ -28,6 +29,7 @@ _USAGE = {
     "prepare": f"digits|photos [CONFIG.yaml] [key=value ...] {_WAIT}",
     "describe": f"{_CONFIG} [--json]",
     "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",
+    "serve": "RUN [tokenizer=FOLDER] [port=N] [batch=N] [device=auto|cpu|cuda]",
     "verify": f"STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair {_OPTIONS}]",
 }
 
