@@ -48,6 +48,7 @@ class Catalog:
 
     def __init__(self, source: Source) -> None:
         self.source = source
+        self._in_source = set[str]()  # classes, where only a part of the source is listed
         self._data = sqlite3.connect("", isolation_level=None)  # a nameless file, on disk beyond a small cache
         self._data.execute("PRAGMA journal_mode = OFF")
         self._data.execute("PRAGMA synchronous = OFF")
@@ -64,12 +65,10 @@ class Catalog:
                 f"PRIMARY KEY ({'class, key' if self.source.by_class else 'key'})) WITHOUT ROWID"
             )
             self._fill(self.source.entries())
-            self.classes = _sorted_classes([name for (name,) in self._data.execute("SELECT DISTINCT class FROM image")])
+            self.classes = _sorted_classes(self._class_names())
             (self.rows,) = self._data.execute("SELECT count(*) FROM image").fetchone()
             if not self.rows:
-                raise ValueError(
-                    f"images {self.source.url!r} hold no images in class folders; put them at <class>/<image>"
-                )
+                raise ValueError(_nothing(self.source))
             self.digest = self._digest()
 
     @contextmanager
@@ -84,7 +83,7 @@ class Catalog:
             ) from None
 
     def _fill(self, entries: Iterable[Entry]) -> None:
-        last = ""
+        last, selection = "", self.source.selection
 
         def rows() -> Iterator[tuple]:
             nonlocal last
@@ -92,7 +91,10 @@ class Catalog:
                 check_names(entry)
                 class_name, name, *rest = entry
                 last = f"{class_name}/{name}" if self.source.by_class else name
-                yield class_name, last, *rest
+                if selection is not None:
+                    self._in_source.add(class_name)
+                if selection is None or last in selection:
+                    yield class_name, last, *rest
 
         self._data.execute("BEGIN")
         try:
@@ -102,6 +104,10 @@ class Catalog:
                 f"images {self.source.url!r} hold {last!r} twice; give every image a name of its own"
             ) from None
         self._data.execute("COMMIT")
+
+    def _class_names(self) -> list[str]:
+        """Every class of the source, also those of which a part of it has no image."""
+        return list(self._in_source) or [name for (name,) in self._data.execute("SELECT DISTINCT class FROM image")]
 
     def _rows(self) -> Iterator[tuple[str, int, int, str, int, int, int]]:
         """key, label, size, url, offset, row_group, row of every image in order."""
@@ -137,6 +143,12 @@ class Catalog:
     def close(self) -> None:
         """Free the database."""
         self._data.close()
+
+
+def _nothing(source: Source) -> str:
+    if source.selection is not None:
+        return f"images {source.url!r} select none of the images of {source.selection.images!r}; correct their keys"
+    return f"images {source.url!r} hold no images in class folders; put them at <class>/<image>"
 
 
 def _sorted_classes(names: list[str]) -> tuple[str, ...]:

@@ -1,10 +1,15 @@
-"""Class folders: ROOT/<class>/**/<image>. Links to folders are followed, those of classes and those below them."""
+"""Class folders: ROOT/<class>/**/<image>. Links to folders are followed, those of classes and those below them.
+
+Images that lie in ROOT itself, beside no folder, are of one class.
+"""
 
 import os
 from collections.abc import Iterable, Iterator
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.sources.entry import Entry, is_image
+
+_ONE_CLASS = "all"
 
 
 def entries(root: str) -> Iterator[Entry]:
@@ -13,6 +18,8 @@ def entries(root: str) -> Iterator[Entry]:
     Raises ValueError for a link to a folder that holds the link.
     """
     classes = files.list_folders(root)
+    if not classes:
+        yield from _loose(root)
     folders = [files.join(root, class_name) for class_name in classes]
     listed: Iterable[Iterable[tuple[str, int]]]
     if files.is_local(root):
@@ -24,6 +31,13 @@ def entries(root: str) -> Iterator[Entry]:
         for name, size in found:
             if is_image(name):
                 yield Entry(class_name, name, size, files.join(folder, name))
+
+
+def _loose(root: str) -> Iterator[Entry]:
+    names = [name for name in files.list_names(root) if is_image(name)]
+    urls = [files.join(root, name) for name in names]
+    for name, url, size in zip(names, urls, files.in_parallel(files.size, urls), strict=True):
+        yield Entry(_ONE_CLASS, name, size, url)
 
 
 def _below(folder: str, prefix: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, int]]:

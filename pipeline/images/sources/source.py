@@ -3,12 +3,13 @@
 import posixpath
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.sources import archive, folder, parquet
 from rdpm.pipeline.images.sources.entry import Entry, is_utf8
+from rdpm.pipeline.images.sources.selection import SUFFIXES, Selection, read_selection
 from rdpm.storage_schemas.canonical import digest_of
 
 _WANTED = "give a folder of class folders, or tar files, or Parquet files"
@@ -26,20 +27,27 @@ class Source:
     """Whether images are sorted by class and key; those in Parquet files without keys keep their order."""
     entries: Callable[[], Iterator[Entry]]
     """A function that finds every image, in any order."""
+    selection: Selection | None = None
+    """Which of them are meant; None for all."""
 
     @property
     def fingerprint(self) -> str:
         """Digest of the names and sizes of the containers; empty for class folders, which must be listed to tell."""
-        return digest_of({"url": self.url, "containers": self.containers}) if self.containers else ""
+        part = {"part": self.selection.digest} if self.selection else {}
+        return digest_of({"url": self.url, "containers": self.containers} | part) if self.containers else ""
 
 
 def open_source(images: str) -> Source:
     """Recognize class folders, tar files (of class tars, class folders or WebDataset samples) and Parquet files.
 
-    images: a folder, a file, or a pattern such as `s3://bucket/train-{000..146}.tar` or `data/*.parquet`. Raises
-    ValueError when there is nothing, none of these kinds, or several kinds together.
+    images: a folder, a file, or a pattern such as `s3://bucket/train-{000..146}.tar` or `data/*.parquet`; or the YAML
+    file of a part of these (`selection`). Raises ValueError when there is nothing, none of these kinds, or several
+    kinds together.
     """
     root = files.absolute(images.rstrip("/"))
+    if root.endswith(SUFFIXES) and files.is_file(root):
+        selection = read_selection(root)
+        return replace(open_source(selection.images), url=root, selection=selection)
     if re.search(r"[*?{]", root) and not files.exists(root):
         urls = _expand(root)
     elif files.is_file(root):

@@ -79,11 +79,19 @@ def test_a_missing_folder_is_refused_by_name(tmp_path):
         list_images(str(tmp_path / "nowhere"))
 
 
-@pytest.mark.parametrize("names", [[], ["loose.png"], ["a/notes.txt", "a/.hidden.png"]])
+@pytest.mark.parametrize("names", [[], ["loose.txt"], ["a/notes.txt", "a/.hidden.png"], ["loose.png", "a/notes.txt"]])
 def test_a_folder_without_images_in_class_folders_is_refused_by_name(tmp_path, names):
     lay(str(tmp_path), *names)
     with pytest.raises(ValueError, match=f"{tmp_path}' hold no images"):
         list_images(str(tmp_path))
+
+
+def test_images_in_one_folder_without_class_folders_are_of_one_class(anywhere):
+    lay(anywhere, "2.png", "1.png", ".hidden.png", "notes.txt")
+    source = list_images(anywhere)
+    assert keys_of(source) == ["all/1.png", "all/2.png"]
+    assert source.classes == ("all",)
+    assert source.read(1) == files.read_bytes(files.join(anywhere, "2.png"))
 
 
 def test_the_digest_depends_on_keys_labels_and_sizes_and_not_on_the_location(tmp_path):
