@@ -25,26 +25,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: install ## the whole road on scikit-learn's digits: images to runs/demo/report.html, at most 15 minutes on 2 cores
-	$(RDPM) prepare digits $(DEMO)/data.yaml
-	$(RDPM) train-tokenizer $(DEMO)/tokenizer.yaml
-	$(RDPM) tokenize $(DEMO)/store.yaml
-	$(RDPM) train-generator $(DEMO)/generator.yaml
-	$(RDPM) calibrate $(DEMO)/calibration.yaml
-	$(RDPM) sample $(DEMO)/samples.yaml
-	$(RDPM) evaluate $(DEMO)/evaluation.yaml
-	$(RDPM) sweep $(DEMO)/sweep.yaml
-	$(RDPM) report $(DEMO)/report.yaml
-	@echo "samples: runs/demo/samples/samples.npz   metrics: runs/demo/metrics.json   report: runs/demo/report.html"
+	$(RDPM) run $(DEMO)
 
 demo-photos: install ## the same road on colour crops of real photographs: runs/photos/report.html, meant for 30 minutes on 2 cores
-	$(RDPM) prepare photos $(PHOTOS)/data.yaml
-	$(RDPM) train-tokenizer $(PHOTOS)/tokenizer.yaml
-	$(RDPM) tokenize $(PHOTOS)/store.yaml
-	$(RDPM) train-generator $(PHOTOS)/generator.yaml
-	$(RDPM) sample $(PHOTOS)/samples.yaml
-	$(RDPM) evaluate $(PHOTOS)/evaluation.yaml
-	$(RDPM) report $(PHOTOS)/report.yaml
-	@echo "samples: runs/photos/samples/samples.npz   metrics: runs/photos/metrics.json   report: runs/photos/report.html"
+	$(RDPM) run $(PHOTOS)
 
 tokenize-imagenet: install ## encode IMAGENET=folder, tar or Parquet with TOKENIZER=folder into STORE=folder or URL
 	$(RDPM) tokenize $(IMAGENET_CONFIGS)/store.yaml "images=$(IMAGENET)" "tokenizer=$(TOKENIZER)" "out=$(STORE)"

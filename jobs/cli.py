@@ -4,6 +4,8 @@ import importlib
 import sys
 
 COMMANDS = {
+    "run": ("rdpm.jobs.run", "go the road of a run, stage by stage, to its report"),
+    "status": ("rdpm.jobs.status", "say what of a run is done, running and next"),
     "prepare": ("rdpm.jobs.prepare", "digits or photos: write real images of installed packages as image folders"),
     "train-tokenizer": ("rdpm.jobs.train_tokenizer", "train the tokenizer on a folder of images"),
     "tokenize": ("rdpm.jobs.tokenize_images", "encode images into a token store"),
@@ -26,6 +28,8 @@ COMMANDS = {
 _CONFIG, _WAIT = "CONFIG.yaml [key=value ...]", "[--wait[=SECONDS]]"
 _OPTIONS = f"{_CONFIG} {_WAIT}"
 _USAGE = {
+    "run": "RUN",
+    "status": "RUN",
     "prepare": f"digits|photos [CONFIG.yaml] [key=value ...] {_WAIT}",
     "describe": f"{_CONFIG} [--json]",
     "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",

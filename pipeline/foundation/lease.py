@@ -172,6 +172,16 @@ def held(out: str, job: str, *, seconds: float = SECONDS, every: float = RENEW) 
         lease.release()
 
 
+def at_work(out: str) -> Holder | None:
+    """Who holds the lease of an output, as far as one look can tell; None if nobody does. For people, not to decide."""
+    number = (_numbers(out) or [0])[-1]
+    holder = _read(out, number) if number else None
+    if holder is None or _is_free(holder, 0.0):
+        return None
+    here = holder.machine == machine()
+    return holder if here or holder.until > time.time() else None
+
+
 def _take(out: str, job: str, seconds: float, every: float) -> Lease:
     files.require_create(_folder(out))
     start, wait = time.monotonic(), float(os.environ.get(_WAIT, "0"))
