@@ -1,143 +1,22 @@
-"""docs/running.md: every command has a config and ranks that fit, every block parses, and its sizes are computed."""
+"""docs/running.md: the settings that it names have their defaults, and its sizes and its memory are computed."""
 
-import importlib
 import math
-import re
-import shlex
-import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
-from rdpm.jobs.arguments import parse
-from rdpm.jobs.cli import COMMANDS
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.costs.describe import describe_generator
-from rdpm.pipeline.foundation.config import field_docs
 from rdpm.pipeline.stream.token_stream import StreamConfig
-from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
-from rdpm.pipeline.training.run_config import RunConfig
 from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import token_arrays
-
-SHELL = {"SLURM_NNODES": "4", "SLURM_CPUS_PER_TASK": "96", "address": "node1:20123"}  # what SLURM and a script set
-
-
-@dataclass(frozen=True)
-class Command:
-    """A command of rdpm on the page."""
-
-    name: str
-    """The job."""
-    arguments: list[str]
-    """What follows."""
-    launcher: list[str]
-    """What precedes it on the line."""
-
-    def number(self, option: str) -> int | None:
-        """The value of an option of the launcher."""
-        return int(self.launcher[self.launcher.index(option) + 1]) if option in self.launcher else None
-
-
-def page_of(repository: Path) -> str:
-    return (repository / "docs" / "running.md").read_text()
-
-
-def blocks(page: str, language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", page, flags=re.DOTALL)
-
-
-def commands(text: str) -> list[Command]:
-    """The commands of rdpm in a script, with the variables of a shell filled in."""
-    found = []
-    text = re.sub(r"\\\n\s*", " ", text)
-    for name, value in SHELL.items():
-        text = re.sub(rf"\$\{{?{name}\}}?", value, text)
-    for line in text.splitlines():
-        words = shlex.split(line, comments=True)
-        words = [part for word in words for part in (shlex.split(word) if "rdpm tokenize" in word else [word])]
-        at = next((n for n, word in enumerate(words[:-1]) if word.endswith("rdpm") and words[n + 1] in COMMANDS), None)
-        if at is not None:
-            rest = [word for word in words[at + 2 :] if word != "&"]
-            found.append(Command(words[at + 1], rest, words[:at]))
-    return found
-
-
-def config_of(command: Command, repository: Path, monkeypatch) -> Any:
-    """The config that the command's own parser makes."""
-    monkeypatch.chdir(repository)
-    given = [argument.removeprefix("/app/") for argument in command.arguments if not argument.startswith("--wait")]
-    module = importlib.import_module(COMMANDS[command.name][0])
-    return parse(module.Config, command.name, given)
+from tests.docs.pages import blocks, commands, config_of
 
 
 @pytest.fixture(scope="module")
 def page(repository) -> str:
-    return page_of(repository)
-
-
-def test_every_command_makes_a_config_and_its_ranks_fit(page, repository, monkeypatch) -> None:
-    jobs = [command for block in blocks(page, "bash") for command in commands(block)]
-    assert {command.name for command in jobs} == {"tokenize", "train-generator", "describe"}
-    trainings = 0
-    for command in jobs:
-        if command.name == "describe":
-            continue
-        config = config_of(command, repository, monkeypatch)
-        if isinstance(config, RunConfig):
-            started = command.number("--nproc-per-node")
-            if started:
-                started *= command.number("--nnodes") or 1
-                assert config.ranks == started, command
-            elif "deepspeed" in command.launcher:
-                assert config.ranks == 32
-            micro_batch = config.micro_batch_on(config.ranks)
-            assert config.batch % (micro_batch * config.ranks) == 0
-            trainings += 1
-    assert trainings == 4
-
-
-def test_every_script_and_every_yaml_parses(page) -> None:
-    for script in blocks(page, "bash"):
-        done = subprocess.run(["bash", "-n"], input=script, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-    assert len(blocks(page, "yaml")) == 2
-    for text in blocks(page, "yaml"):
-        assert isinstance(yaml.safe_load(text), dict)
-
-
-def test_ray_takes_the_cluster_config(page) -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    (config,) = [yaml.safe_load(text) for text in blocks(page, "yaml") if "cluster_name" in text]
-    prepared = prepare_config(config)
-    validate_config(prepared)  # raises for a key that Ray does not know
-    assert prepared["provider"]["worker_ips"] == ["node2", "node3"]
-
-
-def test_the_entrypoint_of_the_rayjob_makes_a_config(page, repository, monkeypatch) -> None:
-    (job,) = [yaml.safe_load(text) for text in blocks(page, "yaml") if "RayJob" in text]
-    (command,) = commands(job["spec"]["entrypoint"])
-    config = config_of(command, repository, monkeypatch)
-    gpus = sum(
-        group["replicas"] * int(container["resources"]["limits"]["nvidia.com/gpu"])
-        for group in job["spec"]["rayClusterSpec"]["workerGroupSpecs"]
-        for container in group["template"]["spec"]["containers"]
-    )
-    assert config.resources.min_gpus == gpus == 8
-    assert config.resources.address == "auto"
-
-
-def test_the_page_names_settings_that_exist_with_their_defaults(page) -> None:
-    named = set(re.findall(r"`resources\.(\w+)`", page))
-    assert named <= field_docs(Resources).keys()
-    for name in ("wait_seconds", "shard_minutes"):
-        assert f"`resources.{name}` ({getattr(Resources(), name):g})" in page
+    return (repository / "docs" / "running.md").read_text()
 
 
 def test_the_sizes_are_those_of_plans_and_of_the_cache(page, stores) -> None:
@@ -181,9 +60,9 @@ def bytes_in_words(count: float) -> str:
 
 @pytest.mark.slow
 def test_the_memory_is_what_describe_says(page, repository, monkeypatch) -> None:
-    (command,) = [c for block in blocks(page, "bash") for c in commands(block) if c.name == "describe"]
+    (command,) = [c for block in blocks(page, "bash") for c in commands(block.text) if c.name == "describe"]
     monkeypatch.chdir(repository)
-    config = parse(TrainGeneratorConfig, "train-generator", command.arguments)
+    config = config_of(command)
     facts = describe_generator(config)
     rank, image = facts["memory_bytes_per_rank"]["zero_2"] / 2**30, facts["peak_bytes_per_sample"] / 2**20
     assert (
@@ -193,7 +72,8 @@ def test_the_memory_is_what_describe_says(page, repository, monkeypatch) -> None
     assert f"are {4 * 4 * facts['parameters'] / 1e9:.1f} GB each" in page
 
 
-def test_the_memory_of_a_worker_is_what_ray_is_asked_for(page) -> None:
+def test_the_limits_are_the_defaults(page) -> None:
     assert f"512 MiB: {(4096 * 256 * 256 * 3 >> 19) + 512:,} MiB at 256" in page
+    assert f"`resources.shard_minutes` ({Resources().shard_minutes:g})" in page
     assert f"`stream.cache_gib` ({StreamConfig().cache_gib:g})" in page
     assert f"`stream.window`\n  ({StreamConfig().window})" in page

@@ -1,4 +1,4 @@
-"""The scripts of docs/running.md under a SLURM on loopback: a training is stopped and requeued, and a Ray starts."""
+"""The scripts of docs/cluster.md under a SLURM on loopback: a training is stopped and requeued, and a Ray starts."""
 
 import re
 import shlex
@@ -16,7 +16,7 @@ STEPS = 200
 
 def script_of(repository: Path, name: str) -> str:
     """A script of the page, which SLURM knows by this name."""
-    blocks = re.findall(r"```bash\n(#!.*?)```", (repository / "docs" / "running.md").read_text(), flags=re.DOTALL)
+    blocks = re.findall(r"```bash\n(#!.*?)```", (repository / "docs" / "cluster.md").read_text(), flags=re.DOTALL)
     (script,) = [block for block in blocks if f"--job-name={name} " in block]
     return script
 

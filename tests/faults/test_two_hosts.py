@@ -25,7 +25,7 @@ class Pair:
         self.families = [Family(logs / f"host-{number}.log") for number in (1, 2)]
 
     def start(self, number: int, out: Path, restarts: int):
-        """Start torchrun on one of the hosts, with the command of docs/running.md."""
+        """Start torchrun on one of the hosts, with the command of docs/cluster.md."""
         host = self.hosts[number]
         torchrun = [
             sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc-per-node", "1",
@@ -33,7 +33,7 @@ class Pair:
             "--rdzv-conf", f"is_host={not number}", "--local-addr", host.address, "--max-restarts", str(restarts),
         ]  # fmt: skip
         training = ["-m", "rdpm", "train-generator", *arguments("generator", self.inputs, out, *OPTIONS)]
-        environment = host.environment | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see docs/running.md
+        environment = host.environment | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}  # see docs/cluster.md
         return self.families[number].start(host.command(*torchrun, *training), environment, self.repository)
 
     def said(self) -> str:

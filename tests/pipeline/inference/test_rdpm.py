@@ -1,9 +1,7 @@
 """The Python API: sampling, codes and back, edits, refusals, and loading."""
 
 import json
-import re
 import shutil
-from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -14,9 +12,7 @@ from rdpm.models.generator import Generator
 from rdpm.models.sampler import SamplerConfig
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.exports.card import generator_config, read_card
-from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.inference.rdpm import RDPM
-from rdpm.storage_schemas.cards import GeneratorOrigin
 
 LABELS = [0, 1, 1, 0, 1]
 
@@ -249,17 +245,3 @@ def test_a_generator_trained_with_flash_attn_loads_where_that_is_not_installed(r
     assert np.array_equal(RDPM.from_pretrained(folder, device="cpu").sample([0, 1, 2]), plain)
     with pytest.raises(ValueError, match="attention is flash_attn but flash-attn is not installed"):
         RDPM.from_pretrained(folder, device="cpu", attention="flash_attn")
-
-
-def test_the_example_of_the_readme_runs(repository, tmp_path, exports, monkeypatch):
-    config = replace(exports.generator_config, num_classes=10)  # the demo's images are the ten digits
-    made_from = GeneratorOrigin(exports.tokenizer(f"{tmp_path}/runs/demo/tokenizer").digest, (), tuple("0123456789"))
-    weights = Generator(config).state_dict()
-    save_export(f"{tmp_path}/runs/demo/generator", "generator", config, weights, made_from, {}, 1)
-    (block,) = re.findall(r"```python\n(.*?)```", (repository / "README.md").read_text(), re.S)
-    assert "RDPM.from_pretrained" in block
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    exec(compile(block, "README.md", "exec"), names)
-    assert names["images"].shape == (3, 8, 8, 3)
-    assert np.array_equal(names["reconstructed"], names["model"].decode(names["codes"]))
