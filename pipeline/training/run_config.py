@@ -19,6 +19,9 @@ class RunConfig:
     """Images per forward pass of a rank; batch must be a multiple of micro_batch times ranks."""
     steps: int
     """Optimizer steps."""
+    init: str = field(default="", metadata=EXECUTION)
+    """Export of the same kind whose weights this training starts from: folder or URL; empty for new weights. The model
+    must have the export's settings; other classes get new label embeddings, and images may have another size."""
     seed: int = 0
     """Seed of the initial weights, of the order and of every draw."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

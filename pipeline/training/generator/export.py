@@ -6,6 +6,7 @@ from torch import Tensor
 
 from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.training.first_weights import init_digest
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.inputs import TrainingStores, open_stores
 from rdpm.pipeline.training.generator.step import PREFIX
@@ -23,7 +24,7 @@ def save_generator(
         "noise": config.noise,
         "seed": config.seed,
         "optimizer": asdict(config.optimizer),
-    }
+    } | init_digest(stores.init)
     named_weights = {name.removeprefix(PREFIX): value for name, value in weights.items()}
     return save_export(out, "generator", config.model, named_weights, made_from, training, steps)
 

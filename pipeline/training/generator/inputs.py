@@ -6,7 +6,9 @@ from rdpm.models.generator import GeneratorConfig
 from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.pipeline.stream.token_stream import TokenStream
+from rdpm.pipeline.training.first_weights import init_card
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
+from rdpm.pipeline.training.generator.fine_tuning import require_init_fits
 from rdpm.storage_schemas.cards import ModelCard
 from rdpm.storage_schemas.tokens import KIND
 
@@ -21,6 +23,8 @@ class TrainingStores:
     """Stores to validate on."""
     tokenizer: ModelCard
     """Card of the tokenizer that made the stores."""
+    init: ModelCard | None
+    """Card of the generator whose weights the training starts from; None for new weights."""
 
     @property
     def ids(self) -> list[str]:
@@ -60,7 +64,13 @@ def open_streams(config: TrainGeneratorConfig, stores: TrainingStores) -> Traini
 
 
 def open_stores(config: TrainGeneratorConfig) -> TrainingStores:
-    """Open the config's stores. Raises ValueError unless they fit the tokenizer, the model and each other."""
+    """Open the config's stores. Raises ValueError unless they fit the tokenizer, the model and each other.
+
+    And unless the export to start from fits the model.
+    """
+    init = init_card(config.init, "generator")
+    if init:
+        require_init_fits(config, init)
     card = read_card(config.tokenizer, "tokenizer")
     stores = [open_store(url, KIND) for url in (*config.stores, *config.validation)]
     for store in stores:
@@ -77,7 +87,7 @@ def open_stores(config: TrainGeneratorConfig) -> TrainingStores:
             raise ValueError(
                 f"store {store.url} has other classes than {stores[0].url}; use stores with the same classes"
             )
-    return TrainingStores(stores[: len(config.stores)], stores[len(config.stores) :], card)
+    return TrainingStores(stores[: len(config.stores)], stores[len(config.stores) :], card, init)
 
 
 def _check_space(model: GeneratorConfig, store: Store) -> None:

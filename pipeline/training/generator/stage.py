@@ -1,9 +1,11 @@
 """The stage that trains a generator on token stores."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rdpm.models.flops import generator_forward_flops
 from rdpm.models.quantizer import Quantizer
@@ -13,8 +15,10 @@ from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.training.checkpoint import Checkpoints
 from rdpm.pipeline.training.engine import Engine, building
+from rdpm.pipeline.training.first_weights import init_digest
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
 from rdpm.pipeline.training.generator.export import save_generator
+from rdpm.pipeline.training.generator.fine_tuning import first_state, init_sentence
 from rdpm.pipeline.training.generator.inputs import TrainingStores, TrainingStreams, open_stores, open_streams
 from rdpm.pipeline.training.generator.preview import show_samples
 from rdpm.pipeline.training.generator.step import PREFIX, GeneratorLoss, GeneratorStep, compile_loss
@@ -37,7 +41,7 @@ def run(config: TrainGeneratorConfig) -> None:
     Starts the ranks, or runs as one of them. Raises ValueError for bad input, and when the training fails.
     """
     stores = open_stores(config)
-    with begin(JOB, config, lambda: {"store_ids": stores.ids}, (WEIGHTS, CARD), first_rank()) as record:
+    with begin(JOB, config, lambda: _decides(stores), (WEIGHTS, CARD), first_rank()) as record:
         if record.finished:
             if first_rank():
                 say(f"train-generator: {config.out} is already trained")
@@ -70,10 +74,10 @@ def train_generator(
     accumulation = config.batch // (micro_batch * ranks.count)
     stream = streams.train
     quantizer = load_tokenizer(config.tokenizer)[0].quantizer.to(ranks.device)
-    identity = {**stream.identity, "tokenizer": stores.tokenizer.digest}
+    identity = {**stream.identity, "tokenizer": stores.tokenizer.digest} | init_digest(stores.init)
     checkpoints = Checkpoints(config.out, ranks, config.model, identity, config.keep_checkpoints, lease)
     config = _continued(config, checkpoints)
-    engine = _engine(config, quantizer, ranks, micro_batch, accumulation, checkpoints)
+    engine = _engine(config, quantizer, ranks, micro_batch, accumulation, checkpoints, stores)
     log = TrainingLog(config.out, ranks.first, checkpoints.step, config.wandb)
     trained = GeneratorStep(config, ranks, engine, quantizer, micro_batch)
     batches = stream.batches(
@@ -107,6 +111,11 @@ def train_generator(
     return _export(config, engine, ranks, stores, lease)
 
 
+def _decides(stores: TrainingStores) -> dict[str, Any]:
+    """What decides the result besides the config, for the record."""
+    return {"store_ids": stores.ids} | init_digest(stores.init)
+
+
 def _continued(config: TrainGeneratorConfig, checkpoints: Checkpoints) -> TrainGeneratorConfig:
     """The config with the hidden width that the newest checkpoint has: earlier releases rounded it otherwise."""
     state = checkpoints.state("generator")
@@ -125,6 +134,7 @@ def _engine(
     micro_batch: int,
     accumulation: int,
     checkpoints: Checkpoints,
+    stores: TrainingStores,
 ) -> Engine:
     torch.manual_seed(config.seed)  # the initial weights
     with building(config.engine):
@@ -133,7 +143,11 @@ def _engine(
     model.to(ranks.device)
     whole = compile_loss(model, config.engine.zero_stage) if config.compile else ()
     optimizer = adamw(model, config.optimizer, config.ema_decay)
-    state = checkpoints.state("generator")
+    state: Mapping[str, Tensor] | None = checkpoints.state("generator")
+    if state is None and stores.init:
+        state = first_state(config, model, stores.classes)
+        if ranks.first:
+            say(f"{JOB}: {init_sentence(config, stores.init, stores.classes, stores.tokenizer)}")
     return Engine(model, optimizer, config.engine, micro_batch, accumulation, whole, state)
 
 

@@ -80,6 +80,10 @@ class TrainTokenizerConfig(RunConfig):
             raise ValueError(f"workers is {self.workers}; use 0 or more")
         if self.validation and self.validate_every % self.log_every:
             raise ValueError(f"validate_every is {self.validate_every}; use a multiple of log_every {self.log_every}")
+        if self.encoder and self.init:
+            raise ValueError(
+                "encoder and init are both given; use init to train all of a tokenizer on, or encoder alone"
+            )
         if self.encoder and self.engine.zero_stage:
             raise ValueError(
                 f"engine.zero_stage is {self.engine.zero_stage}, which shards what is trained, and the encoder is not; "

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rdpm.models.tokenizer import from_pixels
-from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.card import read_card, tokenizer_config
 from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.permutation import ORDER_VERSION
@@ -18,6 +18,7 @@ from rdpm.pipeline.images.listing import Listing, list_images
 from rdpm.pipeline.images.stream import ImageStream
 from rdpm.pipeline.training.checkpoint import Checkpoints
 from rdpm.pipeline.training.engine import Engine
+from rdpm.pipeline.training.first_weights import init_card, init_digest, require_fit
 from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
 from rdpm.pipeline.training.log import TrainingLog
 from rdpm.pipeline.training.loop import run_steps
@@ -45,8 +46,12 @@ def run(config: TrainTokenizerConfig) -> None:
             if listing is not None:
                 train_tokenizer(config, Listing.from_bytes(listing), ranks, None)
         return
+    init = init_card(config.init, "tokenizer")
+    if init:
+        require_fit(config.init, tokenizer_config(init), config.model, ("image_size",))
+    taken_over = _taken_over(config)
     listed = functools.cache(lambda: list_images(config.images))
-    with begin(JOB, config, lambda: {"source": listed().digest} | _taken_over(config), (WEIGHTS, CARD)) as record:
+    with begin(JOB, config, lambda: {"source": listed().digest} | taken_over, (WEIGHTS, CARD)) as record:
         if record.finished:
             say(f"train-tokenizer: {config.out} is already trained")
             if under_launcher():
@@ -80,9 +85,13 @@ def train_tokenizer(
     validator = Validator(config) if config.validation else None
     accumulation = config.batch // (config.micro_batch_on(ranks.count) * ranks.count)
     torch.manual_seed(config.seed)  # the initial weights
-    identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION} | _taken_over(config)
+    taken_over = _taken_over(config)
+    identity = {"source": source.digest, "seed": config.seed, "order": ORDER_VERSION} | taken_over
     checkpoints = Checkpoints(config.out, ranks, config.model, identity, config.keep_checkpoints, lease)
     train_step = TokenizerStep(config, ranks, accumulation, checkpoints)
+    if config.init and ranks.first and not checkpoints.step:
+        new = "; the discriminator is new" if config.loss.adversarial else ""
+        say(f"{JOB}: starts from tokenizer {taken_over['init'][:12]} ({config.init}){new}")
     log = TrainingLog(config.out, ranks.first, checkpoints.step)
     meter = TermMeter(config.model, ranks.device)
     notes = ImageNotes(ranks)
@@ -112,12 +121,13 @@ def train_tokenizer(
         return line
 
     run_steps(JOB, config, ranks, checkpoints, train_step.engines, log, step, metrics)
-    return _export(config, train_step.engines["tokenizer"], ranks, source, lease)
+    return _export(config, train_step.engines["tokenizer"], ranks, source, taken_over, lease)
 
 
 def _taken_over(config: TrainTokenizerConfig) -> dict[str, str]:
-    """What identifies the tokenizer whose encoder is taken over, where there is one."""
-    return {"encoder": read_card(config.encoder, "tokenizer").digest} if config.encoder else {}
+    """What identifies the tokenizer whose encoder, or all of whose weights, are taken over, where there is one."""
+    encoder = {"encoder": read_card(config.encoder, "tokenizer").digest} if config.encoder else {}
+    return encoder | init_digest(init_card(config.init, "tokenizer"))
 
 
 def _validate(validator: Validator, engine: Engine, ranks: Ranks, log: TrainingLog, step: int) -> dict[str, float]:
@@ -145,7 +155,12 @@ def _stream(config: TrainTokenizerConfig, source: Listing, ranks: Ranks) -> Imag
 
 
 def _export(
-    config: TrainTokenizerConfig, engine: Engine, ranks: Ranks, source: Listing, lease: Lease | None
+    config: TrainTokenizerConfig,
+    engine: Engine,
+    ranks: Ranks,
+    source: Listing,
+    taken_over: dict[str, str],
+    lease: Lease | None,
 ) -> ModelCard | None:
     weights = engine.weights()
     if not ranks.first:
@@ -159,4 +174,5 @@ def _export(
         "optimizer": asdict(config.optimizer),
         "loss": asdict(config.loss),
     }
+    training |= {name: digest for name, digest in taken_over.items() if name == "init"}
     return save_export(config.out, "tokenizer", config.model, weights, made_from, training, config.steps)

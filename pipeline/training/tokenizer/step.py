@@ -6,6 +6,8 @@ So each engine runs one backward pass per micro-batch. The gradients of all loss
 which is detached from the graph. Their weighted sum is where the tokenizer's backward pass starts.
 """
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -69,7 +71,9 @@ class TokenizerStep:
     def _engine(self, name: str, model: nn.Module, whole: tuple[type[nn.Module], ...] = ()) -> Engine:
         config = self.config
         model.to(self.ranks.device)
-        state = self._saved.state(name) if self._saved else None
+        state: Mapping[str, Tensor] | None = self._saved.state(name) if self._saved else None
+        if state is None and name == "tokenizer" and config.init:
+            state = first_state(config.init, model)
         optimizer = adam(model, config.optimizer)
         return Engine(model, optimizer, config.engine, config.micro_batch, self._accumulation, whole, state)
 
@@ -135,6 +139,14 @@ class TokenizerStep:
         real, fake = engine(images, picture)
         terms["discriminator"] = discriminator_hinge(real.float(), fake.float())
         engine.backward(self.config.loss.adversarial * terms["discriminator"], f"{where} (discriminator)")
+
+
+def first_state(init: str, model: nn.Module) -> dict[str, Tensor]:
+    """The state of an engine of a tokenizer that starts with the weights of an export, and its moving averages."""
+    with torch.random.fork_rng(devices=[]):
+        trained = load_tokenizer(init)[0]
+    learned = dict(model.named_parameters())
+    return {f"{'weight' if n in learned else 'buffer'}/{n}": value for n, value in trained.state_dict().items()}
 
 
 def take_over(tokenizer: Tokenizer, trained: Tokenizer) -> None:
