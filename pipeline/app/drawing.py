@@ -137,9 +137,10 @@ def python_of(drawing: Drawing, asked: Asked, model: RDPM, loading: str) -> str:
         arguments[name] = repr(drawing.columns[name][0])
     arguments |= {name: repr(value) for name, value in drawing.shared.items()}
     before: list[str] = []
+    stacked: dict[str, str] = {}
     if "images" in drawing.columns:
         before.append('picture = np.asarray(Image.open("picture.png").convert("RGB"))')
-        arguments = {"images": f"np.stack([picture] * {len(drawing)})", **arguments}
+        stacked = {"images": f"np.stack([picture] * {len(drawing)})"}
     if "mask" in drawing.columns:
         side = model.tokenizer.config.image_size // model.tokenizer.config.grid
         rows = ",\n".join(f'    "{row}"' for row in asked.cells)
@@ -147,8 +148,8 @@ def python_of(drawing: Drawing, asked: Asked, model: RDPM, loading: str) -> str:
         before.append(
             f'mask = (np.array([list(row) for row in cells]) == "1").repeat({side}, axis=0).repeat({side}, axis=1)'
         )
-        arguments["mask"] = f"np.stack([mask] * {len(drawing)})"
-    call = "".join(f"    {name}={value},\n" for name, value in arguments.items())
+        stacked["mask"] = f"np.stack([mask] * {len(drawing)})"
+    call = "".join(f"    {name}={value},\n" for name, value in (stacked | arguments).items())
     lines = [
         *(["import numpy as np"] if before else []),
         "from PIL import Image",

@@ -90,6 +90,7 @@ function show(name) {
   }
   for (const part of document.querySelectorAll("[data-for]")) part.hidden = !part.dataset.for.split(" ").includes(name);
   $("cells").hidden = name !== "inpaint" || !source;
+  if (!source && ["inpaint", "vary"].includes(name)) take(choice());
   complain("");
 }
 
@@ -143,6 +144,7 @@ async function draw() {
   const mine = (running = new AbortController());
   $("stop").disabled = false;
   $("status").textContent = "Asking …";
+  if (matchMedia("(max-width: 859px)").matches) $("results").scrollIntoView({ block: "start" }); // it is below
   try {
     await follow(request, mine.signal);
   } catch (error) {
@@ -195,11 +197,15 @@ function showValue(id) {
   $(`${id}-value`).textContent = SHOWN[id](Number($(id).value));
 }
 
+function take(drawn) {
+  if (!drawn) return;
+  change(drawn.png);
+  $("label").value = drawn.label;
+}
+
 function takeTo(name) {
-  const { label, png } = choice();
   show(name);
-  change(png);
-  $("label").value = label;
+  take(choice());
   $("form").scrollIntoView({ block: "start" });
 }
 

@@ -4,7 +4,7 @@ export const $ = (id) => document.getElementById(id);
 export const url = (png) => `data:image/png;base64,${png}`;
 
 let model; // facts about the model
-let drawn; // {titles, labels, steps}: steps[t - 1][i] is picture i after step t, a PNG in base64
+let drawn = null; // {labels, titles, steps}: steps[t - 1][i] is picture i after step t, a PNG in base64
 let chosen = 0; // the number of a picture
 
 export function element(kind, properties = {}, ...inside) {
@@ -31,19 +31,19 @@ export function begin(request) {
     steps: [],
     labels: numbers.map((i) => request.labels[blend ? Math.round(model.weights[i]) : i]),
     titles: numbers.map((i) =>
-      blend
-        ? `${Math.round(model.weights[i] * 100)}% ${second}`
-        : `${model.classes[request.labels[i]]}, seed ${request.seed + i}`,
+      blend ? [`${Math.round(model.weights[i] * 100)}% of the way`] : [model.classes[request.labels[i]], `seed ${request.seed + i}`],
     ),
   };
   chosen = 0;
   $("after").hidden = true;
-  $("slide").hidden = !blend;
+  $("slide").hidden = $("between").hidden = !blend;
+  $("pictures").classList.toggle("strip", blend);
   if (blend) $("weight-label").textContent = `From ${first} to ${second}`;
   $("weight").value = 0;
   $("pictures").replaceChildren(
     ...drawn.titles.map((title, i) => {
-      const button = element("button", { type: "button", title }, element("img", { alt: title }), element("small", {}, title));
+      const lines = title.map((line) => element("small", {}, line));
+      const button = element("button", { type: "button" }, element("img", { alt: title.join(", ") }), ...lines);
       button.addEventListener("click", () => choose(i));
       return button;
     }),
@@ -68,8 +68,9 @@ export function finish(event) {
   return drawn.labels.length;
 }
 
-/** The picture that is chosen: its class and its PNG. */
-export const choice = () => ({ label: drawn.labels[chosen], png: drawn.steps.at(-1)[chosen] });
+/** The picture that is chosen, its class and its PNG; null while none is complete. */
+export const choice = () =>
+  $("after").hidden ? null : { label: drawn.labels[chosen], png: drawn.steps.at(-1)[chosen] };
 
 function choose(i) {
   chosen = i;
@@ -86,10 +87,10 @@ function render() {
   });
   $("shown-value").textContent = `${step} of ${model.steps}`;
   if (shown[chosen]) $("between").src = url(shown[chosen]);
-  $("between").alt = drawn.titles[chosen];
-  $("weight-value").textContent = drawn.titles[chosen];
+  const title = drawn.titles[chosen].join(", ");
+  $("between").alt = $("weight-value").textContent = title;
   if ($("after").hidden) return;
-  $("chosen").textContent = `${drawn.titles[chosen]}, step by step`;
+  $("chosen").textContent = `${title}, step by step`;
   $("growth").replaceChildren(
     ...drawn.steps.map((pictures, i) => {
       const picture = element("img", { src: url(pictures[chosen]), alt: `After step ${i + 1}` });

@@ -66,7 +66,7 @@ def serve(config: ServeConfig) -> None:
     """Load the models and serve the page until SIGINT or SIGTERM. Raises ValueError for a port that is taken."""
     tokenizer = config.tokenizer or None
     model = RDPM.from_pretrained(config.run, tokenizer, batch=config.batch, device=device_kind(config.device))
-    loading = repr(config.run) + (f", tokenizer={tokenizer!r}" if tokenizer else "")
+    loading = json.dumps(config.run) + (f", tokenizer={json.dumps(tokenizer)}" if tokenizer else "")
     asyncio.run(_until_stopped(Page(model, config.run, loading), config.port))
 
 
