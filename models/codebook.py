@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from rdpm.models.initial import zero
+from rdpm.models.precision import without_autocast
 
 _CPU_DISTANCES, _GPU_DISTANCES = 1 << 19, 1 << 24  # held at once: 2 MiB stay in a core's cache, 64 MiB fill a GPU
 _FEWEST_ROWS = 128  # of a product on a CPU, whose kernels round otherwise for a few rows
@@ -77,7 +78,7 @@ class Codebook(nn.Module):
     def nearest(self, noisy: Float[Tensor, "b d h w"]) -> Int[Tensor, "b h w"]:
         """Index of the code vector nearest to each noisy latent (Euclidean), in float32 even under autocast."""
         b, d, h, w = noisy.shape
-        with torch.no_grad(), torch.autocast(noisy.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(noisy):
             points = noisy.float().permute(0, 2, 3, 1).reshape(-1, d)
             vectors = self.vectors.float()
             # |x - c|^2 = |x|^2 - 2 (x.c - |c|^2 / 2), and |x|^2 is the same for every code.
@@ -96,7 +97,7 @@ class Codebook(nn.Module):
         """phi(x) = x + conv(x): code vectors, or sums of them, with their bias. Linear."""
         if self.bias is None:
             return vectors
-        with torch.autocast(vectors.device.type, enabled=False):
+        with without_autocast(vectors):
             vectors = vectors.float().contiguous()  # one memory format: one kernel, one rounding
             return vectors + F.conv2d(vectors, self.bias.weight.float(), padding=1)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch import Tensor
 
 _backends: Any = torch.backends
 _BACKENDS = (
@@ -28,3 +29,9 @@ def full_precision() -> Iterator[None]:
     finally:
         for backend, precision in zip(_BACKENDS, former, strict=True):
             backend.fp32_precision = precision
+
+
+def without_autocast(like: Tensor) -> contextlib.AbstractContextManager:
+    """In this block autocast does not round, on the device of this tensor. Meta tensors know no autocast."""
+    device = like.device.type
+    return contextlib.nullcontext() if device == "meta" else torch.autocast(device, enabled=False)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from rdpm.models.precision import without_autocast
 from rdpm.models.quantizer import Quantizer
 
 _DRAWS = 4096  # of normal vectors, to measure the error of a code
@@ -64,7 +65,7 @@ class Preconditioning(nn.Module):
         steps: Int[Tensor, " b"],
     ) -> Float[Tensor, "b h w K"]:
         """The logits in float32, also under autocast."""
-        with torch.autocast(noise.device.type, enabled=False):
+        with without_autocast(noise):
             alpha, beta, factor = (
                 values[steps - 1].view(-1, 1, 1, 1) for values in (self.alpha, self.beta, self.log_factor.exp())
             )
