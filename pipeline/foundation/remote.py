@@ -16,6 +16,7 @@ from rdpm.pipeline.foundation.secrets import masked
 AT_ONCE = 64  # requests in flight
 QUICK, SLOW = 60.0, 600.0  # deadline of one try, in seconds: of a small request, and of one that may carry much
 _BUFFER = 1 << 20  # bytes fetched for the first of several small reads of a remote file
+_EXTRAS = {"s3": "s3", "s3a": "s3", "hf": "hub"}  # of pyproject.toml, by the scheme of a URL
 _PARTS = 100 << 20  # bytes from which s3fs sends an object in parts
 
 
@@ -40,7 +41,9 @@ def file_system(url: str, large: bool = False) -> tuple[Any, str]:
     try:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
-        raise ValueError(f"{url!r} needs a package that is not installed: {error}") from None
+        extra = _EXTRAS.get(url.split("://")[0])
+        hint = f"pip install 'rdpm[{extra}]'" if extra else error
+        raise ValueError(f"{url!r} needs a package that is not installed: {hint}") from None
     if is_s3:
         sys.modules["s3fs.core"].set_custom_error_handler(is_passing)  # type: ignore[attr-defined]
         fs.retries = 3 if large else 1
@@ -79,6 +82,12 @@ def kind_of(url: str) -> str | None:
     try:
         return ask(url, "info")["type"]
     except (FileNotFoundError, NotADirectoryError):
+        if not url.startswith("hf://"):
+            return None
+    file_system(url)[0].invalidate_cache()  # it remembers listings, and what was missing then
+    try:
+        return ask(url, "info")["type"]
+    except FileNotFoundError:
         return None
 
 
@@ -163,6 +172,8 @@ class _RemoteFile(io.RawIOBase):
         if stop <= self._position:
             return 0
         data = self._fetch(self._position, stop)
+        if len(data) == self._size > stop - self._position:
+            raise OSError("the server sends whole files where parts are asked for; use one that knows HTTP ranges")
         if len(data) != stop - self._position:
             raise OSError(f"a read of {stop - self._position} bytes gave {len(data)}; the object has changed")
         buffer[: len(data)] = data

@@ -134,6 +134,8 @@ def reply_of(error: BaseException) -> tuple[int, str]:
         if isinstance(reply, dict):  # botocore
             status = reply.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
             return int(status), str(reply.get("Error", {}).get("Code", ""))
+        if isinstance(status := getattr(reply, "status_code", None), int):  # huggingface_hub
+            return status, ""
         for name in ("status", "code", "status_code"):  # aiohttp, gcsfs, azure
             status = getattr(one, name, None)
             if isinstance(status, int):
