@@ -15,7 +15,6 @@ extensions = ["myst_parser", "sphinx.ext.autodoc"]
 default_role = "code"
 
 myst_heading_anchors = 4
-myst_enable_extensions = ["dollarmath"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
@@ -35,6 +34,12 @@ def text_of_the_root(app, docname, source):
         source[0] = text + source[0]
     for page, name in OF_THE_ROOT.items():
         source[0] = source[0].replace(f"](../{name}", f"]({page}.md")
+    source[0] = re.sub(r"\[([^\[\]]*)\]\(\.\./([\w./-]+)\)", of_a_folder, source[0])
+
+
+def of_a_folder(link):
+    """The text of a link to a folder of the checkout, which a site cannot show; any other link as it is."""
+    return link[1] if (ROOT / link[2]).is_dir() else link[0]
 
 
 def plain_docstring(app, what, name, obj, options, lines):
