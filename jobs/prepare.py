@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +18,7 @@ from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.images import photos
 
 JOB = "prepare"
+_AT_ONCE = 16  # files; the disk is told to keep each one, which takes longer than to write it
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,16 @@ def _prepare(
         if record.finished:
             say(f"prepare: {config.out} is already there")
             return
-        with ProgressLine("prepare", sum(counts.values()), "images") as progress:
-            for number, (place, picture) in enumerate(pictures(), start=1):
-                buffer = io.BytesIO()
-                picture.save(buffer, "PNG")
-                files.write_bytes(files.join(config.out, place), buffer.getvalue())
+
+        def write(found: tuple[str, Image.Image]) -> None:
+            place, picture = found
+            buffer = io.BytesIO()
+            picture.save(buffer, "PNG")
+            files.write_bytes(files.join(config.out, place), buffer.getvalue())
+
+        total = sum(counts.values())
+        with ProgressLine("prepare", total, "images") as progress, ThreadPoolExecutor(_AT_ONCE) as pool:
+            for number, _ in enumerate(pool.map(write, pictures()), start=1):
                 progress.update(number)
         record.finish(counts)
 

@@ -6,11 +6,13 @@ distributions of covariances C (drawn) and R (real) is linear (Dowson and Landau
 
     A = C^(-1/2) (C^(1/2) R C^(1/2))^(1/2) C^(-1/2)
 
-One A serves all classes, and each class is moved to its real mean. This is ours, not the paper's: docs/decisions.md.
-Large maps are matched in box means, because what samples lack is smooth.
+Each class is moved to its real mean. One A serves all classes, or each class has its own, for a covariance between the
+pooled one and that of the class. This is ours, not the paper's: docs/decisions.md. Large maps are matched in box means,
+because what samples lack is smooth.
 """
 
 import math
+from collections.abc import Iterator
 
 import torch
 from jaxtyping import Float, Int
@@ -26,23 +28,34 @@ def boxes(maps: Float[Tensor, "b d h w"], side: int) -> Float[Tensor, "b n"]:
 
 
 class Matching(nn.Module):
-    """x -> x A + offset of the class, on the box means of z'_T. What varies inside a box stays."""
+    """x -> x A + offset, of the class, on the box means of z'_T. What varies inside a box stays."""
 
     matrix: Tensor
     offsets: Tensor
 
-    def __init__(self, matrix: Float[Tensor, "n n"], offsets: Float[Tensor, "classes n"]) -> None:
+    def __init__(
+        self,
+        matrix: Float[Tensor, "n n"] | Float[Tensor, "classes n n"],
+        offsets: Float[Tensor, "classes n"],
+    ) -> None:
         super().__init__()
         self.register_buffer("matrix", matrix)
         self.register_buffer("offsets", offsets)
 
+    @property
+    def table(self) -> Float[Tensor, "classes m"]:
+        """What differs between classes, a row per class: the offset and, if each has its own, the matrix."""
+        return self.offsets if self.matrix.ndim == 2 else torch.cat([self.offsets, self.matrix.flatten(1)], dim=1)
+
     @full_precision()
-    def forward(self, accumulated: Float[Tensor, "b d h w"], offsets: Float[Tensor, "b n"]) -> Float[Tensor, "b d h w"]:
-        """z'_T to matched z'_T. offsets: rows of `self.offsets`, or a mix of them."""
-        d, grid = accumulated.shape[1], accumulated.shape[-1]
-        side = math.isqrt(self.matrix.shape[0] // d)
-        rows, size = boxes(accumulated, side), grid // side
-        change = (rows @ self.matrix + offsets - rows).unflatten(1, (d, side, side))
+    def forward(self, accumulated: Float[Tensor, "b d h w"], rows: Float[Tensor, "b m"]) -> Float[Tensor, "b d h w"]:
+        """z'_T to matched z'_T. rows: of `table`, one per image, or mixes of them."""
+        d, grid, n = accumulated.shape[1], accumulated.shape[-1], self.offsets.shape[1]
+        side = math.isqrt(n // d)
+        means, size = boxes(accumulated, side), grid // side
+        offsets, own = rows[:, :n], rows[:, n:]
+        moved = torch.einsum("bi,bij->bj", means, own.unflatten(1, (n, n))) if own.shape[1] else means @ self.matrix
+        change = (moved + offsets - means).unflatten(1, (d, side, side))
         return accumulated + change.repeat_interleave(size, 2).repeat_interleave(size, 3) / size
 
 
@@ -52,22 +65,32 @@ def matching_of(
     real: Float[Tensor, "m f"],
     real_labels: Int[Tensor, " m"],
     num_classes: int,
+    own_share: float = 0.0,
 ) -> Matching:
     """The matching of box means of samples to those of real images, computed in float64.
 
-    Covariances are within classes and pooled. A class without rows in both sets is moved like the average class. Raises
-    ValueError unless both sets hold at least twice as many rows as a row has values: else no covariance can be told.
+    The covariance of a class is own_share of its own and the rest of the pooled one within classes; 0 gives one matrix
+    for all. A class without rows in both sets is moved like the average class. Raises ValueError unless both sets hold
+    at least twice as many rows as a row has values: else no covariance can be told.
     """
     for name, rows in (("samples", drawn), ("rows of the store", real)):
         if len(rows) < 2 * rows.shape[1]:
             raise ValueError(
                 f"there are {len(rows)} {name} for {rows.shape[1]} values each; raise per_class, or lower boxes"
             )
-    from_means, from_covariance = _moments(drawn.double(), drawn_labels, num_classes)
-    to_means, to_covariance = _moments(real.double(), real_labels, num_classes)
-    root, back = _power(from_covariance, 0.5), _power(from_covariance, -0.5)
-    matrix = back @ _power(root @ to_covariance @ root, 0.5) @ back
-    offsets = to_means - from_means @ matrix
+    drawn, real = drawn.double(), real.double()
+    from_means, from_pooled = _moments(drawn, drawn_labels, num_classes)
+    to_means, to_pooled = _moments(real, real_labels, num_classes)
+    matrix = _transport(from_pooled, to_pooled)
+    if own_share:
+        pairs = zip(
+            _own(drawn, drawn_labels, from_means, from_pooled, own_share),
+            _own(real, real_labels, to_means, to_pooled, own_share),
+            strict=True,
+        )
+        matrix = torch.stack([_transport(*pair) for pair in pairs])
+    moved = torch.einsum("cf,cfg->cg", from_means, matrix.expand(num_classes, -1, -1))
+    offsets = to_means - moved
     return Matching(matrix.float(), torch.where(offsets.isnan(), offsets.nanmean(0), offsets).float())
 
 
@@ -77,6 +100,22 @@ def _moments(rows: Tensor, labels: Tensor, num_classes: int) -> tuple[Tensor, Te
     means = torch.zeros(num_classes, rows.shape[1], dtype=rows.dtype).index_add_(0, labels, rows) / counts
     centred = rows - means[labels]
     return means, centred.T @ centred / (len(rows) - int((counts > 0).sum()))
+
+
+def _own(rows: Tensor, labels: Tensor, means: Tensor, pooled: Tensor, share: float) -> Iterator[Tensor]:
+    """The covariance of each class, shrunk to the pooled one, which stands for a class of fewer than two rows."""
+    for label, mean in enumerate(means):
+        centred = rows[labels == label] - mean
+        if len(centred) < 2:
+            yield pooled
+        else:
+            yield torch.lerp(pooled, centred.T @ centred / (len(centred) - 1), share)
+
+
+def _transport(drawn: Tensor, real: Tensor) -> Tensor:
+    """The symmetric matrix that takes one covariance to the other."""
+    root, back = _power(drawn, 0.5), _power(drawn, -0.5)
+    return back @ _power(root @ real @ root, 0.5) @ back
 
 
 def _power(covariance: Tensor, exponent: float) -> Tensor:

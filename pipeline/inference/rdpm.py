@@ -251,7 +251,7 @@ class RDPM:
                 callback(t, rows, three_channels(pixels))
 
             def matched(accumulated: Tensor) -> Tensor:
-                return matching(accumulated, condition(matching.offsets, *inputs)) if matching else accumulated
+                return matching(accumulated, condition(matching.table, *inputs)) if matching else accumulated
 
             embedded = condition(self.generator.label_embedding.weight, *inputs)
             drawn = sample(

@@ -49,6 +49,9 @@ class CalibrateConfig:
     """Noises per row where the store holds latents. Without latents, the store's own codes are taken."""
     boxes: int = 4
     """Most boxes per side in whose means latents are matched."""
+    own_share: float = 0.0
+    """How much of its own covariance a class gets; the rest is that within all classes. 0 makes one matrix, more than 0
+    one per class, which needs many samples of each."""
     seed: int = 0
     """Seed of the samples and of all noise."""
     batch: int = 50
@@ -60,6 +63,8 @@ class CalibrateConfig:
         for name in ("per_class", "draws", "boxes", "batch", "threads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+        if not 0 <= self.own_share <= 1:
+            raise ValueError(f"own_share is {self.own_share}; use a share from 0 to 1")
 
 
 def run(config: CalibrateConfig) -> None:
@@ -107,7 +112,8 @@ def _matching(model: RDPM, store: Store, config: CalibrateConfig) -> Matching:
     codes = model.draw(labels, seeds, [config.sampler] * len(labels)).codes
     drawn = boxes(torch.from_numpy(model.codec.accumulate(codes)), side)
     real, real_labels = _real(model.tokenizer.quantizer, store, side, config, model.device)
-    return matching_of(drawn, torch.from_numpy(labels), real, real_labels, space.num_classes).to(model.device)
+    rows = drawn, torch.from_numpy(labels), real, real_labels
+    return matching_of(*rows, space.num_classes, config.own_share).to(model.device)
 
 
 def _real(

@@ -42,7 +42,7 @@ def test_its_samples_get_the_class_means_and_the_covariance_of_the_store(config)
     seeds = child_seeds(config.seed, torch.arange(len(labels))).numpy()
     codes = model.draw(labels, seeds, [SETTINGS] * len(labels)).codes
     plain = torch.from_numpy(model.codec.accumulate(codes))
-    found = boxes(matching(plain, matching.offsets[torch.from_numpy(labels)]), 2)
+    found = boxes(matching(plain, matching.table[torch.from_numpy(labels)]), 2)
     real = boxes(torch.from_numpy(model.codec.accumulate(store.read_all("codes"))), 2)
     moments = []
     for values, groups in ((found, labels), (real, store.read_all("label"))):
@@ -62,7 +62,7 @@ def test_images_are_decoded_from_matched_latents_and_codes_stay(config):
     matching = model.generator.matching
     assert matching is not None
     latents = torch.from_numpy(model.codec.accumulate(second.codes))
-    matched = matching(latents, matching.offsets[torch.from_numpy(labels)])
+    matched = matching(latents, matching.table[torch.from_numpy(labels)])
     assert np.array_equal(second.images[..., :1], model.codec.decode_latents(matched.numpy()))
     last: list[np.ndarray] = []
     model.draw(labels[:4], seeds[:4], [SETTINGS] * 4, callback=lambda t, rows, images: last.append(images))
@@ -85,6 +85,19 @@ def test_a_calibrated_generator_is_a_generator_of_its_own_and_is_not_made_twice(
     assert "is already there" in capsys.readouterr().out
     with pytest.raises(ValueError, match=r"has a matching; give the export that it was made from"):
         run(replace(config, generator=config.out, out=f"{config.out}-twice"))
+
+
+def test_classes_may_have_matrices_of_their_own(config, tmp_path):
+    """They are saved and loaded, and draw other images than one matrix for all; mixes of classes are drawn too."""
+    own = replace(config, own_share=0.5, out=str(tmp_path / "own"))
+    run(own)
+    first, second = (RDPM.from_pretrained(c.out, c.tokenizer, batch=4, device="cpu") for c in (config, own))
+    assert second.generator.matching.matrix.shape == (2, *first.generator.matching.matrix.shape)
+    assert not np.array_equal(first.sample([0, 1]), second.sample([0, 1]))
+    blended = second.blend([0, 0], [1, 1], [0.0, 1.0], seed=[5, 6])
+    assert np.array_equal(blended, np.concatenate([second.sample([0], [5]), second.sample([1], [6])]))
+    with pytest.raises(ValueError, match=r"own_share is 1.5; use a share from 0 to 1"):
+        replace(config, own_share=1.5)
 
 
 def test_rejected_rows_are_no_images(config, stores, exports, tmp_path):
