@@ -1,9 +1,14 @@
 """The command `rdpm`: one subcommand per job. Heavy imports happen in the module of the job that needs them."""
 
+import difflib
 import importlib
+import os
 import sys
 
+from rdpm.jobs.help import keys_help
+
 COMMANDS = {
+    "init": ("rdpm.jobs.init", "choose the settings of a run for your pictures, this machine and your hours"),
     "run": ("rdpm.jobs.run", "go the road of a run, stage by stage, to its report"),
     "status": ("rdpm.jobs.status", "say what of a run is done, running and next"),
     "prepare": ("rdpm.jobs.prepare", "digits or photos: write real images of installed packages as image folders"),
@@ -16,21 +21,30 @@ COMMANDS = {
     "evaluate": ("rdpm.jobs.evaluate", "measure reconstructions and samples"),
     "diagnose": ("rdpm.jobs.diagnose", "show where a generator loses variety, step by step, on real images"),
     "report": ("rdpm.jobs.report", "write one HTML page about a run"),
-    "serve": ("rdpm.jobs.serve", "a page on this machine to draw, redraw, vary and blend pictures with a trained model"),
+    "serve": (
+        "rdpm.jobs.serve",
+        "a page on this machine to draw, redraw, vary and blend pictures with a trained model",
+    ),
     "compare": ("rdpm.jobs.compare", "RDPM beside its rivals at equal parameters and training FLOPs: a table, a plot"),
     "scaling": ("rdpm.jobs.scaling", "how quality grows with training FLOPs, for methods of several sizes"),
     "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any images"),
     "describe": ("rdpm.jobs.describe", "parameters, FLOPs and memory of a config"),
     "verify": ("rdpm.jobs.verify", "check every byte of a store and that its parts agree; repair it"),
     "inspect": ("rdpm.jobs.inspect_store", "show what a token store is, what made it and how its codes are used"),
+    "completion": (
+        "rdpm.jobs.completion",
+        "print a script for a shell, which then completes commands, keys and values",
+    ),
 }
 
 _CONFIG, _WAIT = "CONFIG.yaml [key=value ...]", "[--wait[=SECONDS]]"
 _OPTIONS = f"{_CONFIG} {_WAIT}"
 _USAGE = {
+    "init": f"IMAGES RUN [size=PIXELS] [hours=HOURS] {_WAIT}",
     "run": "RUN",
     "status": "RUN",
     "prepare": f"digits|photos [CONFIG.yaml] [key=value ...] {_WAIT}",
+    "completion": "bash|zsh",
     "describe": f"{_CONFIG} [--json]",
     "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",
     "serve": "RUN [tokenizer=FOLDER] [port=N] [batch=N] [device=auto|cpu|cuda]",
@@ -38,27 +52,37 @@ _USAGE = {
 }
 
 
+def usage_of(name: str) -> str:
+    """What follows the name of a command."""
+    return _USAGE.get(name, _OPTIONS)
+
+
 def usage() -> str:
     """The help text."""
-    lines = [f"  rdpm {name} {_USAGE.get(name, _OPTIONS)}\n      {text}" for name, (_, text) in COMMANDS.items()]
+    lines = [f"  rdpm {name} {usage_of(name)}\n      {text}" for name, (_, text) in COMMANDS.items()]
     wait = "  --wait waits, for so long or without end, while another start writes the same output"
-    return "\n".join(["usage:", *lines, wait])
+    more = "  rdpm COMMAND --help lists the keys of a command, with type, default and meaning"
+    return "\n".join(["usage:", *lines, wait, more])
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one subcommand; returns the exit code. A ValueError or OSError is the user's: one sentence, code 2."""
+    """Run one subcommand; returns the exit code.
+
+    A ValueError, an OSError and an extra that is not installed are the user's: one sentence, code 2.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     arguments = [a for a in arguments if not a.startswith("--local_rank=")]  # the deepspeed launcher adds it
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(usage())
-        return 0
+        return _print(usage())
     name, *rest = arguments
     if name not in COMMANDS:
-        print(f"rdpm: unknown command {name!r}; use one of {', '.join(COMMANDS)}", file=sys.stderr)
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        meant = f"did you mean {near[0]}?" if near else f"use one of {', '.join(COMMANDS)}"
+        print(f"rdpm: unknown command {name!r}; {meant}", file=sys.stderr)
         return 2
     if "-h" in rest or "--help" in rest:
-        print(f"usage: rdpm {name} {_USAGE.get(name, _OPTIONS)}\n{COMMANDS[name][1]}")
-        return 0
+        return _print(f"usage: rdpm {name} {usage_of(name)}\n{COMMANDS[name][1]}\n\n{keys_help(COMMANDS[name][0])}")
+    from rdpm.pipeline.foundation.extras import extra_for
     from rdpm.pipeline.foundation.lease import waiting
     from rdpm.pipeline.foundation.secrets import mask_output, masked
 
@@ -70,9 +94,24 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"rdpm {name}: {masked(_sentence(error))}", file=sys.stderr)
         return 2
+    except ModuleNotFoundError as error:
+        sentence = extra_for(error)
+        if sentence is None:
+            raise
+        print(f"rdpm {name}: {sentence}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"rdpm {name}: interrupted; run it again to continue", file=sys.stderr)
         return 130
+    return 0
+
+
+def _print(text: str) -> int:
+    """Print a help text, also into a pager that is closed before its end."""
+    try:
+        print(text.rstrip(), flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python flushes when it ends
     return 0
 
 

@@ -85,7 +85,7 @@ def _read(path: str) -> dict[str, Any]:
 
 
 def go(folder: str, stages: list[Stage]) -> int:
-    """Start the command of every stage and wait for it. Returns 0, or the exit code of the first that does not end well.
+    """Start the command of every stage and wait for it. Returns 0, or the code of the first that does not end well.
 
     A finished stage says so and ends; an interrupted one continues. SIGTERM is passed on, so that a training saves a
     checkpoint, and the road ends there.
