@@ -1,7 +1,6 @@
 """What a page asks for: a call of one of RDPM's methods for several pictures, and the Python that makes it again."""
 
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -68,6 +67,8 @@ class Drawing:
 def joined(drawings: Sequence[Drawing]) -> Drawing:
     """One call for the pictures of all, in order. Each joins the first."""
     first = drawings[0]
+    if len(drawings) == 1:
+        return first
     columns = {name: [value for each in drawings for value in each.columns[name]] for name in first.columns}
     return Drawing(first.method, columns, first.shared)
 
@@ -110,7 +111,7 @@ def _picture(asked: Asked, model: RDPM) -> np.ndarray:
     """(H, W, 3) uint8."""
     try:
         data = base64.b64decode(asked.picture, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise ValueError("the picture is not in base64; send an image file so") from None
     config = model.tokenizer.config
     return picture_of(data, config.image_size, config.autoencoder.in_channels)

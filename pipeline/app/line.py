@@ -65,8 +65,7 @@ class Line:
         place = _Place(drawing)
         self._waiting.append(place)
         self._tell()
-        if not self._drawing:
-            self._drawing = True
+        if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
         try:
             while (event := await place.events.get()) is not None:
@@ -97,22 +96,20 @@ class Line:
     async def _work(self) -> None:
         """Draw until nobody waits."""
         loop = asyncio.get_running_loop()
-        try:
-            while self._waiting:
-                together = self._next()
-                self._tell()
-                end: Exception | None = None
-                try:
-                    await loop.run_in_executor(self._thread, self._draw, together, loop)
-                except _Abandoned:
-                    pass
-                except Exception as error:
-                    traceback.print_exc()
-                    end = error
-                for place in together:
-                    place.events.put_nowait(end)
-        finally:
+        while self._waiting:
+            together, end = self._next(), None
+            self._drawing = True
+            self._tell()
+            try:
+                await loop.run_in_executor(self._thread, self._draw, together, loop)
+            except _Abandoned:
+                pass
+            except Exception as error:
+                traceback.print_exc()
+                end = error
             self._drawing = False
+            for place in together:
+                place.events.put_nowait(end)
 
     def _next(self) -> list[_Place]:
         """Take the first of the line, with those behind it that fit into the same call."""
