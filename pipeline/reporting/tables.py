@@ -104,6 +104,9 @@ _CLASSES_AND_COPIES: _Rows = (
 )
 _JOBS = ("prepare", "train-tokenizer", "tokenize", "train-generator", "sample", "evaluate")
 _SWEPT = {
+    "spread": "Spread (1 is best)",
+    "spread_8": "Spread, first 8",
+    "pixel_frechet_distance": "Pixel Fréchet distance",
     "frechet_distance": "Fréchet distance",
     "spatial_frechet_distance": "Spatial Fréchet distance",
     "inception_score": "Inception score",

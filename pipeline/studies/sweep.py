@@ -23,13 +23,16 @@ from rdpm.pipeline.sampling.stage import run_sets
 from rdpm.storage_schemas.samples import current_sampler
 from rdpm.storage_schemas.sweep import SWEEP, SweepRow
 
-METRICS = {  # by evaluate's names: whether more is better
-    "frechet_distance": False,
-    "spatial_frechet_distance": False,
-    "inception_score": True,
-    "precision": True,
-    "recall": True,
-    "class_accuracy": True,
+METRICS = {  # by evaluate's names: which way is better
+    "spread": "→ 1",
+    "spread_8": "→ 1",
+    "pixel_frechet_distance": "↓",
+    "frechet_distance": "↓",
+    "spatial_frechet_distance": "↓",
+    "inception_score": "↑",
+    "precision": "↑",
+    "recall": "↑",
+    "class_accuracy": "↑",
 }
 _PANELS = (("inception_score", "frechet_distance"), ("recall", "precision"))  # pairs of which one costs the other
 _BEST = "frechet_distance"
@@ -222,7 +225,7 @@ def _panel_name(panel: tuple[str, str]) -> str:
 def _beaten(row: SweepRow, rows: Sequence[SweepRow], panel: tuple[str, str]) -> bool:
     """Whether another row is better in one metric of the panel and not worse in the other."""
     for other in rows:
-        gains = [(other.metrics[name] - row.metrics[name]) * (1 if METRICS[name] else -1) for name in panel]
+        gains = [(other.metrics[name] - row.metrics[name]) * (1 if METRICS[name] == "↑" else -1) for name in panel]
         if min(gains) >= 0 and max(gains) > 0:
             return True
     return False
@@ -237,7 +240,7 @@ def table(config: SweepConfig, rows: Sequence[SweepRow]) -> str:
     """Markdown in the form of the paper's Table 3: a line per row, a column per metric, then the paper's numbers."""
     names = [name for name in METRICS if all(name in row.metrics for row in rows)]
     lowest = min(row.metrics[_BEST] for row in rows)
-    titles = ["", *(f"{_title(name)} {'↑' if METRICS[name] else '↓'}" for name in names), "Pareto"]
+    titles = ["", *(f"{_title(name)} {METRICS[name]}" for name in names), "Pareto"]
     titles += ["paper: FID", "sFID", "IS", "precision", "recall"] if config.paper else []
     lines = [titles, ["---"] * len(titles)]
     for row in rows:
@@ -250,7 +253,7 @@ def table(config: SweepConfig, rows: Sequence[SweepRow]) -> str:
 
 
 def _title(names: str) -> str:
-    return names.replace("_", " ").replace("frechet", "Fréchet")
+    return names.replace("spread_8", "spread, first 8").replace("_", " ").replace("frechet", "Fréchet")
 
 
 def plot(rows: Sequence[SweepRow]) -> bytes:

@@ -106,6 +106,8 @@ def test_the_table_has_the_form_of_the_papers_with_its_numbers_beside(base, meas
     assert lines[2] == "| Raw | 19.38 | 69.5 | 0.62 | 0.58 | recall against precision | 19.38 | 13.66 |  |  |  |"
     assert lines[4].startswith("| **+ Gumbel** | 3.68 | 244.6 |")
     assert len({line.count("|") for line in lines}) == 1
+    varied = [replace(row, metrics={"spread_8": 0.5 + i, **row.metrics}) for i, row in enumerate(measured[1])]
+    assert table(base, varied).splitlines()[0].startswith("|  | spread, first 8 → 1 | Fréchet distance ↓ |")
     assert plot(measured[1])[:8] == b"\x89PNG\r\n\x1a\n"
 
 
