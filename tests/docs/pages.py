@@ -3,15 +3,16 @@
 import importlib
 import re
 import shlex
-from dataclasses import dataclass, replace
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 from markdown_it import MarkdownIt
 
 from rdpm.jobs.arguments import parse
 from rdpm.jobs.cli import COMMANDS
-from rdpm.pipeline.foundation.config import config_job
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
@@ -20,7 +21,7 @@ NOT_RUN = "Not run by the tests:"
 """How the line above a block begins that says why the tests do not run it."""
 SHELL = {"SLURM_NNODES": "4", "SLURM_CPUS_PER_TASK": "96", "address": "node1:20123"}  # what SLURM and a script set
 
-POSITIONAL = {"verify", "inspect"}  # commands without a config
+WITHOUT_CONFIG = {"verify", "inspect", "status", "completion"}
 
 
 @dataclass(frozen=True)
@@ -80,21 +81,28 @@ def commands(text: str) -> list[Command]:
     return found
 
 
-def config_of(command: Command) -> Any:
-    """The config that the command's own parser makes, in the folder that configs are found from.
+class _Parsed(Exception):
+    """Ends a command as soon as it has its config, which is its argument."""
 
-    Raises ValueError for a command that would be refused.
+
+def config_of(command: Command, runs: Collection[str] = ()) -> Any:
+    """The config that the command makes of its arguments, in the folder that its files are found from.
+
+    runs: folders that an earlier `rdpm init` would have made. None for a command without a config, and for one on such
+    a folder. Raises ValueError for a command that would be refused.
     """
     given = [argument.removeprefix("/app/") for argument in command.arguments if not argument.startswith("--wait")]
-    if command.name == "describe":
-        given = [argument for argument in given if argument != "--json"]
-        return config_of(replace(command, name=config_job(given[0]), arguments=given))
-    module = importlib.import_module(COMMANDS[command.name][0])
-    if command.name in POSITIONAL:
-        if not given or not all("=" in word or word.startswith("--") or word.endswith(".yaml") for word in given[1:]):
-            raise ValueError(f"rdpm {command.name} does not take {given}")
+    if command.name in WITHOUT_CONFIG or given[0] in runs:
         return None
-    if command.name == "prepare":
-        kinds = {"digits": module.PrepareConfig, "photos": module.PreparePhotosConfig}
-        return parse(kinds[given[0]], command.name, given[1:])
-    return parse(module.Config, command.name, given)
+    module = importlib.import_module(COMMANDS[command.name][0])
+
+    def parsed(*arguments: Any) -> None:
+        raise _Parsed(parse(*arguments))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "parse", parsed)
+        try:
+            module.main(given)
+        except _Parsed as ended:
+            return ended.args[0]
+    raise AssertionError(f"rdpm {command.name} {' '.join(given)} has made no config")

@@ -49,11 +49,14 @@ def test_the_python_runs_from_top_to_bottom(page: Path, place: Path, monkeypatch
 @every_page
 def test_every_command_has_a_config_and_every_script_parses(page: Path, place: Path, monkeypatch) -> None:
     monkeypatch.chdir(place)
+    runs: set[str] = set()
     for block in blocks(page.read_text(), "sh", "bash"):
         done = subprocess.run(["bash", "-n"], input=block.text, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
         for command in commands(block.text):
-            config_of(command)
+            config = config_of(command, runs)
+            if command.name == "init":
+                runs.add(config.out)
         for target in re.findall(r"^make ([a-z-]+)", block.text, flags=re.MULTILINE):
             assert f"\n{target}:" in (REPOSITORY / "Makefile").read_text(), target
         for path in re.findall(r"python (?:-m pytest (?:-\w+ )*)?([\w/.-]+\.py)", block.text):
