@@ -1,12 +1,13 @@
 """rdpm verify: check every byte of a store and that its parts agree, and repair it."""
 
+import json
 import os
-import re
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 import numpy as np
 
+from rdpm.jobs.arguments import parse
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.foundation.lease import Lease, held
@@ -25,9 +26,11 @@ _WANTED = "STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair CONFIG
 
 
 @dataclass(frozen=True)
-class _Options:
-    """What may stand between STORE and --repair."""
+class VerifyConfig:
+    """What may stand before --repair."""
 
+    store: str
+    """The store: what stands first."""
     tokenizer: str = ""
     """Folder of the tokenizer that wrote the store, to compare codes and z'_T."""
     processes: int = 0
@@ -35,27 +38,23 @@ class _Options:
     resume: str = ""
     """File that lists the shards that are verified; a verification that was killed goes on with it."""
 
+    def __post_init__(self) -> None:
+        if self.processes < 0:
+            raise ValueError(f"processes is {self.processes}; use 1 or more, or 0 for one per core")
+
 
 def main(arguments: list[str]) -> None:
     """Entry of the subcommand. Raises ValueError that names what is damaged."""
     at = arguments.index("--repair") if "--repair" in arguments else len(arguments)
     store, options, repair_by = arguments[:at][:1], arguments[:at][1:], arguments[at + 1 :]
-    if not store or bool(repair_by) != (at < len(arguments)) or not all("=" in given for given in repair_by[1:]):
+    pairs = all("=" in given for given in (*options, *repair_by[1:]))
+    if not store or bool(repair_by) != (at < len(arguments)) or not pairs:
         raise ValueError(f"arguments {' '.join(arguments)!r} are not {_WANTED}")
-    _verify(store[0], _options(options), repair_by)
+    _verify(parse(VerifyConfig, JOB, [f"store={json.dumps(store[0])}", *options]), repair_by)
 
 
-def _options(given: list[str]) -> _Options:
-    """Raises ValueError for an option that is none."""
-    pairs = dict(option.partition("=")[::2] for option in given)
-    unknown = pairs.keys() - {field.name for field in fields(_Options)}
-    if unknown or not all(pairs.values()) or not re.fullmatch("[1-9][0-9]*", pairs.get("processes", "1")):
-        raise ValueError(f"options {' '.join(given)!r} are not {_WANTED}")
-    return _Options(pairs.get("tokenizer", ""), int(pairs.get("processes", 0)), pairs.get("resume", ""))
-
-
-def _verify(url: str, options: _Options, repair_by: list[str]) -> None:
-    store = open_store(url)
+def _verify(options: VerifyConfig, repair_by: list[str]) -> None:
+    store = open_store(options.store)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     most = store.manifest.plan.num_shards // _SHARDS_PER_PROCESS
     processes = options.processes or max(1, min(cores, most))
@@ -64,7 +63,7 @@ def _verify(url: str, options: _Options, repair_by: list[str]) -> None:
     found = verify()
     if repair_by:
         with held(store.url, f"{JOB} --repair") as lease:
-            sweep(url)
+            sweep(options.store)
             if found.findings:
                 _repair(store, found, lease, repair_by[0], repair_by[1:])
                 found = verify()

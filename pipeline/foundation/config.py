@@ -23,6 +23,7 @@ import pydantic
 import yaml
 
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.config_keys import docs_below
 from rdpm.pipeline.foundation.secrets import masked
 
 T = typing.TypeVar("T")
@@ -172,10 +173,7 @@ def field_docs(kind: type) -> dict[str, str]:
             continue
         (body,) = ast.parse(textwrap.dedent(inspect.getsource(owner))).body
         assert isinstance(body, ast.ClassDef)
-        for field, below in zip(body.body, body.body[1:], strict=False):
-            match field, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    docs[name] = " ".join(text.split())
+        docs |= docs_below(body)
     return {field.name: docs[field.name] for field in dataclasses.fields(kind) if field.name in docs}
 
 
@@ -208,19 +206,23 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         raise ValueError(f"override {override!r} is not YAML: {' '.join(str(error).split())}") from None
 
 
-def _check_keys(kind: Any, tree: Any, prefix: str) -> None:
-    """Refuse keys that the dataclasses in this type do not have. Raises ValueError."""
+def _check_keys(kind: Any, tree: Any, prefix: str, top: Any = None) -> None:
+    """Refuse keys that the dataclasses in this type do not have. top: the type of the whole config, with all its keys.
+
+    Raises ValueError.
+    """
+    top = top or kind
     if (inside := _inside(kind, tree)) is not None:
         for key, hint in inside.items():
-            _check_keys(hint, tree[key], f"{prefix}{key}.")
+            _check_keys(hint, tree[key], f"{prefix}{key}.", top)
     owner = _dataclass_in(kind)
     if owner is None or not isinstance(tree, dict):
         return
     known = _field_types(owner)
     for key, value in tree.items():
         if key not in known:
-            raise ValueError(f"unknown config key {prefix}{key}; {_hint(owner, key, known, prefix)}")
-        _check_keys(known[key], value, f"{prefix}{key}.")
+            raise ValueError(f"unknown config key {prefix}{key}; {_hint(owner, key, known, prefix, top)}")
+        _check_keys(known[key], value, f"{prefix}{key}.", top)
 
 
 def _refuse_secrets(value: Any, key: str) -> None:
@@ -234,12 +236,27 @@ def _refuse_secrets(value: Any, key: str) -> None:
         )
 
 
-def _hint(kind: type, key: str, known: dict[str, Any], prefix: str) -> str:
+def _hint(kind: type, key: str, known: dict[str, Any], prefix: str, top: Any) -> str:
+    """What was meant: a key beside it, or the same key in another part of the config; else all that are beside it."""
     renamed = getattr(kind, "RENAMED", {})
     if key in renamed:
         return f"it is now called {prefix}{renamed[key]}"
-    near = difflib.get_close_matches(str(key), known, n=1)
-    return f"did you mean {prefix}{near[0]}?" if near else f"known keys: {', '.join(known)}"
+    beside = difflib.get_close_matches(str(key), known, n=1)
+    if beside and beside[0] != key:
+        return f"did you mean {prefix}{beside[0]}?"
+    elsewhere = list(_full_names(top, ""))
+    parts = {name.rsplit(".", 1)[-1] for name in elsewhere}
+    near = difflib.get_close_matches(str(key), parts, n=1)
+    meant = [name for name in elsewhere if near and name.rsplit(".", 1)[-1] == near[0]]
+    return f"did you mean {' or '.join(meant[:3])}?" if meant else f"known keys: {', '.join(known)}"
+
+
+def _full_names(kind: Any, prefix: str) -> Iterator[str]:
+    """The keys of a config with their dots, without those under names that the user gives."""
+    owner = _dataclass_in(kind)
+    for key, hint in _field_types(owner).items() if owner else ():
+        yield f"{prefix}{key}"
+        yield from _full_names(hint, f"{prefix}{key}.")
 
 
 def _sentence(error: pydantic.ValidationError) -> str:

@@ -35,19 +35,27 @@ def test_codes_are_compared_with_the_tokenizer_in_every_process(tmp_path, capsys
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("options", "named"),
     [
-        ["processes=0"], ["processes=-1"], ["processes=two"], ["processes="], ["tokenizer="], ["resume="],
-        ["surplus"], ["other=1"], ["--repair"], ["--repair", "config.yaml", "surplus"],
+        (["processes=-1"], "processes is -1; use 1 or more"),
+        (["processes=two"], "processes is 'two'"),
+        (["processes="], "processes is None"),
+        (["tokenizer="], "tokenizer is None"),
+        (["resume="], "resume is None"),
+        (["procesess=2"], "did you mean processes?"),
+        (["surplus"], "STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair"),
+        (["other=1"], "known keys: store, tokenizer, processes, resume"),
+        (["--repair"], "STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair"),
+        (["--repair", "config.yaml", "surplus"], "STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair"),
     ],
-)  # fmt: skip
-def test_an_option_that_is_none_is_refused_with_those_there_are(tmp_path, stores, capsys, options, tree):
+)
+def test_an_option_that_is_none_is_refused_with_those_there_are(tmp_path, stores, capsys, options, named, tree):
     stores.build(str(tmp_path / "store"))
     before = tree(tmp_path)
     assert main(["verify", str(tmp_path / "store"), *options]) == 2
     said = capsys.readouterr().err
-    assert options[0] in said
-    assert "STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair" in said
+    assert named in said
+    assert said.count("\n") == 1
     assert tree(tmp_path) == before
 
 
