@@ -55,7 +55,12 @@ _HOMES = {
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module 'rdpm' has no attribute {name!r}; it has {', '.join(__all__)}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    try:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    except ModuleNotFoundError as error:
+        from rdpm.pipeline.foundation.extras import extra_for
+
+        raise ModuleNotFoundError(extra_for(error) or error.msg, name=error.name) from error
 
 
 def __dir__() -> list[str]:
