@@ -90,6 +90,8 @@ def test_an_empty_file_is_all_defaults(tmp_path):
         ("stepz", "did you mean steps?"),
         ("inner.dept", "did you mean inner.depth?"),
         ("maybe.dept", "did you mean maybe.depth?"),
+        ("depht", "did you mean inner.depth or maybe.depth?"),
+        ("inner.step", "did you mean steps?"),
         ("nothing_like_it", "known keys: out, rate, steps"),
         ("inner.zzzzzz", "known keys: depth, parts"),
     ],
