@@ -110,6 +110,15 @@ def shifted(images: Tensor, seeds: Tensor, shift: int) -> Tensor:
     return padded.permute(0, 2, 3, 1)[batch, rows.unsqueeze(2), columns.unsqueeze(1)].permute(0, 3, 1, 2)
 
 
+def quarter_turns(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Images (n, S, S, C) in all four orientations, (4 n, S, S, C), and these as labels (4 n,).
+
+    To tell them is a task that needs no classes, and whose features know what a picture shows (Gidaris et al. 2018).
+    """
+    turns = np.concatenate([np.rot90(pixels, turn, axes=(1, 2)) for turn in range(4)])
+    return np.ascontiguousarray(turns), np.repeat(np.arange(4), len(pixels))
+
+
 def train_classifier(config: ClassifierConfig, pixels: np.ndarray, labels: np.ndarray, seed: int) -> Classifier:
     """Train on images (n, H, W, C) uint8 with labels (n,) below config.num_classes.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from rdpm.models.fields import EXECUTION
 from rdpm.models.tokenizer import Tokenizer
-from rdpm.pipeline.evaluation.classifier import ClassifierConfig
+from rdpm.pipeline.evaluation.classifier import ClassifierConfig, quarter_turns
 from rdpm.pipeline.evaluation.dinov2 import DinoExtractor
 from rdpm.pipeline.evaluation.feature_statistics import reference_digest
 from rdpm.pipeline.evaluation.features import (
@@ -28,6 +28,7 @@ from rdpm.pipeline.evaluation.splits import check_classes, check_tokenizer, load
 from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.progress import say
 
 SMALLEST_PERCEPTUAL = 16  # VGG16 halves an image four times
 
@@ -164,8 +165,12 @@ def make_extractor(config: EvaluateConfig, train: FolderImages | None, folder: s
         return open_extractor(config.extractor, config.inception_weights, config.batch)
     assert train
     images = load_all(train)
-    classifier_config = ClassifierConfig(num_classes=len(images.classes), channels=images.pixels.shape[-1])
-    classifier = load_or_train_classifier(folder, classifier_config, images.pixels, images.labels, config.seed)
+    pixels, labels, classes = images.pixels, images.labels, len(images.classes)
+    if classes == 1:
+        say("evaluate: all images are of one class, so the classifier learns to tell their four quarter turns")
+        (pixels, labels), classes = quarter_turns(pixels), 4
+    classifier_config = ClassifierConfig(num_classes=classes, channels=pixels.shape[-1])
+    classifier = load_or_train_classifier(folder, classifier_config, pixels, labels, config.seed)
     return ClassifierExtractor(classifier, config.batch)
 
 

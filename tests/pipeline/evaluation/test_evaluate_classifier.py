@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from rdpm.pipeline.evaluation.classifier import ClassifierConfig, shifted, train_classifier
+from rdpm.pipeline.evaluation.classifier import ClassifierConfig, quarter_turns, shifted, train_classifier
 from rdpm.pipeline.evaluation.features import ClassifierExtractor, load_or_train_classifier
 from rdpm.pipeline.foundation.permutation import permute
 
@@ -90,3 +90,15 @@ def test_wrong_channels_are_refused():
         ClassifierConfig(num_classes=10, channels=4)
     with pytest.raises(ValueError, match="images have 3 channels"):
         train_classifier(ClassifierConfig(num_classes=2), np.zeros((2, 8, 8, 3), np.uint8), np.array([0, 1]), 0)
+
+
+@pytest.mark.slow
+def test_images_of_one_class_are_told_by_their_quarter_turns(digits):
+    (images, _), (unseen, _) = digits
+    pixels, labels = quarter_turns(images[:300])
+    assert (pixels[:300] == images[:300]).all()
+    assert (np.rot90(pixels[:300], 3, axes=(1, 2)) == pixels[900:]).all()
+    assert np.bincount(labels).tolist() == [300] * 4
+    turned, truth = quarter_turns(unseen[:50])
+    classifier = train_classifier(ClassifierConfig(num_classes=4, steps=100), pixels, labels, seed=0)
+    assert (ClassifierExtractor(classifier, 50).extract(turned).logits.argmax(1) == truth).mean() > 0.4
