@@ -116,7 +116,7 @@ def about_plan(plan: Plan, pictures: Pictures, memory: dict[str, int], machine: 
     steps = {"train-tokenizer": lengths.tokenizer_steps, "train-generator": lengths.generator_steps}
     said = []
     for job, seconds in plan.seconds.items():
-        more = f", {steps[job]:,} steps, {_gib(memory[job])} of memory per rank" if job in steps else ""
+        more = f", {steps[job]:,} steps, {_size(memory[job])} per rank besides Python's own" if job in steps else ""
         said.append(f"{job}: about {max(1, round(seconds / 60))} min{more}")
     said.append(f"together about {sum(plan.seconds.values()) / 60:.0f} minutes of {hours * 60:g}, if nothing else runs")
     loss = "with" if lengths.adversarial else "without"
@@ -133,6 +133,10 @@ def about_plan(plan: Plan, pictures: Pictures, memory: dict[str, int], machine: 
             "micro_batch in the configs"
         )
     return said
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**20:,.0f} MiB" if count < 1 << 30 else _gib(count)
 
 
 def _gib(count: int) -> str:

@@ -28,6 +28,7 @@ from rdpm.pipeline.evaluation.inputs import EvaluateConfig
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import field_docs, from_dict, identity_of, load_config, saved_identity, to_dict
 from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.projects.config import InitConfig
 from rdpm.pipeline.reporting.report import ReportConfig
 from rdpm.pipeline.sampling.calibration import CalibrateConfig
 from rdpm.pipeline.sampling.plan import SampleConfig
@@ -56,6 +57,7 @@ CONFIGS = [
     Family("t", "s", sampler=SamplerConfig(guidance=0.5)),
     GeneratorConfig(depth=2),
     Grid(guidance=(0.0, 1.5)),
+    InitConfig("i", "o", hours=0.5),
     LossConfig(perceptual="none"),
     MethodConfig(generator=("model.method=flow",), evaluations=5),
     Models("g", "t"),
