@@ -17,7 +17,8 @@ default_role = "code"
 myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "description"
+autodoc_typehints_format = "short"
+python_use_unqualified_type_names = True
 autoclass_content = "both"
 
 html_theme = "furo"
