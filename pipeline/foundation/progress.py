@@ -1,49 +1,163 @@
-"""One progress line for every job: done/total, rate, time left, and a few numbers."""
+"""The progress of every job: done/total, rate, time left and a few numbers.
+
+On a terminal it is one line that moves, in a notebook one display that is updated, and elsewhere, as in a log file or
+a pipe, plain lines at growing intervals.
+"""
 
 import sys
 import time
 from collections.abc import Mapping
+from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Column
 
 from rdpm.pipeline.foundation.secrets import masked
 
+_FIRST, _GROWTH, _LONGEST = 10.0, 1.5, 600.0  # seconds to a log's first line, factor from line to line, most between
+_REFRESH = 0.5  # seconds between updates of a notebook's display
+_WIDE = 80  # columns of a terminal that has room for a bar
+
 
 class ProgressLine:
-    """A live bar on a terminal. Elsewhere, as in a log file, a plain line about every ten seconds and at the end."""
+    """Progress of `total` units of work, `done` of which lie behind when it begins. quiet: show nothing."""
 
     def __init__(self, title: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
         self.title, self.total, self.unit, self.done = masked(title), total, unit, done
-        self._start, self._first, self._printed = time.monotonic(), done, 0.0
-        self._quiet = quiet
-        self._bar: Progress | None = None
-        if sys.stdout.isatty() and not quiet:
-            columns = (MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-            self._bar = Progress(TextColumn("{task.description}"), *columns, TextColumn("{task.fields[note]}"))
-            self._task = self._bar.add_task(title, total=total, completed=done, note="")
-            self._bar.start()
+        self._start, self._first = time.monotonic(), done
+        self._shown: _Shown | None = None if quiet else _where()(self)
 
     def __enter__(self) -> "ProgressLine":
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar:
-            self._bar.stop()
+        if self._shown:
+            self._shown.close()
 
     def update(self, done: int, numbers: Mapping[str, float | str] | None = None) -> None:
         """Show `done` of the total, and `numbers` by name."""
         self.done = done
-        elapsed = max(time.monotonic() - self._start, 1e-9)
-        rate = (done - self._first) / elapsed
-        shown = "".join(f"  {name} {_short(value)}" for name, value in (numbers or {}).items())
-        note = f"{rate:.1f} {self.unit}/s{shown}"
-        if self._bar:
-            self._bar.update(self._task, completed=done, note=note)
-        elif not self._quiet and (elapsed - self._printed > 10 or done >= self.total):
-            self._printed = elapsed
-            left = (self.total - done) / rate if rate > 0 else float("inf")
-            print(f"{self.title}: {done}/{self.total} {self.unit}  {note}  {left:.0f} s left", flush=True)
+        if self._shown:
+            shown = "".join(f"  {name} {_short(value)}" for name, value in (numbers or {}).items())
+            self._shown.show(f"{self._rate()}  {self._left()}", shown)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it began."""
+        return max(time.monotonic() - self._start, 1e-9)
+
+    @property
+    def complete(self) -> bool:
+        """Whether everything is done."""
+        return self.done >= self.total
+
+    def _rate(self) -> str:
+        """Units per second, or per hour where they are slow."""
+        rate = (self.done - self._first) / self.seconds
+        return f"{rate:.1f} {self.unit}/s" if rate >= 0.1 or not rate else f"{rate * 3600:.1f} {self.unit}/h"
+
+    def _left(self) -> str:
+        """How long the rest will take at this rate; when it is done, how long it took."""
+        if self.complete:
+            return f"took {duration(self.seconds)}"
+        made = self.done - self._first
+        return f"{duration((self.total - self.done) * self.seconds / made)} left" if made > 0 else "? left"
+
+
+class _Shown(Protocol):
+    """A place where progress is shown."""
+
+    def __init__(self, progress: ProgressLine) -> None: ...
+
+    def show(self, note: str, numbers: str) -> None:
+        """Show where the progress stands. note: rate and time left."""
+
+    def close(self) -> None:
+        """Show the last state and end."""
+
+
+class _Terminal:
+    """One line that moves."""
+
+    def __init__(self, progress: ProgressLine) -> None:
+        self._progress = progress
+        count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(progress.total)) + 1))
+        note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
+        self._wide = Console().width >= _WIDE
+        bar = (BarColumn(bar_width=20), TimeElapsedColumn()) if self._wide else ()
+        self._bar = Progress(TextColumn("{task.description}"), count, *bar, note)
+        self._task = self._bar.add_task(progress.title, total=progress.total, completed=progress.done, note="")
+        self._bar.start()
+
+    def show(self, note: str, numbers: str) -> None:
+        self._bar.update(self._task, completed=self._progress.done, note=note + numbers if self._wide else note)
+
+    def close(self) -> None:
+        self._bar.stop()
+
+
+class _Notebook:
+    """One display of a kernel, whose text is replaced."""
+
+    def __init__(self, progress: ProgressLine) -> None:
+        from IPython.display import display  # there, because this runs in its kernel
+
+        self._progress, self._shown_at, self._note = progress, 0.0, ""
+        self._handle: Any = display(self._mime(), raw=True, display_id=True)
+
+    def show(self, note: str, numbers: str) -> None:
+        self._note = note + numbers
+        if self._progress.complete or time.monotonic() - self._shown_at > _REFRESH:
+            self._shown_at = time.monotonic()
+            self._handle.update(self._mime(), raw=True)
+
+    def close(self) -> None:
+        self._handle.update(self._mime(), raw=True)
+
+    def _mime(self) -> dict[str, str]:
+        progress, width = self._progress, 30
+        full = width * progress.done // max(progress.total, 1)
+        bar = "█" * full + "░" * (width - full)
+        return {"text/plain": f"{progress.title}  {progress.done}/{progress.total}  {bar}  {self._note}".rstrip()}
+
+
+class _Log:
+    """Plain lines: the first after ten seconds, then ever more rarely, and one when all is done."""
+
+    def __init__(self, progress: ProgressLine) -> None:
+        self._progress, self._next, self._ended = progress, _FIRST, False
+
+    def show(self, note: str, numbers: str) -> None:
+        progress = self._progress
+        if self._ended or not (progress.complete or progress.seconds >= self._next):
+            return
+        self._ended = progress.complete
+        self._next = progress.seconds + min(_LONGEST, max(_FIRST, progress.seconds * (_GROWTH - 1)))
+        print(f"{progress.title}: {progress.done}/{progress.total} {progress.unit}  {note}{numbers}", flush=True)
+
+    def close(self) -> None:
+        pass
+
+
+def _where() -> type[_Shown]:
+    """Where this process shows progress."""
+    ipython = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    if shell is not None and getattr(shell, "kernel", None) is not None:
+        return _Notebook
+    return _Terminal if sys.stdout.isatty() else _Log
+
+
+def duration(seconds: float) -> str:
+    """A length of time in the two largest units that matter: 45 s, 12 min, 3 h 05 min, 2 d 4 h."""
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _short(value: float | str) -> str:
