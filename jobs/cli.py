@@ -25,6 +25,7 @@ COMMANDS = {
         "rdpm.jobs.serve",
         "a page on this machine to draw, redraw, vary and blend pictures with a trained model",
     ),
+    "push": ("rdpm.jobs.push", "publish the trained models of a run under a URL, with a card to read"),
     "compare": ("rdpm.jobs.compare", "RDPM beside its rivals at equal parameters and training FLOPs: a table, a plot"),
     "scaling": ("rdpm.jobs.scaling", "how quality grows with training FLOPs, for methods of several sizes"),
     "ablate-tokenizer": ("rdpm.jobs.ablate_tokenizer", "the paper's Table 2 and schedules on any images"),
@@ -47,6 +48,7 @@ _USAGE = {
     "completion": "bash|zsh",
     "describe": f"{_CONFIG} [--json]",
     "inspect": "STORE [tokenizer=FOLDER] [out=PAGE.html]",
+    "push": "RUN URL [key=value ...], or URL generator=FOLDER tokenizer=FOLDER [key=value ...]",
     "serve": "RUN [tokenizer=FOLDER] [port=N] [batch=N] [device=auto|cpu|cuda]",
     "verify": f"STORE [tokenizer=FOLDER] [processes=N] [resume=FILE] [--repair {_OPTIONS}]",
 }

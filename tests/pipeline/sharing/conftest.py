@@ -1,0 +1,62 @@
+"""Servers on this machine that publications go to and are read from."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import fsspec
+import pytest
+from aiohttp import web
+
+from tests.pipeline.sharing.hub_server import HubServer
+
+TOKEN = "a-token-of-the-hub"
+
+
+@pytest.fixture
+def hub(monkeypatch) -> Iterator[HubServer]:
+    """A stand-in for the Hugging Face hub, which the hub's own client finds by fsspec's configuration."""
+    constants = pytest.importorskip("huggingface_hub.constants")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # HF_HUB_DISABLE_XET=1, read when it is imported
+    server = HubServer(TOKEN)
+    monkeypatch.setitem(fsspec.config.conf, "hf", {"endpoint": server.url, "token": TOKEN})
+    yield server
+    server.stop()
+
+
+@contextmanager
+def _served(folder: Path) -> Iterator[str]:
+    """The URL of a web server (aiohttp's) that lists and sends what is in a folder."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    loop, ready = asyncio.new_event_loop(), threading.Event()
+
+    async def start() -> None:
+        app = web.Application()
+        app.router.add_static("/", folder, show_index=True)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        ready.set()
+
+    def work() -> None:
+        loop.run_until_complete(start())
+        loop.run_forever()
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    yield f"http://127.0.0.1:{port}"
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+
+
+@pytest.fixture
+def served() -> Iterator[Callable[[Path], str]]:
+    """From a folder to the URL of a web server for it."""
+    with ExitStack() as stack:
+        yield lambda folder: stack.enter_context(_served(folder))
