@@ -25,6 +25,7 @@ html_theme = "furo"
 html_title = f"RDPM {release}"
 html_copy_source = False
 html_show_sphinx = False
+html_show_search_summary = False  # it fetches pages, which browsers refuse where the site is a folder
 
 
 def text_of_the_root(app, docname, source):
