@@ -145,18 +145,18 @@ class Page:
         async with aclosing(self.line.draw(drawing)) as events:
             first = await anext(events)  # or it is refused
             response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
-            await response.prepare(request)
-            await _send(response, first)
-            try:
-                async for event in events:
-                    await _send(response, event)
-                picture = png(drawing.columns["images"][0]) if "images" in drawing.columns else ""
-                python = python_of(drawing, asked, self.model, self.loading)
-                await _send(response, {"python": python, "picture": picture})
-            except ConnectionError:
-                raise  # the client has gone
-            except Exception as error:
-                with suppress(ConnectionError):
+            with suppress(ConnectionError):  # the client has gone
+                await response.prepare(request)
+                await _send(response, first)
+                try:
+                    async for event in events:
+                        await _send(response, event)
+                    picture = png(drawing.columns["images"][0]) if "images" in drawing.columns else ""
+                    python = python_of(drawing, asked, self.model, self.loading)
+                    await _send(response, {"python": python, "picture": picture})
+                except ConnectionError:
+                    raise
+                except Exception as error:
                     await _send(response, {"error": f"drawing failed: {error}"})
         return response
 

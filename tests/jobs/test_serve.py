@@ -1,5 +1,7 @@
 """rdpm serve: what it refuses before it serves."""
 
+import sys
+
 import pytest
 
 from rdpm.jobs.cli import main
@@ -29,6 +31,8 @@ def test_bad_arguments_are_refused_by_name(arguments, named, capsys):
 
 
 def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
-    monkeypatch.setattr("rdpm.jobs.serve.find_spec", lambda name: None)
+    for name in [name for name in sys.modules if name.startswith(("rdpm.jobs.serve", "rdpm.pipeline.app.server"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)  # as if it were not installed
     assert main(["serve", "run"]) == 2
     assert "pip install 'rdpm[app]'" in capsys.readouterr().err
