@@ -139,7 +139,7 @@ def guided_logits(
     both = generator.from_modulations(
         noise.repeat(2, 1, 1, 1), accumulated.repeat(2, 1, 1, 1), torch.cat([given, empty.expand_as(given)])
     )
-    cond, uncond = both.chunk(2)
+    cond, uncond = both.unflatten(0, (2, -1)).unbind()
     guided = cond + guidance.view(-1, 1, 1, 1) * (cond - uncond)
     return generator.preconditioned(guided, noise, accumulated, steps)
 
