@@ -6,7 +6,7 @@ from rdpm.pipeline.projects.machine import Machine
 from rdpm.pipeline.projects.pictures import Pictures
 
 _SIZES = (16, 32, 64, 128, 256)
-_FEWEST_VALUES = 4  # pictures per matched value, below which no covariance is worth matching
+_FEWEST_VALUES, _FEWEST_MATCHED = 4, 100  # pictures per matched value, and in all, below which none is matched
 HOLD_OUT, MOST_HELD_OUT = 0.1, 2000
 
 
@@ -92,9 +92,6 @@ def choose(pictures: Pictures, machine: Machine, size: int, hours: float, traini
         raise ValueError(f"size is {size}; use a multiple of {factor} pixels from 8 on, for example {near}")
     ranks = machine.gpus or _power_of_two(min(machine.cores, 16))
     grid = size // factor
-    boxes = max(side for side in range(1, min(4, grid) + 1) if grid % side == 0)
-    while boxes and training < _FEWEST_VALUES * boxes**2 * space.code_dim:
-        boxes = max((side for side in range(1, boxes) if grid % side == 0), default=0)
     batch = 64 * ranks if machine.gpus else max(64, 8 * ranks)
     tokenizer_batch = 16 * ranks if machine.gpus else max(32, 4 * ranks)
     return Choice(
@@ -111,8 +108,16 @@ def choose(pictures: Pictures, machine: Machine, size: int, hours: float, traini
         generator_batch=batch,
         generator_micro_batch=min(64, batch // ranks),
         precision="bf16" if machine.bf16 else "fp32",
-        boxes=boxes,
+        boxes=_boxes(grid, space.code_dim, training),
     )
+
+
+def _boxes(grid: int, code_dim: int, training: int) -> int:
+    """The most boxes per side whose covariance so many pictures tell, up to 4; 0 where they tell none."""
+    if training < _FEWEST_MATCHED:
+        return 0
+    sides = [side for side in (1, 2, 3, 4) if grid % side == 0]
+    return max((side for side in sides if training >= _FEWEST_VALUES * side**2 * code_dim), default=0)
 
 
 def _size(pictures: Pictures, machine: Machine, hours: float) -> int:

@@ -25,10 +25,11 @@ def about_pictures(pictures: Pictures) -> list[str]:
             "pictures at <class>/<picture>"
         )
     else:
-        said.append(
-            f"{classes} classes, from {pictures.counts[smallest]:,} pictures ({smallest}) to "
-            f"{pictures.counts[largest]:,} ({largest})"
+        least, most = pictures.counts[smallest], pictures.counts[largest]
+        of_each = (
+            f"from {least:,} pictures ({smallest}) to {most:,} ({largest})" if least < most else f"of {most:,} each"
         )
+        said.append(f"{classes} classes, {of_each}")
     if classes > 1 and pictures.counts[largest] > _UNEVEN * pictures.counts[smallest]:
         said.append("the classes are uneven: samples of the small ones will be worse and vary less")
     lone = [name for name, count in pictures.counts.items() if count == 1]
