@@ -115,7 +115,7 @@ def modulations_of(
     vectors = labels if labels.is_floating_point() else generator.label_embedding(labels)
     empty = generator.label_embedding(torch.full((1,), generator.null_label, device=device))
     rows = torch.cat([vectors, empty])
-    steps = torch.arange(1, T + 1, device=device).repeat_interleave(rows.shape[0])
+    steps = torch.arange(1, T + 1, device=device).view(-1, 1).expand(-1, rows.shape[0]).flatten()
     modulations = generator.modulations(rows.repeat(T, 1), steps)
     return modulations.to(generator.transformer.positions.dtype).unflatten(0, (T, -1))
 
