@@ -75,3 +75,33 @@ def test_the_page_names_commands_that_exist_and_its_yaml_parses(page: Path) -> N
         if block.language == "yaml":
             yaml.safe_load(block.text)
     assert text.count(NOT_RUN) == sum(bool(block.reason) for block in blocks(text)) or page.name == "CONTRIBUTING.md"
+
+
+def test_a_block_is_left_out_only_with_its_reason_above_it() -> None:
+    why = f"*{NOT_RUN} it needs a GPU.*"
+    page = f"{why}\n\n```python\n1 / 0\n```\n\nText.\n\n```python\n1\n```\n\n- In a list:\n\n  ```sh\n  ls\n  ```\n"
+    found = blocks(page)
+    assert [(block.language, block.reason) for block in found] == [
+        ("python", "it needs a GPU."),
+        ("python", ""),
+        ("sh", ""),
+    ]
+    assert [block.line for block in found] == [3, 9, 15]
+    assert [block.text for block in blocks(page, "sh")] == ["ls\n"]
+
+
+@pytest.mark.parametrize(
+    ("line", "named"),
+    [
+        ("rdpm sample configs/digits/samples.yaml per_clas=3", "per_class"),
+        ("rdpm sample configs/digits/sample.yaml", "sample.yaml"),
+        ("rdpm evaluate configs/digits/samples.yaml", "not for 'evaluate'"),
+        ("rdpm init pictures", "pictures"),
+        ("rdpm run runs/nowhere", "runs/nowhere"),
+    ],
+)
+def test_a_command_that_would_be_refused_fails(line: str, named: str, repository: Path, monkeypatch) -> None:
+    monkeypatch.chdir(repository)
+    (command,) = commands(line)
+    with pytest.raises((ValueError, OSError), match=named):
+        config_of(command)
