@@ -49,6 +49,21 @@ def generator_origin(card: ModelCard) -> GeneratorOrigin:
     return card.made_from
 
 
+def pair_at(path: str, tokenizer: str | None = None) -> tuple[str, str]:
+    """Where a generator and its tokenizer lie: in a folder or URL of a run, or at `path` if `tokenizer` says its own.
+
+    Of a run's generators `calibrated/` is taken if it is there: the same one with matched latents. Raises ValueError
+    for a single export without its tokenizer.
+    """
+    if tokenizer is not None:
+        return path, tokenizer
+    if files.exists(files.join(path, CARD)):
+        raise ValueError(f"{path!r} is a single export; give tokenizer=... too, or the folder that holds both")
+    calibrated = files.join(path, "calibrated")
+    generator = calibrated if files.exists(files.join(calibrated, CARD)) else files.join(path, "generator")
+    return generator, files.join(path, "tokenizer")
+
+
 def read_pair(generator: str, tokenizer: str) -> tuple[ModelCard, ModelCard]:
     """The cards of both exports. Raises ValueError unless the generator was trained on codes of the tokenizer.
 

@@ -13,14 +13,12 @@ from rdpm.models.generator import Generator
 from rdpm.models.noise import Stream
 from rdpm.models.sampler import Known, SamplerConfig, all_steps, sample
 from rdpm.models.tokenizer import Tokenizer
-from rdpm.pipeline.exports.card import read_pair
+from rdpm.pipeline.exports.card import pair_at, read_pair
 from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
-from rdpm.pipeline.foundation import files
 from rdpm.pipeline.inference.batches import best_device, in_batches
 from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.inference.per_image import configs_of, seeds_of
 from rdpm.pipeline.inference.precision import Precision, check_precision, generator_in
-from rdpm.storage_schemas.cards import CARD
 
 Callback = Callable[[int, range, np.ndarray], None]
 """Called after each step with t, the rows of a batch, and their images so far, (rows, H, W, 3) uint8."""
@@ -96,14 +94,12 @@ class RDPM:
         """Load exported models.
 
         path: a folder or URL that holds `generator/` and `tokenizer/`, or the export of a generator if `tokenizer` is
-        the export of its tokenizer. attention: the generator's kernel, whichever it was trained with: sdpa, math or
+        the export of its tokenizer. Of a folder that holds `calibrated/` too, that generator is taken: it is the same
+        one with matched latents. attention: the generator's kernel, whichever it was trained with: sdpa, math or
         flash_attn. See `RDPM` for the other options. Raises ValueError when an export is missing, the two models do not
         belong together, or flash-attn is not installed.
         """
-        if tokenizer is None and files.exists(files.join(path, CARD)):
-            raise ValueError(f"{path!r} is a single export; give tokenizer=... too, or the folder that holds both")
-        if tokenizer is None:
-            path, tokenizer = files.join(path, "generator"), files.join(path, "tokenizer")
+        path, tokenizer = pair_at(path, tokenizer)
         names = read_pair(path, tokenizer)[0].classes
         models = load_generator(path, attention)[0], load_tokenizer(tokenizer)[0]
         return cls(*models, batch=batch, precision=precision, compile=compile, device=device, classes=names)
