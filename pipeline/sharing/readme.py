@@ -80,21 +80,20 @@ def _lead(contents: Contents) -> str:
 
 def _use(contents: Contents, url: str) -> str:
     place = url or "FOLDER"
+    other = ""
     if contents.shown == CALIBRATED:
-        load = f'RDPM.from_pretrained("{place}/{CALIBRATED}", tokenizer="{place}/{TOKENIZER}")'
         other = (
-            f"\n\n`{CALIBRATED}/` is `{GENERATOR}/` with matched latents: its samples vary more. Without them: "
-            f'`RDPM.from_pretrained("{place}")`.'
+            f"\n\nThis draws with `{CALIBRATED}/`: `{GENERATOR}/` with matched latents, whose samples vary more. "
+            f'Without them: `RDPM.from_pretrained("{place}/{GENERATOR}", tokenizer="{place}/{TOKENIZER}")`.'
         )
-    else:
-        load, other = f'RDPM.from_pretrained("{place}")', ""
     settings = _arguments(contents.sampler)
     settings = f", {settings}" if settings else ""
     shown = min(MOST_CLASSES, len(contents.cards[GENERATOR].classes))
     where = "" if url else " `FOLDER` is the folder or URL that holds this file."
     extra = {"hf": "[hub]", "s3": "[s3]"}.get(url.split("://")[0], "")
     return (
-        f"## Use\n\nWith the package `rdpm{extra}`.{where}\n\n```python\nfrom rdpm import RDPM\n\nmodel = {load}\n"
+        f"## Use\n\nWith the package `rdpm{extra}`.{where}\n\n```python\nfrom rdpm import RDPM\n\n"
+        f'model = RDPM.from_pretrained("{place}")\n'
         f"labels = [label for label in range({shown}) for _ in range({PER_CLASS})]\n"
         f"images = model.sample(labels, seed=0{settings})  # (N, H, W, 3) uint8: the picture above\n```\n\n"
         "The same pixels come on any machine with the same kind of device and the same versions. To train on from "

@@ -202,6 +202,15 @@ def test_exports_are_loaded_from_one_folder_or_from_two(run):
     assert np.array_equal(together, apart)
 
 
+def test_of_a_folder_with_a_calibrated_generator_that_one_is_loaded(run, exports):
+    exports.generator(f"{run}/calibrated", read_card(f"{run}/tokenizer", "tokenizer"), seed=5)
+    exports_of = {name: (f"{run}/{name}", f"{run}/tokenizer") for name in ("calibrated", "generator")}
+    models = [RDPM.from_pretrained(*paths) for paths in ((run,), *exports_of.values())]
+    loaded, calibrated, plain = (model.generator.label_embedding.weight for model in models)
+    assert torch.equal(loaded, calibrated)
+    assert not torch.equal(loaded, plain)
+
+
 def test_a_wrong_or_missing_tokenizer_is_refused_with_its_name(run, exports):
     with pytest.raises(ValueError, match=r"generator' is a single export; give tokenizer="):
         RDPM.from_pretrained(f"{run}/generator")
