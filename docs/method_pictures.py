@@ -146,7 +146,7 @@ def save(figure: Figure, name: str) -> None:
 def main(run: str = "runs/demo") -> None:
     """Make all pictures from the demo's folder."""
     torch.set_grad_enabled(False)
-    model = RDPM.from_pretrained(run, device="cpu")
+    model = RDPM.from_pretrained(f"{run}/generator", f"{run}/tokenizer", device="cpu")
     names = tuple("0123456789")
     digits = first_digits(run, model.tokenizer)
     save(encoding(model.tokenizer, digits[2:3]), "encoding.png")
