@@ -16,7 +16,7 @@ from rdpm.jobs.cli import COMMANDS
 
 REPOSITORY = Path(__file__).parents[2]
 PAGES = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-LANGUAGES = {"", "python", "sh", "bash", "yaml", "json", "sql", "{eval-rst}", "{toctree}"}
+LANGUAGES = {"", "text", "python", "sh", "bash", "yaml", "json", "sql", "{eval-rst}", "{toctree}"}
 NOT_RUN = "Not run by the tests:"
 """How the line above a block begins that says why the tests do not run it."""
 SHELL = {"SLURM_NNODES": "4", "SLURM_CPUS_PER_TASK": "96", "address": "node1:20123"}  # what SLURM and a script set
