@@ -37,6 +37,7 @@ def run_folder(tmp_path_factory, exports) -> str:
 
 def python(*arguments: str, executable: str = sys.executable, folder: str | Path = ".") -> subprocess.CompletedProcess:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # which is part of what an installation takes
     return subprocess.run(
         [executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
