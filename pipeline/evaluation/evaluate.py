@@ -21,6 +21,7 @@ from rdpm.pipeline.evaluation.feature_statistics import (
     reference_digest,
     take_statistics,
 )
+from rdpm.pipeline.evaluation.features import Extractor
 from rdpm.pipeline.evaluation.image_sets import ImageSet, open_reference_images
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig, EvaluationInputs, open_inputs
 from rdpm.pipeline.evaluation.kernel import subset_size
@@ -63,18 +64,25 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     torch.set_num_threads(config.threads)
     times = stage_seconds(config.timed)
     inputs = open_inputs(config)
-    say(f"evaluate: features of {inputs.extractor.name} {inputs.extractor.digest[:12]}")
-    sets = statistics_of_sets(config, inputs)
+    sets: dict[str, Statistics] = {}
+    if inputs.extractor:
+        say(f"evaluate: features of {inputs.extractor.name} {inputs.extractor.digest[:12]}")
+        sets = statistics_of_sets(config, inputs, inputs.extractor)
     facts = inputs.facts()
-    if "reference" in sets:
+    if inputs.samples:
         facts["reference"] = {"digest": reference_digest(config.reference or config.train_images)}
     for name, statistics in sets.items():
         facts[name] |= {"images": statistics.count, "manifold": len(statistics.features)}
-    settings: Metrics = {"seed": config.seed, "draws": config.draws, "manifold_distances": distance_type(sets)}
+    settings: Metrics = {"seed": config.seed, "draws": config.draws}
+    if sets:
+        settings["manifold_distances"] = distance_type(sets)
     pixels, warnings = None, warnings_of(sets)
     if inputs.samples:
         pixels, more = _pixels(config, inputs, inputs.samples)
-        settings["kid_images"] = _kid_images(sets)
+        if sets:
+            settings["kid_images"] = _kid_images(sets)
+        elif pixels is None:
+            raise ValueError(f"extractor is none, and {more[0]}")
         if pixels:
             settings["spread"] = WITHIN_CLASSES if spread_within_classes(*pixels) else WHOLE_SET
         warnings += more
@@ -90,9 +98,9 @@ def evaluate(config: EvaluateConfig) -> Metrics:
     return {**parts, "seconds": seconds, "protocol": protocol(parts, facts, settings)}
 
 
-def statistics_of_sets(config: EvaluateConfig, inputs: EvaluationInputs) -> dict[str, Statistics]:
+def statistics_of_sets(config: EvaluateConfig, inputs: EvaluationInputs, extractor: Extractor) -> dict[str, Statistics]:
     """Statistics of those of "held_out", "reference" and "samples" that are given; real images' are kept in files."""
-    extractor, held_out, samples = inputs.extractor, inputs.held_out, inputs.samples
+    held_out, samples = inputs.held_out, inputs.samples
     folder, sets = files.join(inputs.folder, "statistics"), {}
     if held_out:
         title = "the held-out images"
@@ -117,6 +125,7 @@ def distance_type(sets: dict[str, Statistics]) -> DistanceType:
 
 
 def _tokenizer_part(config: EvaluateConfig, inputs: EvaluationInputs, originals: Statistics) -> Metrics:
+    assert inputs.extractor
     assert inputs.tokenizer
     assert inputs.held_out
     device = inputs.extractor.device
@@ -172,23 +181,15 @@ def _generator_part(
     pixels: PixelSets | None,
 ) -> Metrics:
     assert inputs.samples
-    samples, held_out, distances = sets["samples"], sets.get("held_out"), settings["manifold_distances"]
-    metrics = sample_metrics(sets["reference"], samples, distances)
-    labelled, draws = bool((samples.labels >= 0).all()), list[np.ndarray]()
-    if held_out:
-        same_count = held_out.count == samples.count  # then every draw is all the samples, and one is enough
-        num_draws = min(config.draws, 1) if same_count else config.draws
-        groups = samples.labels if labelled else np.zeros_like(samples.labels)
-        draws = balanced_draws(groups, held_out.count, num_draws, config.seed)
-        metrics |= held_out_metrics(sets["reference"], held_out, samples, draws, distances)
-    if settings["kid_images"] > 1:
-        metrics |= kernel_metrics(sets["reference"], samples, held_out, settings["kid_images"], config.seed)
-    if 0 < samples.num_logits == len(inputs.classes):
-        if labelled:
-            metrics["class_accuracy"] = accuracy(samples)
-        if held_out:
-            metrics["classifier_accuracy_on_real"] = accuracy(held_out)
-    say(_line("generator", metrics))
+    if sets:
+        held_out = sets.get("held_out")
+        draws = _draws(config, sets["samples"].labels, held_out.count if held_out else 0)
+        metrics = _feature_metrics(config, inputs, sets, settings, draws)
+        say(_line("generator", metrics))
+    else:
+        assert pixels
+        draws = _draws(config, pixels[1].labels, len(pixels[2].labels) if pixels[2] else 0)
+        metrics = {}
     if pixels:
         plain = pixel_metrics(*pixels, draws, config.seed)
         say(_line("pixels", plain))
@@ -197,6 +198,38 @@ def _generator_part(
         novelty = novelty_metrics(inputs.samples, inputs.held_out, inputs.train)
         say(_line("novelty", novelty))
         metrics |= novelty
+    return metrics
+
+
+def _draws(config: EvaluateConfig, labels: np.ndarray, held_out: int) -> list[np.ndarray]:
+    """Rows of the samples, as many per draw as there are held-out images; no draw where there are none."""
+    if not held_out:
+        return []
+    same_count = held_out == len(labels)  # then every draw is all the samples, and one is enough
+    num_draws = min(config.draws, 1) if same_count else config.draws
+    groups = labels if (labels >= 0).all() else np.zeros_like(labels)
+    return balanced_draws(groups, held_out, num_draws, config.seed)
+
+
+def _feature_metrics(
+    config: EvaluateConfig,
+    inputs: EvaluationInputs,
+    sets: dict[str, Statistics],
+    settings: dict[str, Any],
+    draws: list[np.ndarray],
+) -> Metrics:
+    """What the features of the samples say."""
+    samples, held_out, distances = sets["samples"], sets.get("held_out"), settings["manifold_distances"]
+    metrics = sample_metrics(sets["reference"], samples, distances)
+    if held_out:
+        metrics |= held_out_metrics(sets["reference"], held_out, samples, draws, distances)
+    if settings["kid_images"] > 1:
+        metrics |= kernel_metrics(sets["reference"], samples, held_out, settings["kid_images"], config.seed)
+    if 0 < samples.num_logits == len(inputs.classes):
+        if (samples.labels >= 0).all():
+            metrics["class_accuracy"] = accuracy(samples)
+        if held_out:
+            metrics["classifier_accuracy_on_real"] = accuracy(held_out)
     return metrics
 
 

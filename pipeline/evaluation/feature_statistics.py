@@ -12,10 +12,19 @@ import numpy as np
 
 from rdpm.pipeline.evaluation.distribution import Moments, RunningMoments, RunningScore
 from rdpm.pipeline.evaluation.features import Extractor, InceptionExtractor
-from rdpm.pipeline.evaluation.image_sets import ArchiveImages, Chunk, FolderImages, ImageSet, open_archive, watched
+from rdpm.pipeline.evaluation.image_sets import (
+    ArchiveImages,
+    Chunk,
+    ImageSet,
+    is_store,
+    open_archive,
+    open_reference_images,
+    watched,
+)
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.stores.reader import open_store
 from rdpm.storage_schemas.canonical import digest_of
 
 PROTOCOL_VERSION = 1  # of how images become statistics; raised when the same images would give different ones
@@ -190,12 +199,14 @@ def _moments(arrays: dict[str, np.ndarray], mean: str, covariance: str, path: st
 
 
 def reference_digest(url: str) -> str:
-    """What identifies a reference: the sha256 of a file, or the digest of a folder's listing."""
+    """What identifies a reference: the sha256 of a file, a store's identity, or the digest of a folder's listing."""
+    if is_store(url):
+        return open_store(url).id
     return files.digest_file(url).sha256 if url.endswith(".npz") and files.exists(url) else list_images(url).digest
 
 
 def open_reference(url: str, extractor: Extractor, like: ImageSet, keep: int, threads: int, folder: str) -> Statistics:
-    """Statistics of a reference: ADM's .npz (statistics, images, or both), our statistics file, or a folder of images.
+    """Statistics of a reference: ADM's .npz (statistics, images, or both), our statistics file, or a set of images.
 
     like: the images of a folder are cropped to the size and channels of this set. keep: how many images make up the
     manifold. folder: where statistics are kept. Raises ValueError when there is no reference, it is damaged, or it was
@@ -203,7 +214,8 @@ def open_reference(url: str, extractor: Extractor, like: ImageSet, keep: int, th
     """
     title = "the reference"
     if not url.endswith(".npz"):
-        images = FolderImages(url, like.size, like.channels, threads)
+        images = open_reference_images(url, like, threads)
+        assert images  # only an .npz may have none
         return load_or_take_statistics(images, extractor, keep, title, folder)
     with open_archive(url) as archive:
         names = archive.namelist()

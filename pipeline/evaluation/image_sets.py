@@ -257,20 +257,27 @@ def open_samples(url: str, channels: int, threads: int = 1) -> StoreImages | Arc
     """
     if url.endswith(".npz"):
         return ArchiveImages(url, channels)
-    if any(files.exists(files.join(url, name)) for name in (MANIFEST, PLAN)):
+    if is_store(url):
         return StoreImages(url, channels)
     if not files.exists(url):
         raise ValueError(f"samples {url!r} does not exist; give a sample store, an .npz or a folder of pictures")
     return PictureImages(url, channels, threads)
 
 
+def is_store(url: str) -> bool:
+    """Whether this is a store, finished or not."""
+    return any(files.exists(files.join(url, name)) for name in (MANIFEST, PLAN))
+
+
 def open_reference_images(url: str, like: ImageSet, threads: int = 1) -> ImageSet | None:
-    """The images of a reference: a folder's, or those in an .npz. None where an .npz holds only statistics.
+    """The images of a reference: a folder's, a sample store's, or those in an .npz, unless that has only statistics.
 
     like: the images of a folder are cropped to the size and channels of this set. Raises ValueError when there is no
     reference, or it is damaged.
     """
     if not url.endswith(".npz"):
+        if is_store(url):
+            return StoreImages(url, like.channels)
         return FolderImages(url, like.size, like.channels, threads)
     with open_archive(url) as archive:
         has_images = "arr_0.npy" in archive.namelist()

@@ -42,7 +42,7 @@ class EvaluateConfig:
     samples: str = ""
     """A sample store, an .npz (arr_0) or a folder of pictures."""
     reference: str = ""
-    """What samples are compared with: ADM's .npz or a folder of images; empty for train_images."""
+    """What samples are compared with: ADM's .npz, a folder of images or a sample store; empty for train_images."""
     images: str = ""
     """Held-out images, which the tokenizer reconstructs."""
     train_images: str = ""
@@ -50,7 +50,8 @@ class EvaluateConfig:
     tokenizer: str = ""
     """Folder or URL of a tokenizer's export."""
     extractor: str = "classifier"
-    """Feature space: classifier, inception, dinov2, or the path of a TorchScript or torch.export file."""
+    """Feature space: classifier, inception, dinov2, or the path of a TorchScript or torch.export file; none to measure
+    plain pixels only."""
     inception_weights: str = field(default="", metadata=EXECUTION)
     """Path of Inception's weights; empty for torch-fidelity's own download."""
     dinov2_weights: str = field(default="", metadata=EXECUTION)
@@ -82,6 +83,8 @@ class EvaluateConfig:
             raise ValueError("samples need something to be compared with; give reference or train_images")
         if self.tokenizer and not self.images and not self.samples:
             raise ValueError("a tokenizer needs images to reconstruct; give images that it was not trained on")
+        if self.extractor == "none" and self.tokenizer:
+            raise ValueError("extractor none measures the pixels of samples; a tokenizer needs another extractor")
         if self.extractor == "classifier" and not self.train_images:
             raise ValueError("extractor classifier is trained on train_images; give them, or another extractor")
 
@@ -100,8 +103,8 @@ class EvaluationInputs:
     """Held-out images; None where none are given."""
     train: FolderImages | None
     """Training images; None where none are given."""
-    extractor: Extractor
-    """The feature space."""
+    extractor: Extractor | None
+    """The feature space; None to measure plain pixels only."""
     folder: str
     """Where the classifier and statistics are kept."""
 
@@ -113,7 +116,8 @@ class EvaluationInputs:
 
     def facts(self) -> dict[str, Any]:
         """Names and digests, for the protocol."""
-        facts: dict[str, Any] = {"extractor": {"name": self.extractor.name, "digest": self.extractor.digest}}
+        name, digest = (self.extractor.name, self.extractor.digest) if self.extractor else ("none", "")
+        facts: dict[str, Any] = {"extractor": {"name": name, "digest": digest}}
         for name, images in (("samples", self.samples), ("held_out", self.held_out), ("train", self.train)):
             if images:
                 facts[name] = {"digest": images.digest, "listed": len(images)}
@@ -153,7 +157,7 @@ def open_inputs(config: EvaluateConfig) -> EvaluationInputs:
     for images in known[1:]:
         check_classes(f"{images.url!r}", images.classes, known[0].classes)
     folder = posixpath.dirname(config.out) or "."
-    extractor = make_extractor(config, train, folder)
+    extractor = None if config.extractor == "none" else make_extractor(config, train, folder)
     return EvaluationInputs(tokenizer, card.digest if card else "", samples, held_out, train, extractor, folder)
 
 
@@ -182,7 +186,7 @@ def input_digests(config: EvaluateConfig) -> dict[str, str]:
             digests[f"{name}_digest"] = reference_digest(url)
     if config.tokenizer:
         digests["tokenizer_digest"] = read_card(config.tokenizer, "tokenizer").digest
-    if config.extractor not in ("classifier", "inception", "dinov2") and files.is_file(config.extractor):
+    if config.extractor not in ("classifier", "inception", "dinov2", "none") and files.is_file(config.extractor):
         digests["extractor_digest"] = files.digest_file(config.extractor).sha256
     if config.samples:
         digests["samples_digest"] = open_samples(config.samples, 3).digest

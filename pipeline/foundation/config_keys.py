@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import rdpm
-
+_PACKAGE = Path(__file__).parents[2]  # rdpm, in which jobs, models and pipeline lie
 _PLAIN = {"int": "int", "float": "float", "str": "text", "bool": "true|false"}
 NAME = "NAME"
 """Stands in a key for a name that the user gives, as in samplers.NAME.guidance."""
@@ -70,7 +69,7 @@ class _Module:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        base = Path(rdpm.__file__).parent.joinpath(*name.split(".")[1:])
+        base = _PACKAGE.joinpath(*name.split(".")[1:])
         path = base.with_suffix(".py") if base.with_suffix(".py").is_file() else base / "__init__.py"
         self.tree = ast.parse(path.read_text(encoding="utf-8"))
         self._defined: dict[str, ast.AST] = {}
@@ -79,14 +78,14 @@ class _Module:
             match node:
                 case ast.ClassDef(name=defined):
                     self._defined[defined] = node
-                case ast.Assign(targets=[ast.Name(id=defined)], value=value):
-                    self._defined[defined] = value
-                case ast.AnnAssign(target=ast.Name(id=defined), value=ast.expr() as value):
-                    self._defined[defined] = value
-        for node in ast.walk(self.tree):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rdpm."):
-                for alias in node.names:
-                    self._imported[alias.asname or alias.name] = (str(node.module), alias.name)
+                case ast.Assign(targets=[ast.Name(id=defined)], value=constant):
+                    self._defined[defined] = constant
+                case ast.AnnAssign(target=ast.Name(id=defined), value=ast.expr() as constant):
+                    self._defined[defined] = constant
+        for inner in ast.walk(self.tree):
+            if isinstance(inner, ast.ImportFrom) and (inner.module or "").startswith("rdpm."):
+                for alias in inner.names:
+                    self._imported[alias.asname or alias.name] = (str(inner.module), alias.name)
 
     def find(self, name: str) -> "tuple[_Module, ast.AST] | None":
         """What a name means, and the module that defines it; None for what does not come from rdpm."""
@@ -214,7 +213,7 @@ def _value(module: _Module, value: ast.expr) -> Any:
             found = module.find(name)
             if found is None or not isinstance(found[1], ast.expr):
                 raise ValueError(f"{module.name}: {name} is no constant")
-            return _value(*found)
+            return _value(found[0], found[1])
         case ast.Tuple(elts=elements) | ast.List(elts=elements):
             return [_value(module, element) for element in elements]
         case ast.Dict(keys=keys, values=values):
