@@ -94,6 +94,9 @@ def read_parts(parts: Sequence[tuple[str, int, int]]) -> list[bytes | FileNotFou
         results.update((i, e) for i, e in zip(left, answers, strict=True) if e not in errors)
         if errors:
             raise errors[0]
+        for i, answer in zip(left, answers, strict=True):
+            if parts[i][1] >= 0 and isinstance(answer, bytes):
+                remote.require_part(answer, parts[i][2])
         return [results[i] for i in range(len(parts))]
 
     return request() if is_local(parts[0][0]) else persist(parts[0][0], request)

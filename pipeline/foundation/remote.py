@@ -172,13 +172,18 @@ class _RemoteFile(io.RawIOBase):
         if stop <= self._position:
             return 0
         data = self._fetch(self._position, stop)
-        if len(data) == self._size > stop - self._position:
-            raise OSError("the server sends whole files where parts are asked for; use one that knows HTTP ranges")
+        require_part(data, stop - self._position)
         if len(data) != stop - self._position:
             raise OSError(f"a read of {stop - self._position} bytes gave {len(data)}; the object has changed")
         buffer[: len(data)] = data
         self._position = stop
         return len(data)
+
+
+def require_part(data: bytes, length: int) -> None:
+    """Raise OSError for more than the part of an object that was asked for."""
+    if len(data) > length:
+        raise OSError("the server sends whole files where parts are asked for; use one that knows HTTP ranges")
 
 
 def open_remote(url: str) -> io.BufferedReader:

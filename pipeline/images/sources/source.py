@@ -83,6 +83,8 @@ def _of_containers(images: str, root: str, urls: list[str]) -> Source:
         raise ValueError(f"images {images!r} match no file; {_WANTED}")
     if len(kinds) > 1:
         raise ValueError(f"images {images!r} are of several kinds ({', '.join(sorted(kinds))}); {_WANTED}")
+    if not kinds <= {"tar", "parquet"} and root.startswith(("http://", "https://")):
+        raise ValueError(f"images {images!r} are neither tar nor Parquet files; of a web server give the URLs of those")
     if not kinds <= {"tar", "parquet"}:
         raise ValueError(f"images {images!r} are neither tar nor Parquet files; {_WANTED}")
     try:
