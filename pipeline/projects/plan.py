@@ -77,12 +77,15 @@ def _whole(steps: float) -> int:
 
 def _fixed(speed: Speed, choice: Choice, pictures: int, held_out: int, samples: int, matched: int) -> dict[str, float]:
     """Seconds of every job without the steps of trainings."""
-    start, forward = speed.tokenizer.start, _FORWARD * speed.generator.step / choice.generator_batch
+    start = min(
+        speed.tokenizer.start, speed.generator.start
+    )  # the first start on a machine may have compiled something
+    forward = _FORWARD * speed.generator.step / choice.generator_batch
     drawing = 2 * 10 * forward  # per sample: ten steps, with and without the label, on all cores
     seconds = {
         "train-tokenizer": start + 5 * 2 * min(256, held_out) * speed.encoding,
         "tokenize": start + _RAY + pictures * speed.encoding / choice.ranks,
-        "train-generator": speed.generator.start,
+        "train-generator": start,
         "calibrate": start + matched * drawing + 10.0,
         "sample": start + _RAY + samples * (drawing + speed.encoding / choice.ranks),
         "evaluate": start
