@@ -34,6 +34,8 @@ def main(arguments: list[str]) -> None:
     if not url or not all("=" in option for option in rest):
         raise ValueError(f"arguments {' '.join(arguments)!r} are not STORE [tokenizer=FOLDER] [out=PAGE.html]")
     config = parse(InspectConfig, JOB, [f"store={json.dumps(url)}", *rest])
+    if not config.out and config.store.startswith(("http://", "https://", "hf://")):
+        raise ValueError(f"there is no place for a page beside {config.store}; give out=PAGE.html")
     store = open_store(config.store, KIND)
     plan = store.manifest.plan
     codec = Codec(tokenizer_of(store, config.tokenizer), _BATCH) if config.tokenizer else None

@@ -83,8 +83,8 @@ def _use(contents: Contents, url: str) -> str:
     other = ""
     if contents.shown == CALIBRATED:
         other = (
-            f"\n\nThis draws with `{CALIBRATED}/`: `{GENERATOR}/` with matched latents, whose samples vary more. "
-            f'Without them: `RDPM.from_pretrained("{place}/{GENERATOR}", tokenizer="{place}/{TOKENIZER}")`.'
+            f"\n\nThis takes `{CALIBRATED}/`: `{GENERATOR}/` with matched latents, whose samples vary more. Without "
+            f'them: `RDPM.from_pretrained("{place}/{GENERATOR}", tokenizer="{place}/{TOKENIZER}")`.'
         )
     settings = _arguments(contents.sampler)
     settings = f", {settings}" if settings else ""

@@ -77,6 +77,7 @@ def test_it_can_be_read_from_a_web_server_but_not_written_there(trained, tmp_pat
         push(trained, f"{url}/other")
 
 
+@pytest.mark.slow
 def test_a_repository_of_the_hub_gets_it_in_one_commit_and_only_once(trained, hub) -> None:
     url = "hf://someone/digits"
     push(trained, url, license="cc-by-4.0", private=True)
@@ -140,6 +141,7 @@ def test_an_interrupted_push_is_not_readable_and_goes_on(trained, tmp_path, monk
     assert np.array_equal(pixels(url), pixels(str(trained)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [0, 1, 3, 5])
 def test_other_exports_are_replaced_only_if_asked_and_never_mixed(
     trained, tmp_path, exports, monkeypatch, count
@@ -262,6 +264,18 @@ def test_the_code_in_the_card_draws_its_picture(trained, tmp_path, monkeypatch) 
     picture = np.asarray(Image.open(exports / "samples.png"))
     assert np.array_equal(picture[:8, :8], names["images"][0])
     assert np.array_equal(picture[10:18, 70:78], names["images"][15])
+
+
+@pytest.mark.slow
+def test_a_calibrated_generator_is_published_and_shown(trained, tmp_path, exports) -> None:
+    exports.generator(str(trained / "calibrated"), read_card(str(trained / "tokenizer"), "tokenizer"), seed=5)
+    url = tmp_path / "public"
+    push(trained, str(url))
+    assert np.array_equal(pixels(str(url)), pixels(str(trained)))
+    assert not np.array_equal(
+        pixels(str(url)), RDPM.from_pretrained(f"{url}/generator", f"{url}/tokenizer").sample(LABELS)
+    )
+    assert "calibrated/`: `generator/` with matched latents" in (url / "README.md").read_text()
 
 
 @pytest.mark.slow

@@ -64,6 +64,8 @@ def test_stores(url, laid, tmp_path, capsys) -> None:
     assert open_store(f"{url}/store").id == open_store(str(laid / "store")).id
     verify.main([f"{url}/store"])
     assert "is undamaged" in " ".join(capsys.readouterr().out.split())
+    with pytest.raises(ValueError, match=r"there is no place for a page beside .*; give out=PAGE\.html"):
+        inspect_store.main([f"{url}/store"])
     inspect_store.main([f"{url}/store", f"tokenizer={url}/tokenizer", f"out={tmp_path}/page.html"])
     assert files.size(f"{tmp_path}/page.html") > 1000
 
