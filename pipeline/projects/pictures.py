@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.permutation import permute
 from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.images.decode import Reject, center_view, open_picture
@@ -76,11 +77,11 @@ def look_at(listing: Listing, containers: tuple[tuple[str, int], ...], seconds: 
             f"none of the {looked} pictures of {listing.url!r} that were tried can be used: {reason_of(unusable)}"
         )
     kinds = {"tar": "tar files", "parquet": "Parquet files"}
-    kind = kinds[containers[0][0].rpartition(".")[2]] if containers else "class folders"
+    folders = "class folders" if files.list_folders(listing.url) else "one folder"
     low, middle, high = (int(value) for value in np.quantile(sides, (0.1, 0.5, 1.0), method="lower"))
     return Pictures(
         counts=dict(zip(listing.classes, per_label, strict=True)),
-        kind=kind,
+        kind=kinds[containers[0][0].rpartition(".")[2]] if containers else folders,
         looked=looked,
         short_sides=(low, middle, high),
         grey=not grey[False],
