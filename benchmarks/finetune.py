@@ -117,7 +117,7 @@ def measured(out: str, generator: str, tokenizer: str, seed: int) -> dict[str, f
             threads=1,
         )
     )
-    return {name: metrics[part][name] for part, names in SHOWN.items() for name in names}
+    return {name: metrics[part][name] for part, names in SHOWN.items() for name in names if name in metrics[part]}
 
 
 def compared(out: str, seed: int, steps: list[int]) -> list[dict]:
