@@ -7,7 +7,7 @@ from rdpm.pipeline.projects.pictures import Pictures
 
 _SIZES = (16, 32, 64, 128, 256)
 _FEWEST_VALUES, _FEWEST_MATCHED = 4, 100  # pictures per matched value, and in all, below which none is matched
-HOLD_OUT, MOST_HELD_OUT = 0.1, 2000
+HOLD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.1, 2000, 4
 
 
 @dataclass(frozen=True)
@@ -140,6 +140,12 @@ def _power_of_two(most: int) -> int:
 
 
 def held_out(pictures: Pictures) -> dict[str, int]:
-    """Pictures of each class to hold out: one in ten, at least one of a class of two, about MOST_HELD_OUT in all."""
+    """Pictures of each class to hold out: one in ten, at least one of a class of two, about MOST_HELD_OUT in all.
+
+    At least FEWEST_HELD_OUT in all, because metrics compare a picture with its nearest neighbours.
+    """
     share = min(HOLD_OUT, MOST_HELD_OUT / pictures.total)
-    return {name: max(1, round(share * count)) if count > 1 else 0 for name, count in pictures.counts.items()}
+    held = {name: max(1, round(share * count)) if count > 1 else 0 for name, count in pictures.counts.items()}
+    largest = max(pictures.counts, key=pictures.counts.__getitem__)
+    held[largest] += max(0, FEWEST_HELD_OUT - sum(held.values()))
+    return held

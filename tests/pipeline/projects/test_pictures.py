@@ -64,7 +64,7 @@ def test_one_class_uneven_classes_and_lone_pictures_are_said(tmp_path):
     said = " ".join(about_pictures(found))
     assert "uneven" in said
     assert "class one has one picture" in said
-    assert held_out(found) == {"many": 1, "one": 0}
+    assert held_out(found) == {"many": 4, "one": 0}
 
 
 def test_too_few_and_no_usable_pictures_are_refused(tmp_path):
