@@ -162,7 +162,9 @@ def test_every_control_works_and_nothing_is_loaded_from_outside(browser, server,
     assert page.locator("#seed").input_value() != "41"
     visitor.draw()
     assert every_control(visitor) <= visitor.used, every_control(visitor) - visitor.used
-    assert visitor.said == [], visitor.said
+    given_up = f"failed: {server.url}/draw"  # by an impatient click and by Stop; the browser may tell it late
+    assert visitor.said.count(given_up) <= 2
+    assert set(visitor.said) <= {given_up}, visitor.said
     assert visitor.hosts - {""} == {urlsplit(server.url).netloc}  # "" are the page's own data: URLs
     run_again(programs)
 
@@ -273,7 +275,6 @@ def stop(visitor: Visitor, server: subprocess.Popen) -> None:
         page.locator("#status", has_text="Stopped.").wait_for()
     finally:
         server.send_signal(signal.SIGCONT)
-    visitor.said = [said for said in visitor.said if not said.startswith("failed: ")]  # the two that were given up
 
 
 def run_again(programs: list[tuple[Path, np.ndarray]]) -> None:
