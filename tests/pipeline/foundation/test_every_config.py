@@ -12,7 +12,9 @@ import pytest
 
 import rdpm
 import rdpm.storage_schemas
+from rdpm.jobs.inspect_store import InspectConfig
 from rdpm.jobs.prepare import PrepareConfig, PreparePhotosConfig
+from rdpm.jobs.verify import VerifyConfig
 from rdpm.models.autoencoder import AutoencoderConfig
 from rdpm.models.codebook import QuantizerConfig
 from rdpm.models.discriminator import DiscriminatorConfig
@@ -21,6 +23,7 @@ from rdpm.models.generator import GeneratorConfig
 from rdpm.models.sampler import SamplerConfig
 from rdpm.models.schedule import Schedule
 from rdpm.models.tokenizer import TokenizerConfig
+from rdpm.pipeline.app.server import ServeConfig
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.evaluation.classifier import ClassifierConfig
 from rdpm.pipeline.evaluation.diagnose import DiagnoseConfig
@@ -28,10 +31,12 @@ from rdpm.pipeline.evaluation.inputs import EvaluateConfig
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import field_docs, from_dict, identity_of, load_config, saved_identity, to_dict
 from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.inference.onnx_export import ExportConfig
 from rdpm.pipeline.projects.config import InitConfig
 from rdpm.pipeline.reporting.report import ReportConfig
 from rdpm.pipeline.sampling.calibration import CalibrateConfig
 from rdpm.pipeline.sampling.plan import SampleConfig
+from rdpm.pipeline.sharing.push import PushConfig
 from rdpm.pipeline.stream.token_stream import StreamConfig
 from rdpm.pipeline.studies.ablation import AblationConfig
 from rdpm.pipeline.studies.compare_plan import CompareConfig, MethodConfig
@@ -54,16 +59,19 @@ CONFIGS = [
     DiscriminatorConfig(),
     EngineConfig(zero_stage=3, precision="fp32"),
     EvaluateConfig("o", samples="s", train_images="t"),
+    ExportConfig("r", "o"),
     Family("t", "s", sampler=SamplerConfig(guidance=0.5)),
     GeneratorConfig(depth=2),
     Grid(guidance=(0.0, 1.5)),
     InitConfig("i", "o", hours=0.5),
+    InspectConfig("s"),
     LossConfig(perceptual="none"),
     MethodConfig(generator=("model.method=flow",), evaluations=5),
     Models("g", "t"),
     OptimizerConfig(betas=(0.1, 0.2)),
     PrepareConfig(),
     PreparePhotosConfig(),
+    PushConfig(out="o", run="r"),
     QuantizerConfig(bias=False),
     ReportConfig(**dict.fromkeys(("metrics", "tokenizer", "generator", "store", "samples", "images", "out"), "x"),
                  train_images="x"),
@@ -71,6 +79,7 @@ CONFIGS = [
     RunConfig(out="o", batch=4, micro_batch=2, steps=3),
     SampleConfig("g", "t", "o", sampler=SamplerConfig(guidance=1.5)),
     SamplerConfig(temperature=0.0),
+    ServeConfig("r"),
     ScalingConfig("i", "v", "o", "s", "g", "s", "e", families={"a": Family("t", "s")}),
     Schedule(kind="sin", num_steps=3),
     StreamConfig(window=2),
@@ -78,6 +87,7 @@ CONFIGS = [
     TokenizeConfig("i", "t", "o", views=("flip", "center")),
     TokenizerConfig(image_size=32),
     TrainGeneratorConfig(stores=("a", "b"), tokenizer="t", out="o", noise="fresh"),
+    VerifyConfig("s", processes=2),
     TrainTokenizerConfig(images="i", out="o", model=TokenizerConfig(schedule=Schedule(base=0.5))),
 ]  # fmt: skip
 KINDS = [type(config) for config in CONFIGS]
