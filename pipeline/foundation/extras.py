@@ -16,5 +16,5 @@ def extra_for(error: ModuleNotFoundError) -> str | None:
     for requirement in requirements:  # in the order of pyproject.toml
         found = re.match(r"""([\w.-]+).*\bextra == ["']([\w-]+)["']""", requirement)
         if found and missing != "rdpm" and missing == _MODULES.get(found[1], found[1].replace("-", "_")):
-            return f"{found[1]} is not installed; the extra {found[2]} brings it: pip install 'rdpm[{found[2]}]'"
+            return f"{found[1]} is not installed; the extra {found[2]} brings it: pip install '.[{found[2]}]'"
     return None

@@ -42,7 +42,7 @@ def file_system(url: str, large: bool = False) -> tuple[Any, str]:
         fs, path = fsspec.core.url_to_fs(url, **options)
     except ImportError as error:
         extra = _EXTRAS.get(url.split("://")[0])
-        hint = f"pip install 'rdpm[{extra}]'" if extra else error
+        hint = f"pip install '.[{extra}]'" if extra else error
         raise ValueError(f"{url!r} needs a package that is not installed: {hint}") from None
     if is_s3:
         sys.modules["s3fs.core"].set_custom_error_handler(is_passing)  # type: ignore[attr-defined]

@@ -35,4 +35,4 @@ def test_without_the_extra_it_says_what_to_install(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "aiohttp", None)  # as if it were not installed
     assert main(["serve", "run"]) == 2
-    assert "pip install 'rdpm[app]'" in capsys.readouterr().err
+    assert "pip install '.[app]'" in capsys.readouterr().err

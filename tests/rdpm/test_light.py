@@ -52,14 +52,14 @@ def test_drawing_and_editing_load_nothing_of_the_pipeline(run_folder, repository
 def test_a_command_without_its_extra_says_how_to_install_it(repository):
     code = "import sys; sys.modules['zarr'] = None; from rdpm.jobs.cli import main; sys.exit(main(['verify', 'store']))"
     done = python("-c", code, folder=repository)
-    wanted = "rdpm verify: zarr is not installed; the extra pipeline brings it: pip install 'rdpm[pipeline]'\n"
+    wanted = "rdpm verify: zarr is not installed; the extra pipeline brings it: pip install '.[pipeline]'\n"
     assert (done.returncode, done.stderr) == (2, wanted)
 
 
 def test_a_public_name_without_its_extra_says_so_too(repository):
     done = python("-c", "import sys; sys.modules['zarr'] = None; from rdpm import open_store", folder=repository)
     assert done.stderr.endswith(
-        "ModuleNotFoundError: zarr is not installed; the extra pipeline brings it: pip install 'rdpm[pipeline]'\n"
+        "ModuleNotFoundError: zarr is not installed; the extra pipeline brings it: pip install '.[pipeline]'\n"
     )
 
 
@@ -69,7 +69,7 @@ def test_every_package_of_an_extra_is_known_by_the_name_that_is_imported(reposit
     known = {"scikit-learn": "sklearn", "scikit-image": "skimage"}
     modules = [known.get(name, name.replace("-", "_")) for name in names]
     assert all(importlib.util.find_spec(module) for module in modules)
-    assert all("'rdpm[pipeline]'" in str(extra_for(ModuleNotFoundError(name=f"{module}.x"))) for module in modules)
+    assert all("'.[pipeline]'" in str(extra_for(ModuleNotFoundError(name=f"{module}.x"))) for module in modules)
     assert extra_for(ModuleNotFoundError(name="rdpm.models.no")) is None
     assert extra_for(ModuleNotFoundError(name="torch")) is None
 
@@ -104,7 +104,7 @@ def test_a_light_install_draws_and_takes_less_than_a_gigabyte(light_python, run_
     for command, extra in (("sample x.yaml", "pipeline"), ("export run folder", "onnx"), ("serve run", "app")):
         refused = python("-m", "rdpm", *command.split(), executable=light_python, folder=place)
         assert refused.returncode == 2
-        assert re.fullmatch(rf"rdpm \w+: .* is not installed; .*pip install 'rdpm\[{extra}\]'\n", refused.stderr)
+        assert re.fullmatch(rf"rdpm \w+: .* is not installed; .*pip install '\.\[{extra}\]'\n", refused.stderr)
     asked = python("-m", "pip", "install", "--dry-run", "rdpm[s3]", executable=light_python, folder=place)
     assert "s3fs" in asked.stdout.splitlines()[-1]
 
