@@ -69,10 +69,15 @@ def test_the_job_says_what_the_store_was_made_from_and_writes_the_page_beside_it
     assert files.exists(f"{tmp_path}/deep/page.html")
 
 
-@pytest.mark.parametrize("given", [[], ["page=x"], ["tokenizer"], ["a", "b"]])
+@pytest.mark.parametrize("given", [[], ["tokenizer"], ["a", "b"]])
 def test_wrong_arguments_are_refused(store, given, capsys):
     assert main(["inspect", *([store.url] if given else []), *given]) == 2
     assert "STORE [tokenizer=FOLDER]" in capsys.readouterr().err
+
+
+def test_an_unknown_key_is_refused_with_the_known_ones(store, capsys):
+    assert main(["inspect", store.url, "page=x"]) == 2
+    assert "unknown config key page; known keys: store, tokenizer, out" in capsys.readouterr().err
 
 
 def test_another_tokenizer_and_a_damaged_store_are_refused(store, tmp_path, exports, capsys):
