@@ -18,6 +18,7 @@ from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.foundation.config import to_dict
+from rdpm.pipeline.foundation.permutation import permute
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.inference.batches import in_batches
@@ -121,7 +122,7 @@ def _real(
 ) -> tuple[Tensor, Tensor]:
     """The box means of z'_T of rows of the store, and their labels."""
     fresh = "latents" in store.specs
-    rows, labels = _rows(store, "latents" if fresh else "codes", config.per_class)
+    rows, labels = _rows(store, "latents" if fresh else "codes", config.per_class, config.seed)
 
     def accumulate(_: range, rows: Tensor, seeds: Tensor) -> tuple[Tensor]:
         if not fresh:
@@ -136,17 +137,23 @@ def _real(
     return torch.from_numpy(np.concatenate(found)), torch.from_numpy(labels).repeat(len(found))
 
 
-def _rows(store: Store, name: str, per_class: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first rows of each class that hold an image, in this array, and their labels. Reads one shard at a time."""
-    taken, rows, labels = np.zeros(len(store.manifest.plan.tokens.classes), np.int64), [], []
-    for shard in range(store.manifest.plan.num_shards):
-        if (taken >= per_class).all():
-            break
-        found = store.shard(shard, (name, "label"))
-        usable = ~np.isin(store.manifest.plan.shard_range(shard), store.manifest.rejected_of(shard))
-        for label in np.flatnonzero(taken < per_class):
-            chosen = np.flatnonzero(usable & (found["label"] == label))[: per_class - taken[label]]
-            taken[label] += len(chosen)
-            rows.append(found[name][chosen])
-            labels.append(np.full(len(chosen), label, np.int64))
-    return np.concatenate(rows), np.concatenate(labels)
+def _rows(store: Store, name: str, per_class: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each class that hold an image, drawn at random, in this array, and their labels.
+
+    Rows of a class lie in the order of their names, so that its first ones may have much in common. Reads one shard at
+    a time.
+    """
+    plan, every = store.manifest.plan, store.read_all("label")
+    rejected = [store.manifest.rejected_of(shard) for shard in range(plan.num_shards)]
+    usable = ~np.isin(np.arange(len(every)), np.concatenate(rejected))
+    chosen = np.zeros(len(every), bool)
+    for label in range(len(plan.tokens.classes)):
+        found = np.flatnonzero(usable & (every == label))
+        order = permute(np.arange(len(found)), len(found), seed, np.full(len(found), label))
+        chosen[found[order[:per_class]]] = True
+    parts = []
+    for shard in range(plan.num_shards):
+        inside = chosen[np.asarray(plan.shard_range(shard))]
+        if inside.any():
+            parts.append(store.shard(shard, (name,))[name][inside])
+    return np.concatenate(parts), every[chosen].astype(np.int64)

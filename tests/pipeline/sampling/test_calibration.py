@@ -105,11 +105,24 @@ def test_rejected_rows_are_no_images(config, stores, exports, tmp_path):
         rows=200, shard_rows=100, chunk_rows=50, **exports.identity(read_card(config.tokenizer, "tokenizer"))
     )
     store = stores.build(f"{tmp_path}/store", plan, rejected=(0, 3, 150))
-    rows, labels = _rows(store, "codes", 500)
+    rows, labels = _rows(store, "codes", 500, 0)
     kept = np.setdiff1d(np.arange(200), [0, 3, 150])
     assert len(rows) == len(labels) == 197
     assert sorted(map(bytes, rows)) == sorted(map(bytes, store.read_all("codes")[kept]))
-    assert np.bincount(_rows(store, "codes", 10)[1]).tolist() == [10, 10]
+    assert np.bincount(_rows(store, "codes", 10, 0)[1]).tolist() == [10, 10]
+
+
+def test_rows_to_compare_with_are_drawn_from_the_whole_store(config):
+    """Not the first ones of each class: names, and so rows, may be sorted by what is seen."""
+    store = open_store(config.store)
+    codes, labels = store.read_all("codes"), store.read_all("label")
+    found = {bytes(row) for row in _rows(store, "codes", 20, 0)[0]}
+    places = np.array([bytes(row) in found for row in codes])
+    assert places.sum() == 40
+    for label in (0, 1):
+        mine = np.flatnonzero(labels == label)
+        assert 5 <= places[mine[: len(mine) // 2]].sum() <= 15
+    assert {bytes(row) for row in _rows(store, "codes", 20, 1)[0]} != found
 
 
 def test_what_does_not_belong_together_is_refused_before_anything_is_drawn(config, stores, exports, tmp_path):
