@@ -81,16 +81,13 @@ def matching_of(
     drawn, real = drawn.double(), real.double()
     from_means, from_pooled = _moments(drawn, drawn_labels, num_classes)
     to_means, to_pooled = _moments(real, real_labels, num_classes)
-    matrix = _transport(from_pooled, to_pooled)
     if own_share:
-        pairs = zip(
-            _own(drawn, drawn_labels, from_means, from_pooled, own_share),
-            _own(real, real_labels, to_means, to_pooled, own_share),
-            strict=True,
-        )
-        matrix = torch.stack([_transport(*pair) for pair in pairs])
-    moved = torch.einsum("cf,cfg->cg", from_means, matrix.expand(num_classes, -1, -1))
-    offsets = to_means - moved
+        from_own = _own(drawn, drawn_labels, from_means, from_pooled, own_share)
+        to_own = _own(real, real_labels, to_means, to_pooled, own_share)
+        matrix = torch.stack([_transport(*pair) for pair in zip(from_own, to_own, strict=True)])
+    else:
+        matrix = _transport(from_pooled, to_pooled)
+    offsets = to_means - torch.einsum("cf,cfg->cg", from_means, matrix.expand(num_classes, -1, -1))
     return Matching(matrix.float(), torch.where(offsets.isnan(), offsets.nanmean(0), offsets).float())
 
 

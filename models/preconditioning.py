@@ -44,8 +44,8 @@ class Preconditioning(nn.Module):
     @torch.no_grad()
     def know(self, quantizer: Quantizer) -> None:
         """Take over codes and schedule. Factors start as for latents of unit variance, as LayerNorm makes them."""
-        for own, theirs in (("alpha", quantizer.alpha), ("beta", quantizer.beta)):
-            self.get_buffer(own).copy_(theirs)
+        self.alpha.copy_(quantizer.alpha)
+        self.beta.copy_(quantizer.beta)
         vectors = quantizer.codebook.vectors.detach()
         self.features.copy_(closeness_features(vectors))
         points = torch.randn(_DRAWS, vectors.shape[1], 1, 1, generator=torch.Generator().manual_seed(0)).to(vectors)

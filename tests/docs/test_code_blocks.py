@@ -44,6 +44,7 @@ def test_the_python_runs_from_top_to_bottom(page: Path, place: Path, monkeypatch
         if not block.reason:
             code = "\n" * block.line + block.text  # so that a traceback names the line of the page
             exec(compile(code, str(page), "exec"), known)
+    assert known.keys() - {"__name__", "__builtins__"}  # the page has done something
 
 
 @every_page
