@@ -76,13 +76,20 @@ class JobRecord:
 
 @contextlib.contextmanager
 def begin(
-    job: str, config: Any, inputs: Callable[[], dict[str, Any]], makes: tuple[str, ...] = (), first: bool = True
+    job: str,
+    config: Any,
+    inputs: Callable[[], dict[str, Any]],
+    makes: tuple[str, ...] = (),
+    first: bool = True,
+    grows: str = "",
 ) -> Iterator[JobRecord]:
     """Start or continue the job that makes `config.out`, and hold the lease of `out` for the length of the block.
 
     inputs: makes the JSON data that decides the result, besides the config; called under the lease if there is work to
     do. makes: files under `out`; if one is missing, the job is not finished, whatever the record says. first: whether
-    this process writes for all ranks; the others neither take the lease nor write the record.
+    this process writes for all ranks; the others neither take the lease nor write the record. grows: a field of the
+    config that may change from start to start: the job then goes on with the new value, and each of its parts has a
+    record of its own, which guards it.
     Yields the record; its `finished` tells whether the job is done, and then it has no lease. Raises ValueError when
     `out` was started or finished with other settings or inputs, when `out` holds something without a record, and when
     another start holds the lease.
@@ -92,19 +99,19 @@ def begin(
     old = read_record(out)
     if not first or (old and old.finished):  # then nobody else may be at work
         record.inputs = inputs()
-        _compare(record, config, makes)
+        _compare(record, config, makes, grows)
         if record.finished or not first:
             yield record
             return
     with held(out, job) as lease:
         record.inputs = record.inputs or inputs()
-        if _compare(record, config, makes):
+        if _compare(record, config, makes, grows):
             files.write_json(out + _SUFFIX, record.to_json())
         record.lease = None if record.finished else lease
         yield record
 
 
-def _compare(new: JobRecord, config: Any, makes: tuple[str, ...]) -> bool:
+def _compare(new: JobRecord, config: Any, makes: tuple[str, ...], grows: str) -> bool:
     """Compare with the record on disk, and if that is finished, finish the new one likewise.
 
     Returns whether the record on disk must be written or replaced. Raises ValueError as `begin`.
@@ -117,11 +124,11 @@ def _compare(new: JobRecord, config: Any, makes: tuple[str, ...]) -> bool:
                 f"{out} already holds something that no job has recorded; choose another out, or delete it"
             )
         return True
-    change = _change(old, new, config)
+    change = _change(old, new, config, grows)
     there = files.exists(out)
     if change and there:
         raise ValueError(f"{out} was made with other settings ({change}); choose another out, or delete it and {path}")
-    if change:  # the earlier start, with other settings, failed before it made anything
+    if change or old.settings.get(grows) != new.settings.get(grows):  # else the earlier start made nothing, or less
         return True
     new.finished = old.finished and there and all(files.exists(files.join(out, name)) for name in makes)
     if new.finished:
@@ -148,15 +155,16 @@ def read_record(out: str) -> JobRecord | None:
     return JobRecord(out=out, version=version, **facts)
 
 
-def _change(old: JobRecord, new: JobRecord, config: Any) -> str | None:
-    """The first difference between two records in what decides the result, as "key old -> new"; None without any."""
+def _change(old: JobRecord, new: JobRecord, config: Any, grows: str) -> str | None:
+    """The first difference in what decides the result, besides the field that grows, as "key old -> new", or None."""
     if old.job != new.job:
         return f"job {old.job} -> {new.job}"
-    change = first_change(saved_identity(type(config), old.settings), identity_of(config))
+    settings = saved_identity(type(config), old.settings), identity_of(config)
+    change = first_change(*({name: each for name, each in side.items() if name != grows} for side in settings))
     inputs = old.inputs
     if old.version == 1:
-        settings = {*(field.name for field in dataclasses.fields(config)), *getattr(config, "RENAMED", {})}
-        inputs = {name: value for name, value in inputs.items() if name not in settings}
+        known = {*(field.name for field in dataclasses.fields(config)), *getattr(config, "RENAMED", {})}
+        inputs = {name: value for name, value in inputs.items() if name not in known}
     return change or first_change(inputs, new.inputs)
 
 

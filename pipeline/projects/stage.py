@@ -104,7 +104,8 @@ def _planned(
     samples, matched = sample_counts(choice, len(classes), len(facts.held_out))
     lengths = Lengths(1000, 1000, False, samples, matched)
     windows = 3 if pictures.seconds * choice.tokenizer_batch / choice.ranks < 1 else 2
-    say("init: timing a few steps of each training on this machine, as busy as it is now")
+    say("init: timing a few steps of each training takes about two minutes, and four where DeepSpeed compiles first")
+    say("init: timing the tokenizer's training")
     with tempfile.TemporaryDirectory() as folder:
 
         def write(lengths: Lengths) -> None:
@@ -113,10 +114,12 @@ def _planned(
 
         write(lengths)
         tokenizer = time_tokenizer(folder, _TIMED, windows, choice)
+        say("init: timing the encoding of pictures and the generator's training")
         speed = time_the_rest(folder, _TIMED, windows, tokenizer, choice, classes)
         counts = (facts.training, len(facts.held_out), len(classes))
         planned = plan(config.hours, speed, choice, *counts, adversarial=False)
         if planned.lengths.tokenizer_steps >= ADVERSARIAL_STEPS:
+            say("init: timing the tokenizer's training with an adversarial loss")
             write(replace(lengths, adversarial=True))
             slower = time_tokenizer(folder, "timed-adversarial", windows, choice, "loss.discriminator_start=0")
             with_it = plan(config.hours, replace(speed, tokenizer=slower), choice, *counts, adversarial=True)

@@ -54,7 +54,7 @@ def run(config: CompareConfig) -> None:
     def digests() -> dict[str, str]:
         return {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
 
-    with begin(JOB, config, digests, (TABLE, PLOT, ROWS)) as record:
+    with begin(JOB, config, digests, (TABLE, PLOT, ROWS), grows="methods") as record:
         if record.lease is not None:
             rows = compare(config, entries)
             record.lease.check()

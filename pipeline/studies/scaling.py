@@ -112,7 +112,7 @@ def run(config: ScalingConfig) -> None:
     def digests() -> dict[str, str]:
         return {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
 
-    with begin(JOB, config, digests, (TABLE, PLOT, READINGS)) as record:
+    with begin(JOB, config, digests, (TABLE, PLOT, READINGS), grows="families") as record:
         if record.lease is not None:
             readings = read_runs(config, runs)
             record.lease.check()

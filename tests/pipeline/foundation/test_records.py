@@ -39,9 +39,11 @@ def out(tmp_path) -> str:
     return str(made)
 
 
-def start(out: str, inputs: dict = INPUTS, makes: tuple[str, ...] = (), job: str = "sample", **settings) -> JobRecord:
+def start(
+    out: str, inputs: dict = INPUTS, makes: tuple[str, ...] = (), job: str = "sample", grows: str = "", **settings
+) -> JobRecord:
     """The record of a start that fails before it finishes anything, or finds the job finished."""
-    with begin(job, Config(out, **settings), lambda: inputs, makes) as record:
+    with begin(job, Config(out, **settings), lambda: inputs, makes, grows=grows) as record:
         return record
 
 
@@ -102,6 +104,18 @@ def test_other_settings_or_inputs_are_refused_by_what_changed_and_nothing_is_wri
 def test_a_setting_marked_execution_may_change(out, finished):
     finish(out, {"rows": 3}) if finished else start(out)
     assert start(out, threads=8).finished == finished
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_field_that_grows_may_change_and_the_job_goes_on(out, finished):
+    finish(out, {"rows": 3}) if finished else start(out)
+    assert not start(out, grows="name", name="a, b").finished
+    assert read_record(out).settings["name"] == "a, b"
+    assert not read_record(out).finished
+    with pytest.raises(ValueError, match="seed 0 -> 1"):
+        start(out, grows="name", name="a, b, c", seed=1)
+    finish(out, {}, name="a, b")
+    assert start(out, grows="name", name="a, b").finished
 
 
 def test_another_job_with_the_same_out_is_refused_by_name(out):
