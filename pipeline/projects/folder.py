@@ -13,6 +13,7 @@ PICTURES = "pictures"
 TRAIN, HELD_OUT, UNUSABLE = "train.yaml", "held-out.yaml", "unusable.txt"
 _KEYS = "held-out.txt"
 _LINE = 112  # characters
+_LEAST_SHARE = 0.2  # of its own covariance, below which a class gets none
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,17 @@ checkpoint_every: {_interval(steps, 5)}
 _SAMPLER = "sampler: {guidance: 0.2, ramp: linear, temperature: 1.0} # more guidance: clearer classes, less variety"
 
 
+def own_share(rows: int, values: int) -> float:
+    """How far the covariance of a class is told by so many pictures of that many values; 0 where that is little.
+
+    It is the rule of a shrunk estimate, rows / (rows + values), and gives the digits' share of .6.
+    """
+    share = round(rows / (rows + values), 2)
+    return share if share >= _LEAST_SHARE else 0.0
+
+
 def _calibration(facts: Facts, choice: Choice, lengths: Lengths) -> str:
+    rows = min(lengths.calibration_samples, facts.training // facts.classes)
     return f"""\
 # Matched latents, so that samples vary as much as pictures do. Ours, not the paper's (docs/decisions.md). The sampler
 # must be that of samples.yaml.
@@ -190,6 +201,7 @@ out: {_path(facts, "calibrated")}
 {_SAMPLER}
 per_class: {lengths.calibration_samples}
 boxes: {choice.boxes}
+own_share: {own_share(rows, choice.boxes**2 * choice.code_dim):g} # of its own covariance that a class gets
 threads: {_threads(choice)}
 """
 

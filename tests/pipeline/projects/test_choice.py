@@ -9,7 +9,7 @@ import yaml
 from rdpm.jobs.cli import COMMANDS
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.projects.choice import Choice, choose, held_out
-from rdpm.pipeline.projects.folder import Facts, Lengths, files_of
+from rdpm.pipeline.projects.folder import Facts, Lengths, files_of, own_share
 from rdpm.pipeline.projects.machine import Machine, this_machine
 from rdpm.pipeline.projects.pictures import Pictures
 from rdpm.pipeline.projects.plan import Plan, plan, sample_counts
@@ -84,6 +84,19 @@ def test_latents_are_matched_where_there_are_pictures_enough_for_their_covarianc
         return choose(pictures(training, short_side=32), CPU, 32, 1, training).boxes
 
     assert [boxes(count) for count in (10, 99, 100, 128, 511, 512, 10_000)] == [0, 0, 1, 2, 2, 4, 4]
+
+
+def test_classes_get_as_much_of_their_own_covariance_as_their_pictures_tell():
+    assert [own_share(150, 96), own_share(112, 128), own_share(10, 128), own_share(1, 6)] == [0.61, 0.47, 0.0, 0.0]
+    choice = choose(pictures(3700), CPU, 32, 1, 3330)
+
+    def written(classes: int) -> float:
+        texts = files_of(facts("/out", choice, classes, 3330), choice, Lengths(450, 700, False, 100, 50), [])
+        return yaml.safe_load(texts["calibration.yaml"])["own_share"]
+
+    assert written(9) == own_share(50, choice.boxes**2 * choice.code_dim)
+    assert written(100) == own_share(33, choice.boxes**2 * choice.code_dim) > 0
+    assert written(1000) == 0
 
 
 def test_every_class_of_two_has_a_held_out_picture_and_large_sets_hold_out_no_tenth():
