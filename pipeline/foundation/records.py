@@ -159,8 +159,9 @@ def _change(old: JobRecord, new: JobRecord, config: Any, grows: str) -> str | No
     """The first difference in what decides the result, besides the field that grows, as "key old -> new", or None."""
     if old.job != new.job:
         return f"job {old.job} -> {new.job}"
-    settings = saved_identity(type(config), old.settings), identity_of(config)
-    change = first_change(*({name: each for name, each in side.items() if name != grows} for side in settings))
+    asked = identity_of(config)
+    made = saved_identity(type(config), old.settings) | {name: asked[name] for name in asked if name == grows}
+    change = first_change(made, asked)
     inputs = old.inputs
     if old.version == 1:
         known = {*(field.name for field in dataclasses.fields(config)), *getattr(config, "RENAMED", {})}

@@ -13,7 +13,6 @@ from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting import page
 from rdpm.pipeline.reporting.curves import bar_chart, rank_chart
 from rdpm.pipeline.reporting.pictures import MOST_CLASSES, PER_CLASS
-from rdpm.pipeline.reporting.report import flatten
 from rdpm.pipeline.stores.reader import Store
 from rdpm.storage_schemas.manifest import plan_to_json
 from rdpm.storage_schemas.tokens import OK
@@ -125,11 +124,11 @@ def _origin(store: Store) -> str:
     identity = {name: value for name, value in plan.pop("identity").items() if name != "classes"}
     plan["arrays"] = {spec.name: f"{spec.dtype} {list(spec.row_shape)}" for spec in store.manifest.plan.arrays}
     blocks = [
-        page.facts("What it is", [("store_id", store.id), *flatten(plan)]),
-        page.facts("What it was made from", flatten(identity)),
+        page.facts("What it is", [("store_id", store.id), *page.flatten(plan)]),
+        page.facts("What it was made from", page.flatten(identity)),
     ]
     record = read_record(store.url)
     if record is not None:
-        blocks.append(page.facts(f"Job {record.job}", flatten(record.to_json())))
+        blocks.append(page.facts(f"Job {record.job}", page.flatten(record.to_json())))
     lead = "Everything that the rows depend on. Two stores with the same identity hold the same rows."
     return page.section("Identity", lead, *blocks)

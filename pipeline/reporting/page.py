@@ -3,8 +3,10 @@
 import base64
 import html
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -161,3 +163,10 @@ def page(title: str, lead: str, sections: Sequence[str]) -> str:
         f'<body><main><header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header>'
         f"{''.join(sections)}</main></body></html>\n"
     )
+
+
+def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested dicts as rows of (dotted name, value). Values other than text are written as JSON."""
+    if isinstance(tree, dict) and tree:
+        return [row for key, value in tree.items() for row in flatten(value, f"{name}.{key}" if name else str(key))]
+    return [(name, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False))]

@@ -1,7 +1,6 @@
 """One self-contained HTML page about a run: its metrics, pictures, curves, settings and digests."""
 
 import dataclasses
-import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -269,19 +268,20 @@ def _provenance(run: Run) -> list[str]:
     config = run.config
     blocks = []
     for title, card in (("Tokenizer card", run.tokenizer_card), ("Generator card", run.generator_card)):
-        blocks.append(page.facts(title, flatten(dataclasses.asdict(card))))
+        blocks.append(page.facts(title, page.flatten(dataclasses.asdict(card))))
     for title, store in (("Token store", run.store), ("Sample store", run.samples.store)):
-        blocks.append(page.facts(title, [("store_id", store.id), *flatten(_plan(store))]))
-    for out in (config.tokenizer, config.store, config.generator, config.samples, config.metrics):
+        blocks.append(page.facts(title, [("store_id", store.id), *page.flatten(_plan(store))]))
+    outs = (config.tokenizer, config.store, config.generator, config.calibrated, config.samples, config.metrics)
+    for out in filter(None, outs):
         record = read_record(out)
         if record is not None:
-            blocks.append(page.facts(f"Job {record.job}", flatten(record.to_json())))
+            blocks.append(page.facts(f"Job {record.job}", page.flatten(record.to_json())))
     return [
         page.section("Settings and digests", "What each part was made from, and with which settings.", *blocks),
         page.section(
             "Protocol",
             "How the metrics were measured. Compare metrics of two runs only where their protocols agree.",
-            page.facts("Protocol", flatten(run.metrics["protocol"])),
+            page.facts("Protocol", page.flatten(run.metrics["protocol"])),
         ),
     ]
 
@@ -292,10 +292,3 @@ def _plan(store: Store) -> dict[str, Any]:
     plan["arrays"] = {spec.name: f"{spec.dtype} {list(spec.row_shape)}" for spec in store.manifest.plan.arrays}
     plan["identity"].pop("tokenizer_config", None)
     return plan
-
-
-def flatten(tree: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested dicts as rows of (dotted name, value). Values other than text are written as JSON."""
-    if isinstance(tree, dict) and tree:
-        return [row for key, value in tree.items() for row in flatten(value, f"{name}.{key}" if name else str(key))]
-    return [(name, tree if isinstance(tree, str) else json.dumps(tree, ensure_ascii=False))]

@@ -2,33 +2,14 @@ import json
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 
 import pytest
 
-from rdpm.models.fields import EXECUTION
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.environment import environment
 from rdpm.pipeline.foundation.lease import LeaseLost, waiting
-from rdpm.pipeline.foundation.records import RECORD_VERSION, JobRecord, begin, first_change, read_record
-
-
-@dataclass(frozen=True)
-class Model:
-    depth: int = 2
-    parts: tuple[int, ...] = (1, 2)
-
-
-@dataclass(frozen=True)
-class Config:
-    out: str = field(metadata=EXECUTION)
-    seed: int = 0
-    model: Model = field(default_factory=Model)
-    name: str = "a"
-    threads: int = field(default=1, metadata=EXECUTION)
-
-
-INPUTS = {"source": "s0", "digests": {"tokenizer": "t0"}}
+from rdpm.pipeline.foundation.records import RECORD_VERSION, begin, read_record
+from tests.pipeline.foundation.recorded import INPUTS, Config, Model, finish, start
 
 
 @pytest.fixture
@@ -37,21 +18,6 @@ def out(tmp_path) -> str:
     made = tmp_path / "runs" / "made"
     made.mkdir(parents=True)
     return str(made)
-
-
-def start(
-    out: str, inputs: dict = INPUTS, makes: tuple[str, ...] = (), job: str = "sample", grows: str = "", **settings
-) -> JobRecord:
-    """The record of a start that fails before it finishes anything, or finds the job finished."""
-    with begin(job, Config(out, **settings), lambda: inputs, makes, grows=grows) as record:
-        return record
-
-
-def finish(out: str, result: dict, makes: tuple[str, ...] = (), **settings) -> JobRecord:
-    """The record of a start that finishes the job."""
-    with begin("sample", Config(out, **settings), lambda: INPUTS, makes) as record:
-        record.finish(result)
-    return record
 
 
 def test_a_finished_job_is_found_finished_with_its_result(out):
@@ -252,64 +218,3 @@ def test_other_settings_may_follow_a_start_that_made_nothing(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="other settings"):
         start(out)
-
-
-GOOD = {"version": 2, "job": "sample", "settings": {}, "inputs": {}, "finished": True, "seconds": 1, "result": {},
-        "environment": {}}  # fmt: skip
-BAD = [
-    *([], {}, 3, None, {"identity": 1}),
-    *({key: value for key, value in GOOD.items() if key != name} for name in GOOD if name != "version"),
-    *({**GOOD, name: "x"} for name in GOOD if name != "job"),
-    *({**GOOD, "job": 3}, {**GOOD, "version": 0}, {**GOOD, "version": None}),
-]
-
-
-@pytest.mark.parametrize("content", BAD, ids=str)
-def test_what_is_no_record_is_refused_by_name(tmp_path, content):
-    path = tmp_path / "out.record.json"
-    path.write_text(json.dumps(GOOD))
-    assert read_record(str(tmp_path / "out")).finished
-    path.write_text(json.dumps(content))
-    with pytest.raises(ValueError, match=r"out\.record\.json is no job record; delete it"):
-        start(str(tmp_path / "out"))
-
-
-def test_a_record_of_a_newer_version_is_refused_by_number(tmp_path):
-    (tmp_path / "out.record.json").write_text(json.dumps({**GOOD, "version": RECORD_VERSION + 1}))
-    with pytest.raises(ValueError, match=rf"has version {RECORD_VERSION + 1}, .* 1 to {RECORD_VERSION}; update rdpm"):
-        start(str(tmp_path / "out"))
-
-
-@pytest.mark.parametrize("name", ["generator", "generator-halfway", "metrics.json", "samples", "store", "tokenizer"])
-def test_records_of_the_first_release_are_read(repository, name):
-    record = read_record(str(repository / "tests" / "fixtures" / "v1" / name))
-    assert record.version == 1
-    assert record.finished == (not name.endswith("halfway"))
-    assert record.inputs == record.settings
-    assert record.environment == {}
-
-
-def test_a_job_that_the_first_release_finished_is_finished(out):
-    """Its record has the inputs among the settings, and no fields marked EXECUTION."""
-    settings = {"seed": 0, "model": {"depth": 2, "parts": [1, 2]}, "name": "a", **INPUTS}
-    facts = {"job": "sample", "identity": "a digest", "finished": True, "seconds": 1.5, "result": {"rows": 3}}
-    files.write_json(f"{out}.record.json", {**facts, "settings": settings})
-    before = files.read_bytes(f"{out}.record.json")
-    assert (start(out).finished, start(out).result, start(out).seconds) == (True, {"rows": 3}, 1.5)
-    for change, match in (({"seed": 1}, "seed 0 -> 1"), ({"inputs": {**INPUTS, "source": "s1"}}, "'s0' -> 's1'")):
-        with pytest.raises(ValueError, match=match):
-            start(out, **change)
-    assert files.read_bytes(f"{out}.record.json") == before
-
-
-def test_the_first_change_is_named_down_to_its_key():
-    old = {"a": 1, "b": [{"c": 1}, {"c": 2}], "d": [1, 2]}
-    assert first_change(old, old) is None
-    assert first_change(old, {**old, "b": [{"c": 1}, {"c": 3}]}) == "b.1.c 2 -> 3"
-    assert first_change(old, {**old, "d": [1, 3]}) == "d [1, 2] -> [1, 3]"
-    assert first_change(old, {**old, "b": []}) == "b [{'c': 1}, {'c': 2}] -> []"
-
-
-def test_records_are_compared_by_what_they_say(out):
-    record = start(out)
-    assert replace(record, started=0.0) == record

@@ -11,9 +11,31 @@ import fsspec
 import pytest
 from aiohttp import web
 
+from rdpm.pipeline.foundation import files
 from tests.pipeline.sharing.hub_server import HubServer
+from tests.pipeline.sharing.publications import protocol_of
 
 TOKEN = "a-token-of-the-hub"
+
+
+@pytest.fixture
+def trained(tmp_path, exports) -> Path:
+    """A run's folder: a tokenizer, a generator, metrics.json."""
+    folder = tmp_path / "run"
+    tokenizer = exports.tokenizer(str(folder / "tokenizer"))
+    generator = exports.generator(str(folder / "generator"), tokenizer)
+    inputs = {
+        name: {"digest": digest, "images": 7, "name": "classifier"}
+        for name, digest in {"generator": generator.digest, "tokenizer": tokenizer.digest}.items()
+    }
+    inputs |= {name: {"digest": name * 8, "images": 9} for name in ("samples", "reference", "held_out")}
+    inputs["extractor"] = {"digest": "e" * 64, "name": "classifier"}
+    parts = {
+        "generator": {"frechet_distance": 1.25, "frechet_distance_real": 0.5, "spread": 0.75},
+        "tokenizer": {"psnr": 20.0},
+    }
+    files.write_json(str(folder / "metrics.json"), protocol_of(parts, inputs))
+    return folder
 
 
 @pytest.fixture

@@ -8,54 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rdpm import RDPM
 from rdpm.jobs.push import main
 from rdpm.models.sampler import SamplerConfig
-from rdpm.pipeline.evaluation.protocol import protocol
 from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.sharing import storage
 from rdpm.pipeline.sharing.push import PushConfig, run
 from rdpm.storage_schemas.cards import CARD, WEIGHTS
 from tests.pipeline.sharing.conftest import TOKEN
+from tests.pipeline.sharing.publications import pixels, push
 
-LABELS = [0, 1, 1]
 FILES = [
     "tokenizer/model.safetensors", "generator/model.safetensors", "samples.png", "tokenizer/card.json",
     "generator/card.json", "README.md",
 ]  # fmt: skip
-
-
-@pytest.fixture
-def trained(tmp_path, exports) -> Path:
-    """A run's folder: a tokenizer, a generator, metrics.json."""
-    folder = tmp_path / "run"
-    tokenizer = exports.tokenizer(str(folder / "tokenizer"))
-    generator = exports.generator(str(folder / "generator"), tokenizer)
-    inputs = {
-        name: {"digest": digest, "images": 7, "name": "classifier"}
-        for name, digest in {"generator": generator.digest, "tokenizer": tokenizer.digest}.items()
-    }
-    inputs |= {name: {"digest": name * 8, "images": 9} for name in ("samples", "reference", "held_out")}
-    inputs["extractor"] = {"digest": "e" * 64, "name": "classifier"}
-    parts = {
-        "generator": {"frechet_distance": 1.25, "frechet_distance_real": 0.5, "spread": 0.75},
-        "tokenizer": {"psnr": 20.0},
-    }
-    files.write_json(str(folder / "metrics.json"), protocol_of(parts, inputs))
-    return folder
-
-
-def protocol_of(parts: dict, inputs: dict) -> dict:
-    return {**parts, "protocol": protocol(parts, inputs, {"seed": 0})}
-
-
-def pixels(path: str) -> np.ndarray:
-    return RDPM.from_pretrained(path, device="cpu").sample(LABELS, seed=5, guidance=0.5)
-
-
-def push(trained: Path, url: str, **settings) -> None:
-    run(PushConfig(run=str(trained), out=url, device="cpu", **settings))
 
 
 def test_what_was_pushed_draws_the_same_pixels_and_stays(trained, anywhere, tree, capsys) -> None:
@@ -231,51 +197,6 @@ def test_metrics_of_other_models_are_refused(trained, tmp_path, exports) -> None
     exports.generator(str(trained / "generator"), read_card(str(trained / "tokenizer"), "tokenizer"), seed=9)
     with pytest.raises(ValueError, match=r"metrics.json is about generator .*; run rdpm evaluate again"):
         push(trained, str(tmp_path / "public"))
-
-
-def test_the_hubs_parser_reads_the_card(trained, tmp_path) -> None:
-    huggingface_hub = pytest.importorskip("huggingface_hub")
-    push(
-        trained,
-        str(tmp_path / "public"),
-        license="cc-by-4.0",
-        name="Digits: a trial",
-        sampler=SamplerConfig(guidance=0.5),
-    )
-    card = huggingface_hub.ModelCard.load(str(tmp_path / "public" / "README.md"))
-    assert card.data.license == "cc-by-4.0"
-    assert card.data.library_name == "rdpm"
-    assert card.data.model_name == "Digits: a trial"
-    assert card.data.pipeline_tag == "unconditional-image-generation"
-    found = {result.metric_name: result.metric_value for result in card.data.eval_results}
-    assert found == {"frechet_distance (classifier features)": 1.25, "spread": 0.75}
-    for text in ("![Samples", "guidance=0.5", "| generator: spread | 0.75 |", "0 `zero`, 1 `one`", "`cc-by-4.0`, for"):
-        assert text in card.text
-
-
-def test_the_code_in_the_card_draws_its_picture(trained, tmp_path, monkeypatch) -> None:
-    from PIL import Image
-
-    exports = tmp_path / "public"
-    push(trained, str(exports), sampler=SamplerConfig(guidance=0.5, temperature=0.8))
-    code = (exports / "README.md").read_text().split("```python\n")[1].split("```")[0].replace("FOLDER", str(exports))
-    names: dict = {}
-    exec(code, names)
-    picture = np.asarray(Image.open(exports / "samples.png"))
-    assert np.array_equal(picture[:8, :8], names["images"][0])
-    assert np.array_equal(picture[10:18, 70:78], names["images"][15])
-
-
-@pytest.mark.slow
-def test_a_calibrated_generator_is_published_and_shown(trained, tmp_path, exports) -> None:
-    exports.generator(str(trained / "calibrated"), read_card(str(trained / "tokenizer"), "tokenizer"), seed=5)
-    url = tmp_path / "public"
-    push(trained, str(url))
-    assert np.array_equal(pixels(str(url)), pixels(str(trained)))
-    assert not np.array_equal(
-        pixels(str(url)), RDPM.from_pretrained(f"{url}/generator", f"{url}/tokenizer").sample(LABELS)
-    )
-    assert "calibrated/`: `generator/` with matched latents" in (url / "README.md").read_text()
 
 
 @pytest.mark.slow
