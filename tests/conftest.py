@@ -1,6 +1,7 @@
 """What several rooms test with: real digits in folders, small stores, small models with made weights."""
 
 import contextlib
+import dataclasses
 import io
 import os
 import socket
@@ -169,12 +170,13 @@ class ExportMaker:
 
     tokenizer_config, generator_config = TOKENIZER, GENERATOR
 
-    def tokenizer(self, folder: str, seed: int = 0) -> ModelCard:
+    def tokenizer(self, folder: str, seed: int = 0, continuous: bool = False) -> ModelCard:
         """A tokenizer of 8 x 8 grey images: 3 steps of 4 x 4 codes out of 16."""
+        config = dataclasses.replace(TOKENIZER, continuous=continuous)
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            weights = Tokenizer(TOKENIZER).state_dict()
-        return save_export(folder, "tokenizer", TOKENIZER, weights, TokenizerOrigin("s0", CLASSES), {"seed": seed}, 1)
+            weights = Tokenizer(config).state_dict()
+        return save_export(folder, "tokenizer", config, weights, TokenizerOrigin("s0", CLASSES), {"seed": seed}, 1)
 
     def generator(self, folder: str, tokenizer: ModelCard, seed: int = 0) -> ModelCard:
         """A generator of that tokenizer's codes, of two classes."""

@@ -12,6 +12,7 @@ from rdpm.models.choice import StepSettings
 from rdpm.models.codebook import Codebook
 from rdpm.models.generator import GeneratorConfig, align, step_embedding
 from rdpm.models.initial import normal, xavier
+from rdpm.models.matching import Matching
 from rdpm.models.quantizer import Quantizer
 from rdpm.models.transformer import Transformer
 
@@ -78,6 +79,8 @@ class Rival(nn.Module):
         self.label_embedding.apply(normal)
         self.head.apply(xavier)
         self.register_buffer("mask", None, persistent=False)
+        self.matching: Matching | None = None
+        """How drawn latents are matched to real ones before they are decoded; None without `rdpm calibrate`."""
 
     @staticmethod
     def evaluations(config: GeneratorConfig, asked: int) -> int:

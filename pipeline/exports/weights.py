@@ -85,6 +85,5 @@ def load_model(folder: str, attention: Backend = "sdpa") -> tuple[Generator | Ri
     matching = [weights.pop(f"matching.{name}") for name in ("matrix", "offsets") if f"matching.{name}" in weights]
     _ready(generator, {n: torch.cat([weights[p] for p in parts]) for n, parts in current_parts(weights).items()})
     if matching:
-        assert isinstance(generator, Generator)
         generator.matching = Matching(*matching)
     return generator, card

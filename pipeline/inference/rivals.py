@@ -9,7 +9,7 @@ from torch import Tensor
 from rdpm.models.attention import Backend
 from rdpm.models.generator import Generator
 from rdpm.models.methods import evaluations_of
-from rdpm.models.rivals.rival import Rival
+from rdpm.models.rivals import rival as rivals
 from rdpm.models.sampler import SamplerConfig, step_settings
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.exports.card import read_pair
@@ -28,7 +28,7 @@ class RivalSampler:
 
     def __init__(
         self,
-        rival: Rival,
+        rival: rivals.Rival,
         tokenizer: Tokenizer,
         *,
         batch: int = 16,
@@ -46,22 +46,35 @@ class RivalSampler:
 
         Image i depends only on the weights, configs[i], labels[i], seeds[i] and the shape of the batch.
         """
-        codebook = self.codec.tokenizer.quantizer.codebook
+        matching = self.rival.matching
 
         def draw(rows: range, labels: Tensor, seeds: Tensor) -> tuple[Tensor, Tensor]:
-            own = [configs[row] for row in rows]
-            own += own[:1] * (self.batch - len(rows))
-            drawn = self.rival.draw(codebook, labels, seeds, step_settings(own, self.evaluations, self.device))
+            drawn = self._draw(rows, labels, seeds, configs)
             none = labels.new_zeros(len(labels), 0, *drawn.latents.shape[2:])
             codes = none if drawn.codes is None else drawn.codes
-            return self.codec.pixels(drawn.latents), codes.to(torch.uint16)
+            latents = matching(drawn.latents, matching.table[labels]) if matching else drawn.latents
+            return self.codec.pixels(latents), codes.to(torch.uint16)
 
         images, codes = in_batches(draw, (labels, seeds), self.batch, self.device)
         return Drawn(three_channels(images), codes)
 
+    def latents(self, labels: np.ndarray, seeds: np.ndarray, configs: Sequence[SamplerConfig]) -> np.ndarray:
+        """What `draw` decodes, before any matching: (N, d, h, w) float32."""
+
+        def draw(rows: range, labels: Tensor, seeds: Tensor) -> tuple[Tensor]:
+            return (self._draw(rows, labels, seeds, configs).latents,)
+
+        return in_batches(draw, (labels, seeds), self.batch, self.device)[0]
+
+    def _draw(self, rows: range, labels: Tensor, seeds: Tensor, configs: Sequence[SamplerConfig]) -> rivals.Drawn:
+        own = [configs[row] for row in rows]
+        own += own[:1] * (self.batch - len(rows))
+        settings = step_settings(own, self.evaluations, self.device)
+        return self.rival.draw(self.codec.tokenizer.quantizer.codebook, labels, seeds, settings)
+
 
 def sampler_of(
-    generator: Generator | Rival,
+    generator: Generator | rivals.Rival,
     tokenizer: Tokenizer,
     *,
     batch: int = 16,
@@ -71,7 +84,7 @@ def sampler_of(
     evaluations: int = 0,
 ) -> RDPM | RivalSampler:
     """What draws with a generator of any method. precision, compile: of RDPM's; rivals run in fp32, uncompiled."""
-    if isinstance(generator, Rival):
+    if isinstance(generator, rivals.Rival):
         return RivalSampler(generator, tokenizer, batch=batch, evaluations=evaluations, device=device)
     return RDPM(generator, tokenizer, batch=batch, precision=precision, compile=compile, device=device)
 

@@ -1,7 +1,7 @@
 """The stage behind `rdpm calibrate`: a generator to the same generator with matched latents (`models.matching`).
 
-It draws codes as `rdpm sample` does and compares what they add up to with codes of a token store. The weights stay as
-they are. No image and no decoder is involved.
+It draws as `rdpm sample` does and compares the latents that the decoder would get with those of a token store. The
+weights stay as they are. Rivals may be matched too: docs/comparison.md.
 """
 
 from dataclasses import dataclass, field
@@ -11,18 +11,21 @@ import torch
 from torch import Tensor
 
 from rdpm.models.fields import EXECUTION
+from rdpm.models.generator import Generator
 from rdpm.models.matching import Matching, boxes, matching_of
 from rdpm.models.noise import Stream, child_seeds, normal
-from rdpm.models.quantizer import Quantizer
+from rdpm.models.rivals.rival import Rival
 from rdpm.models.sampler import SamplerConfig
+from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.exports.card import read_pair
-from rdpm.pipeline.exports.weights import save_export
+from rdpm.pipeline.exports.weights import load_model, load_tokenizer, save_export
 from rdpm.pipeline.foundation.config import to_dict
 from rdpm.pipeline.foundation.permutation import permute
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.inference.batches import in_batches
 from rdpm.pipeline.inference.rdpm import RDPM
+from rdpm.pipeline.inference.rivals import sampler_of
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.storage_schemas.cards import CARD, WEIGHTS, ModelCard
 from rdpm.storage_schemas.tokens import KIND
@@ -44,6 +47,8 @@ class CalibrateConfig:
     """Folder or URL of the export with matching."""
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     """Settings that samples will be drawn with. A matching for one guidance does not suit another."""
+    evaluations: int = 0
+    """Forward passes per image of a rival that has a choice; 0 for its usual number."""
     per_class: int = 200
     """Samples to draw per class, and most rows of the store per class to compare them with."""
     draws: int = 4
@@ -82,14 +87,14 @@ def run(config: CalibrateConfig) -> None:
             say(f"calibrate: {config.out} is already there")
             return
         torch.set_num_threads(config.threads)
-        model = RDPM.from_pretrained(config.generator, config.tokenizer, batch=config.batch)
-        if model.generator.matching is not None:
+        generator = load_model(config.generator)[0]
+        if generator.matching is not None:
             raise ValueError(f"generator {config.generator} has a matching; give the export that it was made from")
-        model.generator.matching = _matching(model, store, config)
+        generator.matching = _matching(generator, store, config)
         record.lease.check()
-        old, weights = cards[0], model.generator.state_dict()
+        old, weights = cards[0], generator.state_dict()
         training = {**old.training, JOB: {"sampler": to_dict(config.sampler), **inputs}}
-        card = save_export(config.out, "generator", model.generator.config, weights, old.made_from, training, old.steps)
+        card = save_export(config.out, "generator", generator.config, weights, old.made_from, training, old.steps)
         record.finish({"digest": card.digest, "samples": config.per_class * len(old.classes)})
         say(f"calibrate: {config.out} is generator {card.digest[:12]}")
 
@@ -105,33 +110,35 @@ def _check(config: CalibrateConfig, generator: ModelCard, tokenizer: ModelCard, 
         )
 
 
-def _matching(model: RDPM, store: Store, config: CalibrateConfig) -> Matching:
-    space = model.generator.config
+def _matching(generator: Generator | Rival, store: Store, config: CalibrateConfig) -> Matching:
+    space, tokenizer = generator.config, load_tokenizer(config.tokenizer)[0]
+    model = sampler_of(generator, tokenizer, batch=config.batch, evaluations=config.evaluations)
     side = max(side for side in range(1, min(config.boxes, space.grid) + 1) if space.grid % side == 0)
     labels = np.repeat(np.arange(space.num_classes), config.per_class)
-    seeds = child_seeds(config.seed, torch.arange(len(labels))).numpy()
-    codes = model.draw(labels, seeds, [config.sampler] * len(labels)).codes
-    drawn = boxes(torch.from_numpy(model.codec.accumulate(codes)), side)
-    real, real_labels = _real(model.tokenizer.quantizer, store, side, config, model.device)
-    rows = drawn, torch.from_numpy(labels), real, real_labels
+    drawing = labels, child_seeds(config.seed, torch.arange(len(labels))).numpy(), [config.sampler] * len(labels)
+    drawn = model.codec.accumulate(model.draw(*drawing).codes) if isinstance(model, RDPM) else model.latents(*drawing)
+    real, real_labels = _real(tokenizer, store, side, config, model.device)
+    rows = boxes(torch.from_numpy(drawn), side), torch.from_numpy(labels), real, real_labels
     return matching_of(*rows, space.num_classes, config.own_share).to(model.device)
 
 
 def _real(
-    quantizer: Quantizer, store: Store, side: int, config: CalibrateConfig, device: torch.device
+    tokenizer: Tokenizer, store: Store, side: int, config: CalibrateConfig, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """The box means of z'_T of rows of the store, and their labels."""
-    fresh = "latents" in store.specs
+    """The box means of what the decoder sees of rows of the store, and their labels."""
+    fresh, quantizer = "latents" in store.specs, tokenizer.quantizer
     rows, labels = _rows(store, "latents" if fresh else "codes", config.per_class, config.seed)
 
     def accumulate(_: range, rows: Tensor, seeds: Tensor) -> tuple[Tensor]:
+        if tokenizer.config.continuous:
+            return (boxes(rows, side),)
         if not fresh:
             return (boxes(quantizer.codebook.accumulated(rows, rows.shape[1]), side),)
         shape = tuple(rows.shape[1:])
         return (boxes(quantizer.quantize(rows, lambda t: normal(seeds, t, shape, Stream.TOKENIZER)).accumulated, side),)
 
     values = rows.astype(np.float32 if fresh else np.int64)
-    draws = range(1, 1 + config.draws) if fresh else range(1)
+    draws = range(1, 1 + config.draws) if fresh and not tokenizer.config.continuous else range(1)
     seeds = [child_seeds(config.seed + draw, torch.arange(len(labels))).numpy() for draw in draws]
     found = [in_batches(accumulate, (values, each), config.batch, device)[0] for each in seeds]
     return torch.from_numpy(np.concatenate(found)), torch.from_numpy(labels).repeat(len(found))

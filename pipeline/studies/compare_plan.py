@@ -208,7 +208,7 @@ def calibration(config: CompareConfig, entry: Entry, seed: int, sampler: str) ->
     paths = [f"generator={entry.generators[seed].out}", f"tokenizer={entry.tokenizer.out}", f"store={entry.store.out}"]
     out = files.join(config.out, f"{slug(entry.name)}.calibrated-{number}-{seed}")
     base = load_config(CalibrateConfig, CALIBRATE, entry.method.calibration, [*paths, f"out={out}"])
-    return replace(base, sampler=entry.method.samplers[sampler])
+    return replace(base, sampler=entry.method.samplers[sampler], evaluations=entry.method.evaluations)
 
 
 def sample_set(config: CompareConfig, entry: Entry, seed: int, out: str, sampler: str, per_class: int) -> SampleConfig:

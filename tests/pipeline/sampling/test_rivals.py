@@ -7,14 +7,18 @@ import pytest
 import torch
 
 from rdpm import RDPM
+from rdpm.models.matching import boxes
 from rdpm.models.methods import new_generator
+from rdpm.models.noise import child_seeds
 from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.evaluation.splits import load_samples
 from rdpm.pipeline.exports.card import read_card, read_pair
 from rdpm.pipeline.exports.weights import save_export
 from rdpm.pipeline.inference.rivals import RivalSampler, load_sampler
+from rdpm.pipeline.sampling.calibration import CalibrateConfig
+from rdpm.pipeline.sampling.calibration import run as calibrate
 from rdpm.pipeline.sampling.plan import labels_and_seeds, sample_plan
-from rdpm.storage_schemas.cards import GeneratorOrigin
+from rdpm.storage_schemas.cards import GeneratorOrigin, ModelCard
 
 
 @pytest.fixture(scope="module")
@@ -22,13 +26,17 @@ def flow(tmp_path_factory, exports) -> str:
     """A folder with a flow generator of two classes and its tokenizer."""
     folder = str(tmp_path_factory.mktemp("flow"))
     card = exports.tokenizer(f"{folder}/tokenizer")
+    save_flow(exports, f"{folder}/generator", card)
+    return folder
+
+
+def save_flow(exports, folder: str, tokenizer: ModelCard) -> None:
     config = replace(exports.generator_config, method="flow")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         weights = {n: v + 0.1 * torch.randn_like(v) for n, v in new_generator(config).state_dict().items()}
-    origin = GeneratorOrigin(card.digest, (), card.classes)
-    save_export(f"{folder}/generator", "generator", config, weights, origin, {}, 1)
-    return folder
+    origin = GeneratorOrigin(tokenizer.digest, (), tokenizer.classes)
+    save_export(folder, "generator", config, weights, origin, {}, 1)
 
 
 PLAIN = SamplerConfig()
@@ -57,6 +65,40 @@ def test_a_set_holds_what_the_sampler_draws_with_so_many_evaluations(flow, confi
         same[evaluations] = np.array_equal(drawn.images, store.read_all("images"))
     assert same == {3: True, 4: False}
     assert store.manifest.plan.samples.sampler["evaluations"] == 3
+
+
+def test_a_rival_is_matched_to_the_latents_of_a_store(tmp_path, exports, stores):
+    """Flow matching on a continuous tokenizer, whose decoder gets the stored latents themselves."""
+    paths = {name: str(tmp_path / name) for name in ("tokenizer", "generator", "store", "out")}
+    card = exports.tokenizer(paths["tokenizer"], continuous=True)
+    save_flow(exports, paths["generator"], card)
+    plan = stores.plan(rows=200, shard_rows=100, chunk_rows=50, **exports.identity(card))
+
+    class Finite(type(stores)):
+        def columns(self, plan, shard):
+            latents = np.random.default_rng(shard).normal(size=(100, 4, 4, 4)).astype(np.float16)
+            return super().columns(plan, shard) | {"latents": latents}
+
+    store = Finite().build(paths["store"], plan)
+    settings = {"sampler": SamplerConfig(guidance=0.5), "evaluations": 3, "batch": 20}
+    calibrate(CalibrateConfig(**paths, **settings, per_class=100, boxes=2, threads=1))
+
+    plain, matched = (
+        load_sampler(paths[name], paths["tokenizer"], batch=20, device="cpu", evaluations=3)
+        for name in ("generator", "out")
+    )
+    matching, labels = matched.rival.matching, torch.arange(2).repeat_interleave(100)
+    drawing = labels.numpy(), child_seeds(0, torch.arange(200)).numpy(), [settings["sampler"]] * 200
+    latents = torch.from_numpy(plain.latents(*drawing))
+    moved = matching(latents, matching.table[labels])
+    real, kinds = torch.from_numpy(store.read_all("latents")).float(), store.read_all("label")
+    for label in (0, 1):
+        means = [boxes(values, 2).mean(0) for values in (moved[labels == label], real[kinds == label])]
+        assert torch.allclose(*means, atol=2e-3)
+    assert np.array_equal(matched.latents(*drawing), latents)
+    images = matched.draw(*drawing).images
+    assert np.array_equal(images[..., :1], matched.codec.decode_latents(moved.numpy()))
+    assert not np.array_equal(images, plain.draw(*drawing).images)
 
 
 def test_plans_of_rdpms_samples_say_nothing_of_evaluations(run, config_of):
