@@ -86,7 +86,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rdpm: unknown command {name!r}; {meant}", file=sys.stderr)
         return 2
     if "-h" in rest or "--help" in rest:
-        return _print(f"usage: rdpm {name} {usage_of(name)}\n{COMMANDS[name][1]}\n\n{keys_help(COMMANDS[name][0])}")
+        module, text = COMMANDS[name]
+        keys = keys_help(module, "CONFIG.yaml" in usage_of(name))
+        return _print(f"usage: rdpm {name} {usage_of(name)}\n{text}\n\n{keys}")
     from rdpm.pipeline.foundation.extras import extra_for
     from rdpm.pipeline.foundation.lease import waiting
     from rdpm.pipeline.foundation.secrets import mask_output, masked

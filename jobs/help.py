@@ -10,11 +10,12 @@ _MEANING = 6  # columns before the meaning of a key
 _MUST = "must be given"
 
 
-def keys_help(module: str) -> str:
-    """The keys that the command of this module takes; empty where it takes none."""
+def keys_help(module: str, in_config: bool) -> str:
+    """The keys that the command of this module takes, in a config too or not; empty where it takes none."""
     configs = parsed_configs(module)
     width = min(shutil.get_terminal_size((100, 24)).columns, _WIDEST)
-    parts = ["Keys, in CONFIG.yaml or as key=value, with their type and default:"] if configs else []
+    where = "in CONFIG.yaml or as key=value" if in_config else "as key=value"
+    parts = [f"Keys, {where}, with their type and default:"] if configs else []
     for place in configs:
         if len(configs) > 1:
             parts.append(f"{place[1]}:")

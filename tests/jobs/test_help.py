@@ -82,7 +82,7 @@ def test_help_names_every_key_once_with_type_default_and_meaning(command, capsys
 
 def test_the_widths_of_lines_follow_the_terminal(monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
-    meanings = [line for line in keys_help("rdpm.jobs.tokenize_images").splitlines() if line.startswith("      ")]
+    meanings = [line for line in keys_help("rdpm.jobs.tokenize_images", True).splitlines() if line.startswith("      ")]
     assert max(map(len, meanings)) <= 70
 
 
@@ -102,3 +102,11 @@ def test_help_into_a_closed_pager_is_no_error(python, repository):
     done = subprocess.run(["bash", "-c", command], cwd=repository, capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "0"
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("name", ["init", "serve", "train-generator"])
+def test_help_names_a_config_only_where_one_is_taken(name, capsys):
+    assert main([name, "--help"]) == 0
+    usage, *lines = capsys.readouterr().out.splitlines()
+    heading = next(line for line in lines if line.startswith("Keys"))
+    assert ("CONFIG.yaml" in heading) == ("CONFIG.yaml" in usage) == (name == "train-generator")
