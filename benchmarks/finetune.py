@@ -1,6 +1,6 @@
 """Fine-tuning against training from scratch: half of the digits' classes first, the rest after (docs/finetune.md).
 
-    python -m benchmarks.finetune [--out FOLDER] [--seeds 0 1 2] [--steps 100]
+    python -m benchmarks.finetune [--out FOLDER] [--seeds 0 1 2] [--steps 100 300]
 
 A tokenizer and a generator of the digits 0 to 4 are trained once. For 5 to 9 there are then three ways of equal steps:
 
@@ -143,7 +143,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default="runs/finetune")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, nargs="+", default=[100], help="multiples of 100, ascending")
+    parser.add_argument("--steps", type=int, nargs="+", default=[100, 300], help="multiples of 100, ascending")
     given = parser.parse_args()
     lay_out(given.out)
     first = tokenizer(given.out, "first", "tokenizer-first", f"steps={BASE_TOKENIZER}")
