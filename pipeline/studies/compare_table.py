@@ -93,6 +93,9 @@ def plot(rows: Sequence[CompareRow]) -> bytes:
             axis.plot(row.forwards, np.mean(values), "o", color=line.get_color(), label=row.name)
         axis.axhline(1, color="tab:gray", linewidth=0.8)  # a perfect generator
         axis.set_xscale("log")
+        forwards = sorted({row.forwards for row in rows})
+        axis.set_xticks(forwards, [str(number) for number in forwards])
+        axis.set_xticks([], minor=True)
         axis.set_xlabel("forwards per image")
         axis.set_ylabel(_COLUMNS[metric][0])
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
