@@ -4,11 +4,12 @@ To add one, write a subclass of Extractor with `name`, `digest` and `outputs`, a
 from `make_extractor` in inputs.py.
 """
 
+import contextlib
 import copy
 import hashlib
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from rdpm.models.precision import full_precision
 from rdpm.models.tokenizer import from_pixels
 from rdpm.pipeline.evaluation.classifier import CLASSIFIER_VERSION, Classifier, ClassifierConfig, train_classifier
 from rdpm.pipeline.foundation import files
@@ -65,8 +67,7 @@ class Extractor:
     def extract(self, pixels: np.ndarray) -> Features:
         """Features of images (n, H, W, C) uint8, where n >= 1 and C is 1 or 3."""
         parts = []
-        exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-        with exact:
+        with full_precision(), _deterministic():
             for part in torch.from_numpy(pixels).permute(0, 3, 1, 2).split(self.batch):
                 padding = part[-1:].expand(self.batch - len(part), -1, -1, -1)
                 outputs = self.outputs(torch.cat([part, padding]).to(self.device))
@@ -74,6 +75,17 @@ class Extractor:
         features, *others = (_joined(column) for column in zip(*parts, strict=True))
         assert features is not None
         return Features(features, *others)
+
+
+@contextlib.contextmanager
+def _deterministic() -> Iterator[None]:
+    """In this block cuDNN takes deterministic algorithms, and does not choose them by trying."""
+    cudnn = torch.backends.cudnn
+    former, cudnn.benchmark, cudnn.deterministic = (cudnn.benchmark, cudnn.deterministic), False, True
+    try:
+        yield
+    finally:
+        cudnn.benchmark, cudnn.deterministic = former
 
 
 def _vectors(outputs: Outputs) -> Outputs:

@@ -1,5 +1,6 @@
 """float32 is computed in float32 wherever bytes are promised, whatever the process allows."""
 
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -9,6 +10,8 @@ import torch
 from rdpm.models.noise import child_seeds
 from rdpm.models.precision import full_precision
 from rdpm.models.quantizer import Quantizer
+from rdpm.pipeline.evaluation.classifier import Classifier, ClassifierConfig
+from rdpm.pipeline.evaluation.features import ClassifierExtractor
 from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
 from rdpm.pipeline.inference.batches import in_batches
 from rdpm.pipeline.inference.codec import Codec
@@ -104,3 +107,33 @@ def test_a_quantizer_computes_in_float32_wherever_it_is_called(rough, models):
     quantizer.train()(latents, noise_at)
     assert seen == [["ieee"] * 6] * quantizer.schedule.num_steps
     assert precisions() == rough
+
+
+def test_blocks_of_several_threads_leave_what_they_found(rough):
+    """The first block to end does not end the other's, and the last one restores what was there before both."""
+    entered, leave, seen = threading.Event(), threading.Event(), []
+
+    def other() -> None:
+        with full_precision():
+            entered.set()
+            leave.wait(60)
+            seen.append(precisions())
+
+    thread = threading.Thread(target=other)
+    with full_precision():
+        thread.start()
+        entered.wait(60)
+    assert precisions() == ["ieee"] * 6
+    leave.set()
+    thread.join()
+    assert seen == [["ieee"] * 6]
+    assert precisions() == rough
+
+
+def test_features_can_be_taken_inside_a_block():
+    """Torch refuses to read its older flags there."""
+    extractor = ClassifierExtractor(Classifier(ClassifierConfig(num_classes=2)), 4)
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+    plain = extractor.extract(pixels)
+    with full_precision():
+        assert np.array_equal(extractor.extract(pixels).features, plain.features)
