@@ -128,7 +128,7 @@ def _compare(new: JobRecord, config: Any, makes: tuple[str, ...], grows: str) ->
     there = files.exists(out)
     if change and there:
         raise ValueError(f"{out} was made with other settings ({change}); choose another out, or delete it and {path}")
-    if change or old.settings.get(grows) != new.settings.get(grows):  # else the earlier start made nothing, or less
+    if change or old.settings.get(grows) != new.settings.get(grows):  # nothing is there, or parts of it
         return True
     new.finished = old.finished and there and all(files.exists(files.join(out, name)) for name in makes)
     if new.finished:
