@@ -1,5 +1,6 @@
 """What rivals share with RDPM, and what trainings and samplers ask of them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -51,7 +52,7 @@ class Drawn:
     """Codes of the latents; None for a rival that draws latents."""
 
 
-class Rival(nn.Module):
+class Rival(nn.Module, ABC):
     """A generator with RDPM's blocks that learns otherwise. The label `num_classes` stands for no class.
 
     inputs, outputs: numbers per position that go in and come out. timed: whether the blocks are told a step.
@@ -83,23 +84,24 @@ class Rival(nn.Module):
         """How drawn latents are matched to real ones before they are decoded; None without `rdpm calibrate`."""
 
     @staticmethod
+    @abstractmethod
     def evaluations(config: GeneratorConfig, asked: int) -> int:
         """Forward passes per image, when so many are asked for; 0 asks for the usual number. Raises ValueError."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def given(quantizer: Quantizer, rows: Rows) -> Given:
         """Arguments of `loss` for rows of a store. Every draw is a function of the row's seed."""
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, *arguments: Tensor) -> Float[Tensor, " b"]:
         """The loss of each image."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example(self, count: int) -> tuple[Tensor, ...]:
         """Arguments of `loss` for `count` images, without meaning: to count what it costs."""
-        raise NotImplementedError
 
+    @abstractmethod
     def draw(
         self,
         codebook: Codebook,
@@ -108,7 +110,6 @@ class Rival(nn.Module):
         settings: Sequence[StepSettings],
     ) -> Drawn:
         """Images of a batch: a function of weights, seeds and labels. settings: those of each forward pass."""
-        raise NotImplementedError
 
     def start_from(self, quantizer: Quantizer) -> None:
         """Initialize the classification layer as RDPM's; does nothing where codes are not learned."""

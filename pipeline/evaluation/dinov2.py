@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdpm.models.precision import full_precision
 from rdpm.pipeline.evaluation.features import Extractor, Outputs, WeightsFile
 
 DINOV2 = WeightsFile(
@@ -142,8 +141,7 @@ class DinoExtractor(Extractor):
 
     def outputs(self, images: Tensor) -> Outputs:
         """Features (b, 1024); grey is repeated to three channels."""
-        with full_precision():
-            (features,) = self.network(images.expand(-1, 3, -1, -1))
+        (features,) = self.network(images.expand(-1, 3, -1, -1))
         return features, None, None
 
 

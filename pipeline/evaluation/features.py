@@ -9,6 +9,7 @@ import copy
 import hashlib
 import io
 import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,7 +44,7 @@ class Features:
     """(n, h * w * 7) float32; None where the extractor has no maps."""
 
 
-class Extractor:
+class Extractor(ABC):
     """A feature space. Metrics compare only where both `name` and `digest`, the digest of the weights, are equal.
 
     Every call of the network sees `batch` images; the last batch is padded. It runs on the GPU where there is one.
@@ -56,12 +57,12 @@ class Extractor:
         self.batch = batch
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
 
+    @abstractmethod
     def outputs(self, images: Tensor) -> Outputs:
         """Images (b, C, H, W) uint8 on the device to features (b, f), logits (b, c) and maps (b, c', h, w).
 
         Logits and maps are None where the extractor has none.
         """
-        raise NotImplementedError
 
     @torch.no_grad()
     def extract(self, pixels: np.ndarray) -> Features:

@@ -7,6 +7,7 @@ chunks are identical.
 import contextlib
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Chunk:
     """(n,) int64; -1 where a label is unknown."""
 
 
-class ImageSet:
+class ImageSet(ABC):
     """Images in a fixed order that can be read any number of times."""
 
     url: str
@@ -51,12 +52,13 @@ class ImageSet:
     classes: tuple[str, ...] | None = None
     """Class names; a label is a position among them. None where they are unknown."""
 
+    @abstractmethod
     def __len__(self) -> int:
         """How many images are listed. Some images of a folder may turn out to be unusable."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _parts(self) -> Iterable[Chunk]:
-        raise NotImplementedError
+        """The images in their order, in parts of any size."""
 
     def chunks(self) -> Iterator[Chunk]:
         """All images, CHUNK at a time; the last chunk may be shorter."""

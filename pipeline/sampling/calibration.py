@@ -17,7 +17,7 @@ from rdpm.models.noise import Stream, child_seeds, normal
 from rdpm.models.rivals.rival import Rival
 from rdpm.models.sampler import SamplerConfig
 from rdpm.models.tokenizer import Tokenizer
-from rdpm.pipeline.exports.card import read_pair
+from rdpm.pipeline.exports.card import generator_config, read_pair, tokenizer_config
 from rdpm.pipeline.exports.weights import load_model, load_tokenizer, save_export
 from rdpm.pipeline.foundation.config import to_dict
 from rdpm.pipeline.foundation.permutation import permute
@@ -26,6 +26,7 @@ from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.inference.batches import in_batches
 from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.inference.rivals import sampler_of
+from rdpm.pipeline.sampling.plan import check_drawing
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.storage_schemas.cards import CARD, WEIGHTS, ModelCard
 from rdpm.storage_schemas.tokens import KIND
@@ -108,6 +109,9 @@ def _check(config: CalibrateConfig, generator: ModelCard, tokenizer: ModelCard, 
             f"store {config.store} has classes {list(tokens.classes)[:10]}, but the generator draws "
             f"{list(generator.classes)[:10]}; give a store that it was trained on"
         )
+    if tokenizer_config(tokenizer).continuous and "latents" not in store.specs:
+        raise ValueError(f"store {config.store} has no latents, which the decoder gets; make one with latents: true")
+    check_drawing(generator_config(generator), config.sampler, config.evaluations)
 
 
 def _matching(generator: Generator | Rival, store: Store, config: CalibrateConfig) -> Matching:

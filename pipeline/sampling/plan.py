@@ -123,14 +123,18 @@ def sample_plan(config: SampleConfig, generator: ModelCard, tokenizer: ModelCard
     return Plan(KIND, rows, shard_rows, shard_rows, arrays, identity)
 
 
-def _check_method(config: SampleConfig, space: GeneratorConfig) -> None:
-    """Raise ValueError for settings that the generator's method does not have."""
-    evaluations_of(space, config.evaluations)
-    sampler = config.sampler
+def check_drawing(space: GeneratorConfig, sampler: SamplerConfig, evaluations: int) -> None:
+    """Raise ValueError for settings with which the generator's method does not draw."""
+    evaluations_of(space, evaluations)
     if not learns_codes(space) and (sampler.temperature != 1 or sampler.top_k or sampler.top_p != 1):
         raise ValueError(
             f"method {space.method} draws latents, which have no temperature, top_k and top_p; leave them out"
         )
+
+
+def _check_method(config: SampleConfig, space: GeneratorConfig) -> None:
+    """Raise ValueError for settings that the generator's method does not have."""
+    check_drawing(space, config.sampler, config.evaluations)
     if space.method != "rdpm" and (config.precision != "fp32" or config.compile):
         raise ValueError(
             f"precision is {config.precision} and compile is {str(config.compile).lower()}; method {space.method} is "

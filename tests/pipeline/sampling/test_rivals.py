@@ -19,6 +19,7 @@ from rdpm.pipeline.sampling.calibration import CalibrateConfig
 from rdpm.pipeline.sampling.calibration import run as calibrate
 from rdpm.pipeline.sampling.plan import labels_and_seeds, sample_plan
 from rdpm.storage_schemas.cards import GeneratorOrigin, ModelCard
+from rdpm.storage_schemas.tokens import token_arrays
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +100,26 @@ def test_a_rival_is_matched_to_the_latents_of_a_store(tmp_path, exports, stores)
     images = matched.draw(*drawing).images
     assert np.array_equal(images[..., :1], matched.codec.decode_latents(moved.numpy()))
     assert not np.array_equal(images, plain.draw(*drawing).images)
+
+
+def test_a_rival_is_not_matched_for_what_it_does_not_draw(flow, tmp_path, exports, stores):
+    card = read_card(f"{flow}/tokenizer", "tokenizer")
+    stores.build(f"{tmp_path}/store", stores.plan(**exports.identity(card)))
+    config = CalibrateConfig(f"{flow}/generator", f"{flow}/tokenizer", f"{tmp_path}/store", f"{tmp_path}/out")
+    with pytest.raises(ValueError, match="draws latents, which have no temperature"):
+        calibrate(replace(config, sampler=SamplerConfig(temperature=0.5)))
+    exports.generator(f"{tmp_path}/generator", card)
+    with pytest.raises(ValueError, match="evaluations is 7; method rdpm takes 3"):
+        calibrate(replace(config, generator=f"{tmp_path}/generator", evaluations=7))
+    paths = {name: f"{tmp_path}/continuous/{name}" for name in ("generator", "tokenizer", "store", "out")}
+    card = exports.tokenizer(paths["tokenizer"], continuous=True)
+    save_flow(exports, paths["generator"], card)
+    plan = stores.plan(**exports.identity(card))
+    stores.build(paths["store"], replace(plan, arrays=token_arrays(3, (4, 4, 4), False, False)))
+    with pytest.raises(ValueError, match="has no latents, which the decoder gets; make one with latents: true"):
+        calibrate(CalibrateConfig(**paths))
+    assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "continuous" / "out").exists()
 
 
 def test_plans_of_rdpms_samples_say_nothing_of_evaluations(run, config_of):
