@@ -7,6 +7,7 @@ from rdpm.pipeline.projects.pictures import Pictures
 
 _SIZES = (16, 32, 64, 128, 256)
 _FEWEST_VALUES, _FEWEST_MATCHED = 4, 100  # pictures per matched value, and in all, below which none is matched
+_LEAST_SHARE = 0.2  # of its own covariance, below which a class gets none
 HOLD_OUT, MOST_HELD_OUT, FEWEST_HELD_OUT = 0.1, 2000, 4
 
 
@@ -118,6 +119,15 @@ def _boxes(grid: int, code_dim: int, training: int) -> int:
         return 0
     sides = [side for side in (1, 2, 3, 4) if grid % side == 0]
     return max((side for side in sides if training >= _FEWEST_VALUES * side**2 * code_dim), default=0)
+
+
+def own_share(rows: int, values: int) -> float:
+    """How far the covariance of a class is told by so many pictures of that many values; 0 where that is little.
+
+    It is the rule of a shrunk estimate, rows / (rows + values), and gives the digits' share of .6.
+    """
+    share = round(rows / (rows + values), 2)
+    return share if share >= _LEAST_SHARE else 0.0
 
 
 def _size(pictures: Pictures, machine: Machine, hours: float) -> int:

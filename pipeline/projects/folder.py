@@ -6,14 +6,13 @@ from dataclasses import dataclass
 import yaml
 
 from rdpm.pipeline.foundation import files
-from rdpm.pipeline.projects.choice import Choice
+from rdpm.pipeline.projects.choice import Choice, own_share
 from rdpm.pipeline.projects.road import RUN
 
 PICTURES = "pictures"
 TRAIN, HELD_OUT, UNUSABLE = "train.yaml", "held-out.yaml", "unusable.txt"
 _KEYS = "held-out.txt"
 _LINE = 112  # characters
-_LEAST_SHARE = 0.2  # of its own covariance, below which a class gets none
 
 
 @dataclass(frozen=True)
@@ -177,15 +176,6 @@ checkpoint_every: {_interval(steps, 5)}
 
 
 _SAMPLER = "sampler: {guidance: 0.2, ramp: linear, temperature: 1.0} # more guidance: clearer classes, less variety"
-
-
-def own_share(rows: int, values: int) -> float:
-    """How far the covariance of a class is told by so many pictures of that many values; 0 where that is little.
-
-    It is the rule of a shrunk estimate, rows / (rows + values), and gives the digits' share of .6.
-    """
-    share = round(rows / (rows + values), 2)
-    return share if share >= _LEAST_SHARE else 0.0
 
 
 def _calibration(facts: Facts, choice: Choice, lengths: Lengths) -> str:

@@ -8,8 +8,8 @@ import yaml
 
 from rdpm.jobs.cli import COMMANDS
 from rdpm.pipeline.foundation.config import load_config
-from rdpm.pipeline.projects.choice import Choice, choose, held_out
-from rdpm.pipeline.projects.folder import Facts, Lengths, files_of, own_share
+from rdpm.pipeline.projects.choice import Choice, choose, held_out, own_share
+from rdpm.pipeline.projects.folder import Facts, Lengths, files_of
 from rdpm.pipeline.projects.machine import Machine, this_machine
 from rdpm.pipeline.projects.pictures import Pictures
 from rdpm.pipeline.projects.plan import Plan, plan, sample_counts
