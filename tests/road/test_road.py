@@ -27,7 +27,7 @@ def commands(run: Path) -> dict[str, list[str]]:
         "train-tokenizer": [
             f"{CONFIGS}/tokenizer.yaml", f"images={data}/train", f"validation={data}/val",
             "validate_every=12", f"out={tokenizer}", *RANKS, "micro_batch=32",
-            "steps=24", "checkpoint_every=4", "log_every=4", "loss.adversarial=0.5", "loss.discriminator_start=6",
+            "steps=12", "checkpoint_every=4", "log_every=4", "loss.adversarial=0.5", "loss.discriminator_start=6",
         ],
         "tokenize": [
             f"{CONFIGS}/store.yaml", f"images={data}/train", f"tokenizer={tokenizer}", f"out={store}", "shard_rows=128",
