@@ -20,7 +20,7 @@ from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig, token_plan
-from rdpm.pipeline.tokenizing.rows import images_of, read_rows
+from rdpm.pipeline.tokenizing.rows import ShardReader, images_of
 
 CPU = torch.device("cpu")
 
@@ -102,7 +102,7 @@ def test_encoding_the_pixels_of_a_store_gives_its_bytes(tmp_path, digit_folder, 
         worklist.write({shard: images_of(plan, shard) for shard in range(plan.num_shards)})
     encoder = ShardEncoder(tokenizer, config.out, plan, threads=1)
     for shard in range(plan.num_shards):
-        rows = read_rows(shard, plan=plan, listing=worklist.folder, size=8, channels=1)
+        rows = ShardReader(plan, worklist.folder, 8, 1).read(shard)
         encoder(shard, rows)
         parts.append(rows.pixels)
     store = Store(config.out, publish(config.out, plan))

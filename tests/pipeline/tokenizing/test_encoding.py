@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import pickle
+import subprocess
 from contextlib import closing
 from dataclasses import fields
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rdpm.pipeline.exports.card import read_card
+from rdpm.pipeline.exports.card import read_card, tokenizer_config
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.images.decode import VIEWS, decode_views
@@ -19,8 +21,9 @@ from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.stores.reader import Store
 from rdpm.pipeline.stores.writer import publish, start_store
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
+from rdpm.pipeline.tokenizing.encoding import shard_work
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig, token_plan
-from rdpm.pipeline.tokenizing.rows import ShardRows, images_of, read_rows
+from rdpm.pipeline.tokenizing.rows import ShardReader, ShardRows, images_of
 from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import noise_seed
 
@@ -56,7 +59,7 @@ def folder(tmp_path_factory, some_images) -> str:
 
 def rows_of(plan: Plan, worklist: Worklist, shard: int) -> ShardRows:
     """The decoded rows of a shard."""
-    return read_rows(shard, plan=plan, listing=worklist.folder, size=8, channels=1)
+    return ShardReader(plan, worklist.folder, 8, 1).read(shard)
 
 
 def tokenize_here(config: TokenizeConfig) -> Store:
@@ -190,3 +193,14 @@ def test_a_compiled_encoder_gives_the_latents_of_the_plain_one(tokenizer, digits
     compiled = ShardEncoder(tokenizer, str(tmp_path), plan, 1).encode(pixels, np.arange(20, dtype=np.uint64))
     plain = latents_of(load_tokenizer(tokenizer)[0], pixels)
     assert np.abs(compiled.latents.astype(np.float32) - plain).max() < 0.01  # they are stored as float16
+
+
+def test_what_a_decoding_task_is_sent_loads_no_torch(python, repository, tmp_path, folder, tokenizer):
+    config = TokenizeConfig(folder, tokenizer, f"{tmp_path}/store", shard_rows=10, chunk_rows=10)
+    card = read_card(tokenizer, "tokenizer")
+    with closing(Worklist(folder, config.out)) as worklist:
+        plan = token_plan(config, worklist.summary, card, "cpu")
+        work = shard_work(config, plan, worklist.folder, tokenizer_config(card), ShardEncoder)
+    (tmp_path / "sent").write_bytes(pickle.dumps(work.reader.read))
+    check = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); assert 'torch' not in sys.modules"
+    subprocess.run([*python, "-c", check, str(tmp_path / "sent")], cwd=repository, check=True)

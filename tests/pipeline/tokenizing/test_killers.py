@@ -1,6 +1,7 @@
 """Images that kill whoever decodes or encodes them: they become rejects, and the other rows of their shards live."""
 
 import os
+import sys
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import replace
@@ -21,7 +22,7 @@ from rdpm.pipeline.stores.writer import publish, start_store
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
 from rdpm.pipeline.tokenizing.encoding import ShardWork, encode_shards, shard_work
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig, token_plan
-from rdpm.pipeline.tokenizing.rows import KILLS, ShardRows, images_of, read_rows
+from rdpm.pipeline.tokenizing.rows import KILLS, ShardReader, ShardRows, images_of
 
 FEW = Resources(cpus=4, object_store_mb=128, actors=1, actor_cpus=0.5)
 
@@ -48,9 +49,7 @@ def test_an_image_that_kills_is_not_read_and_its_rows_say_so(config) -> None:
         worklist.write({1: images_of(plan, 1)})
     rows, images = plan.shard_range(1), images_of(plan, 1)
     killer = images.start + 1
-    whole, rest = (
-        read_rows(1, plan=plan, listing=worklist.folder, size=8, channels=1, without=without) for without in ((), (1,))
-    )
+    whole, rest = (ShardReader(plan, worklist.folder, 8, 1).read(1, {1: without}) for without in ((), (1,)))
     killed = np.array([row // 12 == killer for row in rows])
     assert killed.sum() == 12
     assert rest.reason.tolist() == [KILLS if each else "" for each in killed]
@@ -74,7 +73,23 @@ def finish(work: ShardWork, out: str) -> Store:
     """The published store of this work."""
     remove_worklists(out)
     remove_nonce(out)
-    return Store(out, publish(out, work.plan))
+    return Store(out, publish(out, work.reader.plan))
+
+
+@pytest.mark.long
+def test_decoding_tasks_do_not_load_torch(config) -> None:
+    """It would take every one of them seconds at the start of a job."""
+
+    class Light(ShardReader):
+        def read(self, shard: int, killers: Mapping[int, tuple[int, ...]]) -> ShardRows:
+            if "torch" in sys.modules:
+                raise ValueError("a decoding task has loaded torch")
+            return super().read(shard, killers)
+
+    with closing(Worklist(config.images, config.out)) as worklist, session(config.resources):
+        work = work_of(config, worklist)
+        work = replace(work, reader=Light(**vars(work.reader)))
+        assert {done.shard for done in encode_shards(work, [0, 1, 2], config)} == {0, 1, 2}
 
 
 @pytest.mark.long
@@ -83,7 +98,7 @@ def test_images_that_kill_decoder_or_encoder_are_rejected_and_nothing_else_chang
 ) -> None:
     """Keys: 0/00, 0/02 | 0/04, 1/01 | 1/03, 1/05. Shard 2 is left alone."""
 
-    class Deadly(ShardWork):
+    class Deadly(ShardReader):
         """Reading image 1 of shard 0, 0/02.png, kills."""
 
         def read(self, shard: int, killers: Mapping[int, tuple[int, ...]]) -> ShardRows:
@@ -100,7 +115,8 @@ def test_images_that_kill_decoder_or_encoder_are_rejected_and_nothing_else_chang
             return super().encode(pixels, seeds)
 
     with closing(Worklist(config.images, config.out)) as worklist, session(config.resources):
-        work = Deadly(**vars(work_of(config, worklist, Fragile)))
+        work = work_of(config, worklist, Fragile)
+        work = replace(work, reader=Deadly(**vars(work.reader)))
         list(encode_shards(work, [0, 1, 2], config))
     store = finish(work, config.out)
     assert not verify_store(store).findings
@@ -114,8 +130,8 @@ def test_images_that_kill_decoder_or_encoder_are_rejected_and_nothing_else_chang
     here = replace(config, out=f"{tmp_path}/here")  # the same, by hand, in this process
     with closing(Worklist(here.images, here.out)) as worklist:
         work = work_of(here, worklist)
-        encoder = ShardEncoder(here.tokenizer, here.out, work.plan, 1)
+        encoder = ShardEncoder(here.tokenizer, here.out, work.reader.plan, 1)
         for shard in range(3):
-            encoder(shard, work.read(shard, {0: (1,), 1: (1,)}))
+            encoder(shard, work.reader.read(shard, {0: (1,), 1: (1,)}))
     finish(work, here.out)
     assert tree(config.out) == tree(here.out)

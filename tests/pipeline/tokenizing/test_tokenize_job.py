@@ -19,7 +19,7 @@ from rdpm.pipeline.stores.verification import verify_store
 from rdpm.pipeline.stores.writer import missing_shards, publish
 from rdpm.pipeline.tokenizing.encoder import ShardEncoder
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
-from rdpm.pipeline.tokenizing.rows import ShardRows, read_rows
+from rdpm.pipeline.tokenizing.rows import ShardReader, ShardRows
 from rdpm.pipeline.tokenizing.stage import tokenize
 from rdpm.storage_schemas.manifest import plan_from_json
 
@@ -133,7 +133,7 @@ class Overtaken(Worklist):
         plan = plan_from_json(files.read_json(f"{self._store}/plan.json"))
         rival = ShardEncoder(f"{self._store}/../tokenizer", self._store, plan, 1)
         for shard in images:
-            rival(shard, read_rows(shard, plan=plan, listing=self.folder, size=8, channels=1))
+            rival(shard, ShardReader(plan, self.folder, 8, 1).read(shard))
         publish(self._store, plan)
         remove_worklists(self._store)
 
