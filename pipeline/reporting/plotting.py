@@ -4,10 +4,15 @@ Figures are created without pyplot, so no global state keeps them alive. Agg dra
 """
 
 import io
+import logging
 from typing import Any
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+# A list of fonts that another environment left in the user's cache may lack matplotlib's own: it finds DejaVu Sans, and
+# would warn about every other one.
+logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def new_figure(width: float, height: float, **options: Any) -> Figure:
