@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import tempfile
+import uuid
 from dataclasses import replace
 
 import torch
@@ -83,7 +84,10 @@ def _run_ranks(job: str, config: RunConfig) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    elastic = LaunchConfig(1, 1, config.ranks, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0)
+    run = uuid.uuid4().hex  # or torch makes one, with a warning
+    elastic = LaunchConfig(
+        1, 1, config.ranks, run_id=run, rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = os.path.join(folder, "config.yaml")
         save_config(path, job, config)

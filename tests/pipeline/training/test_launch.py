@@ -70,6 +70,7 @@ def test_ranks_get_the_config_as_a_file_and_sigterm_saves_and_ends_them(start, i
     printed, _ = job.communicate(timeout=60)
     assert job.returncode == 143, printed[-3000:]
     assert "stopped by SIGTERM after step" in printed
+    assert "run_id" not in printed  # which torch would warn about
     assert checkpoint_steps(out) == [steps_done(out)]
     assert not os.path.exists(path)
     assert not any(process.is_running() for process in ranks.values())
