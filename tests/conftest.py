@@ -10,6 +10,7 @@ import sys
 import time
 import uuid
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -231,6 +232,17 @@ def s3(s3_server, monkeypatch) -> str:
     bucket = f"bucket-{uuid.uuid4().hex}"
     fsspec.filesystem("s3", use_listings_cache=False).mkdir(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture(params=["local", "memory"])
+def root(request, tmp_path) -> Iterator[str]:
+    """An empty folder on this machine, and one on a file system that is not local."""
+    if request.param == "local":
+        yield str(tmp_path)
+        return
+    url = f"memory://{uuid.uuid4().hex}"
+    yield url
+    files.remove(url)
 
 
 @pytest.fixture(params=["local", "s3"])

@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import threading
-import uuid
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -12,17 +11,6 @@ import pytest
 from rdpm.pipeline.foundation import files
 
 BLOCK = 1 << 22
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request, tmp_path):
-    """A folder on this machine, and one on a file system that is not local."""
-    if request.param == "local":
-        yield str(tmp_path)
-        return
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    files.remove(url)
 
 
 def test_what_is_written_is_read_back_and_replaced_completely(root):

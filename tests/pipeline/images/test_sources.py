@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import uuid
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,17 +13,6 @@ from rdpm.pipeline.images.listing import Catalog, Listing, list_images, read_ima
 from rdpm.pipeline.images.sources.source import open_source
 from tests.faults.mounts import small_disk
 from tests.pipeline.images.laid import keys_of, lay, picture
-
-
-@pytest.fixture(params=["local", "memory"])
-def root(request, tmp_path):
-    """An empty folder for class folders, on this machine and on another file system."""
-    if request.param == "local":
-        yield str(tmp_path)
-        return
-    url = f"memory://{uuid.uuid4().hex}"
-    yield url
-    files.remove(url)
 
 
 def test_listing_is_sorted_whatever_the_order_of_writing(tmp_path):
