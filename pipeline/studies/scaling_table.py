@@ -12,7 +12,7 @@ MEASURES = {  # what is missing, from the metrics of a reading: its title
     "missing_spread": "1 - spread of the first 8 components",
     "loss": "held-out loss",
 }
-_DPI = 110
+_DPI, _STYLES = 110, ("-", "--", ":", "-.")
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def plot(readings: Sequence[Reading]) -> bytes:
     for axis, (measure, title) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
         for family, depth in runs:
             own = [each for each in readings if (each.family, each.depth) == (family, depth)]
-            style = "-" if family == families[0] else "--"
+            style = _STYLES[families.index(family) % len(_STYLES)]
             values = [each.metrics[measure] for each in own]
             axis.plot([each.flops / 1e12 for each in own], values, style, marker="o", label=f"{family}, depth {depth}")
         axis.set_xscale("log")
