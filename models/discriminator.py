@@ -21,6 +21,11 @@ class DiscriminatorConfig:
         if self.channels < 1 or self.num_layers < 1:
             raise ValueError(f"discriminator channels {self.channels} and num_layers {self.num_layers} need 1 or more")
 
+    @property
+    def smallest(self) -> int:
+        """Pixels per side of the smallest image that it takes: its last two layers each take one patch per side."""
+        return 3 * 2**self.num_layers
+
 
 class Discriminator(nn.Module):
     """One logit per patch of an image, for the hinge loss."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 VGG16_SHA256_PREFIX = "397923af"
+SMALLEST_PERCEPTUAL = 16  # pixels per side: VGG16 halves an image four times
 
 
 def reconstruction_loss(

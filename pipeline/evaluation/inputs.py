@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rdpm.models.fields import EXECUTION
+from rdpm.models.losses import SMALLEST_PERCEPTUAL
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.evaluation.classifier import ClassifierConfig, quarter_turns
 from rdpm.pipeline.evaluation.dinov2 import DinoExtractor
@@ -29,8 +30,6 @@ from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
-
-SMALLEST_PERCEPTUAL = 16  # VGG16 halves an image four times
 
 
 @dataclass(frozen=True)

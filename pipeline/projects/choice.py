@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from rdpm.models.discriminator import DiscriminatorConfig
 from rdpm.pipeline.projects.machine import Machine
 from rdpm.pipeline.projects.pictures import Pictures
 
@@ -68,6 +69,11 @@ class Choice:
     def grid(self) -> int:
         """Codes per side."""
         return self.size // 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def discriminates(self) -> bool:
+        """Whether the pictures are large enough for a discriminator."""
+        return self.size >= DiscriminatorConfig().smallest
 
     @property
     def tokenizer_lr(self) -> float:

@@ -111,7 +111,9 @@ def about_speed(speed: Speed) -> list[str]:
     return said
 
 
-def about_plan(plan: Plan, pictures: Pictures, memory: dict[str, int], machine: Machine, hours: float) -> list[str]:
+def about_plan(
+    plan: Plan, choice: Choice, pictures: Pictures, memory: dict[str, int], machine: Machine, hours: float
+) -> list[str]:
     """The stages, how long each takes and what memory a rank of a training needs."""
     lengths = plan.lengths
     steps = {"train-tokenizer": lengths.tokenizer_steps, "train-generator": lengths.generator_steps}
@@ -122,6 +124,8 @@ def about_plan(plan: Plan, pictures: Pictures, memory: dict[str, int], machine: 
     said.append(f"together about {sum(plan.seconds.values()) / 60:.0f} minutes of {hours * 60:g}, if nothing else runs")
     loss = "with" if lengths.adversarial else "without"
     why = "there is time for it" if lengths.adversarial else "these hours are better spent on more steps"
+    if not choice.discriminates:
+        why = f"pictures of {choice.size} pixels are too small for one"
     said.append(f"the tokenizer trains {loss} a discriminator, because {why}")
     if plan.capped:
         said.append(

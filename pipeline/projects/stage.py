@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rdpm.models.losses import SMALLEST_PERCEPTUAL
 from rdpm.pipeline.costs.describe import describe_generator, describe_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
@@ -46,11 +47,17 @@ def run(config: InitConfig) -> None:
         pictures, machine = look_at(listing, open_source(config.images).containers), this_machine()
         _say(about_pictures(pictures), about_machine(machine))
         facts = _facts(config, listing, pictures)
-        choice = _fitting(choose(pictures, machine, config.size, config.hours, facts.training), facts, machine)
+        choice = choose(pictures, machine, config.size, config.hours, facts.training)
+        if config.perceptual != "none" and choice.size < SMALLEST_PERCEPTUAL:
+            raise ValueError(
+                f"size is {choice.size}, and LPIPS needs {SMALLEST_PERCEPTUAL} pixels or more; use "
+                f"size={SMALLEST_PERCEPTUAL}, or perceptual=none"
+            )
+        choice = _fitting(choice, facts, machine)
         _say(about_choice(choice, pictures, facts, machine))
         planned, speed = _planned(config, pictures, facts, choice, listing.classes)
         memory = {job: need.of(images) for job, (need, images) in _needs(facts, choice, planned.lengths).items()}
-        notes = about_plan(planned, pictures, memory, machine, config.hours)
+        notes = about_plan(planned, choice, pictures, memory, machine, config.hours)
         _say(about_speed(speed), notes)
         lease.check()
         for name, text in files_of(facts, choice, planned.lengths, notes).items():
@@ -118,7 +125,7 @@ def _planned(
         speed = time_the_rest(folder, _TIMED, windows, tokenizer, choice, classes)
         counts = (facts.training, len(facts.held_out), len(classes))
         planned = plan(config.hours, speed, choice, *counts, adversarial=False)
-        if planned.lengths.tokenizer_steps >= ADVERSARIAL_STEPS:
+        if choice.discriminates and planned.lengths.tokenizer_steps >= ADVERSARIAL_STEPS:
             say("init: timing the tokenizer's training with an adversarial loss")
             write(replace(lengths, adversarial=True))
             slower = time_tokenizer(folder, "timed-adversarial", windows, choice, "loss.discriminator_start=0")
@@ -159,7 +166,7 @@ def _needs(facts: Facts, choice: Choice, lengths: Lengths) -> dict[str, tuple[_N
 
 def _fitting(choice: Choice, facts: Facts, machine: Machine) -> Choice:
     """The choice with micro-batches halved until a rank of each training has room for one."""
-    needs = _needs(facts, choice, Lengths(1000, 1000, True, 1, 1))
+    needs = _needs(facts, choice, Lengths(1000, 1000, choice.discriminates, 1, 1))
     room = int(_ROOM * machine.rank_memory)
 
     def fit(job: str) -> int:

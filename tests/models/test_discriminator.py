@@ -58,3 +58,12 @@ def test_weights_start_small_as_in_dcgan():
             assert module.weight.std().item() == pytest.approx(0.02, rel=0.1)
         elif isinstance(module, nn.BatchNorm2d):
             assert module.weight.mean().item() == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2, 3])
+def test_the_smallest_image_gives_one_logit_and_a_smaller_one_is_too_small(num_layers):
+    config = DiscriminatorConfig(4, num_layers)
+    critic = Discriminator(config, 3).eval()
+    assert critic(torch.zeros(1, 3, config.smallest, config.smallest)).shape == (1, 1, 1, 1)
+    with pytest.raises(RuntimeError):
+        critic(torch.zeros(1, 3, config.smallest - 1, config.smallest - 1))

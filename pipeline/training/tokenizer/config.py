@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 from rdpm.models.discriminator import DiscriminatorConfig
 from rdpm.models.fields import EXECUTION
+from rdpm.models.losses import SMALLEST_PERCEPTUAL
 from rdpm.models.tokenizer import TokenizerConfig
 from rdpm.pipeline.training.engine import EngineConfig
 from rdpm.pipeline.training.optimizers import OptimizerConfig
@@ -88,6 +89,16 @@ class TrainTokenizerConfig(RunConfig):
             raise ValueError(
                 f"engine.zero_stage is {self.engine.zero_stage}, which shards what is trained, and the encoder is not; "
                 "use engine.zero_stage 0"
+            )
+        size = self.model.image_size
+        if self.loss.adversarial and size < self.discriminator.smallest:
+            raise ValueError(
+                f"model.image_size is {size}, and the discriminator needs {self.discriminator.smallest} or more; use "
+                "loss.adversarial=0, or fewer discriminator.num_layers"
+            )
+        if self.loss.perceptual != "none" and size < SMALLEST_PERCEPTUAL:
+            raise ValueError(
+                f"model.image_size is {size}, and LPIPS needs {SMALLEST_PERCEPTUAL} or more; use loss.perceptual=none"
             )
         if self.compile and self.engine.zero_stage == 3:
             raise ValueError(

@@ -22,7 +22,7 @@ class Visitor:
         self.used, self.said, self.hosts = set(), [], set()
         self.page.on("console", lambda message: self.said.append(message.text))
         self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("requestfailed", lambda request: self.said.append(f"failed: {request.url[:80]}"))
+        self.page.on("requestfailed", lambda request: self.said.append(f"{request.failure}: {request.url[:80]}"))
         self.page.on("request", lambda request: self.hosts.add(urlsplit(request.url).netloc))
         self.page.goto(url)
         self.one(".chip >> nth=0").wait_for()

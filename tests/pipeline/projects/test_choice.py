@@ -14,6 +14,7 @@ from rdpm.pipeline.projects.machine import Machine, this_machine
 from rdpm.pipeline.projects.pictures import Pictures
 from rdpm.pipeline.projects.plan import Plan, plan, sample_counts
 from rdpm.pipeline.projects.road import read_road
+from rdpm.pipeline.projects.sentences import about_plan
 from rdpm.pipeline.projects.timing import Speed, Timed
 
 CPU = Machine(cores=2, memory=16 << 30, gpus=0, gpu_memory=0, bf16=False)
@@ -36,11 +37,11 @@ def facts(out: str, choice: Choice, classes: int = 3, training: int = 1000) -> F
     return Facts(out, "/my pictures: all", classes, training, ("a/1.png", "b/é #1.png"), ("a/2.png",), 0.001, "none")
 
 
-@pytest.mark.parametrize(("machine", "size"), list(product(MACHINES, (0, 28, 256))))
+@pytest.mark.parametrize(("machine", "size"), list(product(MACHINES, (0, 8, 28, 256))))
 def test_every_file_is_a_config_of_its_job_and_the_parts_fit_together(tmp_path, machine, size):
     set_of = pictures(400, 30, 1, short_side=70, grey=size == 28)
     choice = choose(set_of, MACHINES[machine], size, 0.5, 380)
-    for adversarial in (False, True):
+    for adversarial in (False, True) if choice.discriminates else (False,):
         out = tmp_path / str(adversarial)
         texts = files_of(facts(str(out), choice), choice, Lengths(450, 700, adversarial, 100, 50), ["a note"])
         assert list(texts)[-1] == "run.yaml"
@@ -77,6 +78,19 @@ def test_a_size_that_no_tokenizer_has_is_refused_with_one_that_is(size, near):
     with pytest.raises(ValueError, match=f"size is {size}; .* example {near}"):
         choose(pictures(400), CPU, size, 1, 360)
     choose(pictures(400), CPU, near, 1, 360)
+
+
+def test_small_pictures_get_no_discriminator():
+    chosen = [choose(pictures(400), CPU, size, 1, 360) for size in (8, 12, 32)]
+    assert [choice.discriminates for choice in chosen] == [False, True, True]
+    speed = Speed(Timed(0.1, 0.0, 5.0), Timed(0.1, 0.0, 5.0), 0.01, 0.05)
+    for choice, why in zip(
+        chosen, ("pictures of 8 pixels are too small for one", "better spent", "better spent"), strict=True
+    ):
+        made = plan(1, speed, choice, 3000, 300, 9, adversarial=False)
+        assert why in "; ".join(
+            about_plan(made, choice, pictures(3300), {"train-tokenizer": 1, "train-generator": 1}, CPU, 1)
+        )
 
 
 def test_latents_are_matched_where_there_are_pictures_enough_for_their_covariance():

@@ -100,6 +100,21 @@ def test_compiling_is_refused_where_the_hooks_of_zero_3_break_the_graphs(inputs,
         config("tokenizer", inputs, tmp_path, "steps=1", "compile=true", "engine.zero_stage=3")
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (
+            ["discriminator.num_layers=2"],
+            "image_size is 8, and the discriminator needs 12 or more; use loss.adversarial=0",
+        ),
+        (["loss.perceptual=torchvision"], "image_size is 8, and LPIPS needs 16 or more; use loss.perceptual=none"),
+    ],
+)
+def test_images_that_are_too_small_for_a_loss_are_refused(inputs, tmp_path, options, reason) -> None:
+    with pytest.raises(ValueError, match=reason):
+        config("tokenizer", inputs, tmp_path, "steps=1", *options)
+
+
 @pytest.mark.long
 def test_a_traced_training_is_like_the_plain_one(two_ranks, inputs, tmp_path) -> None:
     """With the discriminator on, whose weights are frozen in one of its two calls per micro-batch."""

@@ -33,7 +33,7 @@ def config(tokenizer, digit_folder):
         return TrainTokenizerConfig(
             **paths,
             model=tokenizer.config,
-            loss=LossConfig(perceptual="none"),
+            loss=LossConfig(perceptual="none", adversarial=0.0),
             validation_images=images,
             **settings,
         )
