@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.ticker import FormatStrFormatter, LogLocator
 
 from rdpm.pipeline.reporting.plotting import new_figure, to_png
 
@@ -92,6 +93,7 @@ def plot(readings: Sequence[Reading]) -> bytes:
     figure = new_figure(15, 4.5)
     runs = list(dict.fromkeys((each.family, each.depth) for each in readings))
     families = list(dict.fromkeys(family for family, _ in runs))
+    ticks = [each.flops / 1e12 for each in readings if (each.family, each.depth) == runs[0]]
     for axis, (measure, title) in zip(figure.subplots(1, len(MEASURES)), MEASURES.items(), strict=True):
         for family, depth in runs:
             own = [each for each in readings if (each.family, each.depth) == (family, depth)]
@@ -100,6 +102,10 @@ def plot(readings: Sequence[Reading]) -> bytes:
             axis.plot([each.flops / 1e12 for each in own], values, style, marker="o", label=f"{family}, depth {depth}")
         axis.set_xscale("log")
         axis.set_yscale("log", nonpositive="mask")
+        axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
+        axis.minorticks_off()
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
         axis.set_xlabel("training TFLOP")
         axis.set_title(title)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
