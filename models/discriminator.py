@@ -23,7 +23,7 @@ class DiscriminatorConfig:
 
     @property
     def smallest(self) -> int:
-        """Pixels per side of the smallest image that it takes: its last two layers each take one patch per side."""
+        """Pixels per side of the smallest image that it takes. The last two layers each need a map one patch larger."""
         return 3 * 2**self.num_layers
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
@@ -60,7 +59,7 @@ class ShardReader:
     channels: int
     """Channels of the pixels."""
 
-    def read(self, shard: int, killers: Killers = MappingProxyType({})) -> ShardRows:
+    def read(self, shard: int, killers: Killers) -> ShardRows:
         """Read and decode the images of a shard, each of them once. Raises ListingGone.
 
         killers: images that are not even read; their rows are rejected because they kill.

@@ -102,7 +102,7 @@ def test_encoding_the_pixels_of_a_store_gives_its_bytes(tmp_path, digit_folder, 
         worklist.write({shard: images_of(plan, shard) for shard in range(plan.num_shards)})
     encoder = ShardEncoder(tokenizer, config.out, plan, threads=1)
     for shard in range(plan.num_shards):
-        rows = ShardReader(plan, worklist.folder, 8, 1).read(shard)
+        rows = ShardReader(plan, worklist.folder, 8, 1).read(shard, {})
         encoder(shard, rows)
         parts.append(rows.pixels)
     store = Store(config.out, publish(config.out, plan))

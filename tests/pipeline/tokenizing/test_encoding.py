@@ -59,7 +59,7 @@ def folder(tmp_path_factory, some_images) -> str:
 
 def rows_of(plan: Plan, worklist: Worklist, shard: int) -> ShardRows:
     """The decoded rows of a shard."""
-    return ShardReader(plan, worklist.folder, 8, 1).read(shard)
+    return ShardReader(plan, worklist.folder, 8, 1).read(shard, {})
 
 
 def tokenize_here(config: TokenizeConfig) -> Store:

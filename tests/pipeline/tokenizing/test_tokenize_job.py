@@ -133,7 +133,7 @@ class Overtaken(Worklist):
         plan = plan_from_json(files.read_json(f"{self._store}/plan.json"))
         rival = ShardEncoder(f"{self._store}/../tokenizer", self._store, plan, 1)
         for shard in images:
-            rival(shard, ShardReader(plan, self.folder, 8, 1).read(shard))
+            rival(shard, ShardReader(plan, self.folder, 8, 1).read(shard, {}))
         publish(self._store, plan)
         remove_worklists(self._store)
 
