@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rdpm.pipeline.evaluation.features import Extractor, Outputs, WeightsFile
+from rdpm.pipeline.evaluation.features import Extractor, Outputs
+from rdpm.pipeline.evaluation.weights_file import WeightsFile
 
 DINOV2 = WeightsFile(
     "dinov2_weights",
