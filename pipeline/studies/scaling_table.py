@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from matplotlib.ticker import FormatStrFormatter, LogLocator
 
-from rdpm.pipeline.reporting.plotting import new_figure, to_png
+from rdpm.pipeline.reporting.plotting import new_figure, to_png, use_log_scales
 
 MEASURES = {  # what is missing, from the metrics of a reading: its title
     "pixel_frechet_ratio": "pixel Fréchet ratio",
@@ -100,12 +99,7 @@ def plot(readings: Sequence[Reading]) -> bytes:
             style = _STYLES[families.index(family) % len(_STYLES)]
             values = [each.metrics[measure] for each in own]
             axis.plot([each.flops / 1e12 for each in own], values, style, marker="o", label=f"{family}, depth {depth}")
-        axis.set_xscale("log")
-        axis.set_yscale("log", nonpositive="mask")
-        axis.set_xticks(ticks, [f"{tick:.3g}" for tick in ticks])
-        axis.minorticks_off()
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        use_log_scales(axis, ticks)
         axis.set_xlabel("training TFLOP")
         axis.set_title(title)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize=8)
