@@ -2,7 +2,6 @@
 
 import io
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -94,8 +93,8 @@ def _prepare(
             files.write_bytes(files.join(config.out, place), buffer.getvalue())
 
         total = sum(counts.values())
-        with ProgressLine("prepare", total, "images") as progress, ThreadPoolExecutor(_AT_ONCE) as pool:
-            for number, _ in enumerate(pool.map(write, pictures()), start=1):
+        with ProgressLine("prepare", total, "images") as progress:
+            for number, _ in enumerate(files.in_parallel(write, pictures(), _AT_ONCE), start=1):
                 progress.update(number)
         record.finish(counts)
 

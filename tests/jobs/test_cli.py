@@ -110,7 +110,10 @@ def test_verify_refuses_a_store_without_a_manifest_and_a_damaged_one_by_name(loa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "millions"), [("d12", 133), ("d16", 310), ("d20", 602)])
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("d12", 133), pytest.param("d16", 310, marks=pytest.mark.long), pytest.param("d20", 602, marks=pytest.mark.long)],
+)
 def test_the_generators_have_the_parameters_of_the_papers_table_1(loaded_rdpm, name, millions):
     ended = loaded_rdpm("describe", f"configs/imagenet256/{name}.yaml", "--json")
     assert ended.code == 0

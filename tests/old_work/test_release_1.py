@@ -144,7 +144,7 @@ def test_other_settings_are_refused_by_name(old, capsys, tree, command, config, 
     assert tree(old) == before
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_an_unfinished_old_store_is_finished_around_what_it_has(old, tree):
     """Bytes of a shard are promised for one kind of processor; another one may round a few codes otherwise."""
     before, rows_before = tree(old / "store"), old_rows(old / "store")

@@ -109,7 +109,9 @@ def test_without_a_preparation_a_worker_gets_the_number_of_the_shard(running, tm
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["preparation", "worker", "constructor"])
+@pytest.mark.parametrize(
+    "part", ["worker", *(pytest.param(part, marks=pytest.mark.long) for part in ("preparation", "constructor"))]
+)
 def test_a_refusal_is_raised_in_its_own_words(running, tmp_path, part) -> None:
     def refuse(here: str) -> None:
         if here == part:
@@ -276,7 +278,7 @@ def test_the_images_that_kill_two_processes_alone_are_found_and_one_that_dies_on
     assert len(pids) == len(set(pids))  # every part in a process of its own
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_refusal_of_the_work_is_raised(running) -> None:
     def rehearse(shard: int, images: range) -> None:
         raise ValueError(f"shard {shard} wants another tokenizer")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from rdpm.jobs.cli import main
 from rdpm.pipeline.images.listing import list_images
 from tests.jobs.commands import ENVIRONMENT, Ended, assert_refused
 
@@ -21,15 +22,17 @@ def rdpm(python, repository):
     return run
 
 
-@pytest.mark.slow
-def test_what_cannot_become_a_run_is_refused_and_leaves_nothing(rdpm, tmp_path, digit_folder):
+def test_what_cannot_become_a_run_is_refused_and_leaves_nothing(capfd, tmp_path, digit_folder):
+    def init(*arguments: str) -> Ended:
+        return Ended(main(["init", *arguments]), *capfd.readouterr())
+
     few = tmp_path / "few"
     (few / "a").mkdir(parents=True)
     (few / "a" / "1.png").write_bytes(b"")
-    refused = rdpm("init", str(few), str(tmp_path / "run"))
+    refused = init(str(few), str(tmp_path / "run"))
     assert_refused(refused, "init", "hold 1 pictures")
     assert not (tmp_path / "run").exists()
-    refused = rdpm("init", digit_folder, str(tmp_path / "run"), "hours=-1")
+    refused = init(digit_folder, str(tmp_path / "run"), "hours=-1")
     assert_refused(refused, "init", "hours is -1")
 
 
