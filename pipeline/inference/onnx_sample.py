@@ -33,8 +33,7 @@ def philox(counter: tuple[np.ndarray, ...], seeds: np.ndarray) -> tuple[np.ndarr
 def child_seeds(seed: int, count: int) -> np.ndarray:
     """The seeds of images 0 ... count - 1 of a set, (count,) uint64."""
     index = np.arange(count, dtype=np.uint64)
-    key = np.array([seed % 2**64], np.uint64)
-    low, high, _, _ = philox((index, 0 * index, 0 * index + CHILD, 0 * index), key)
+    low, high, *_ = philox((index, 0 * index, 0 * index + CHILD, 0 * index), np.array([seed % 2**64], np.uint64))
     return low | (high << 32)
 
 
@@ -63,8 +62,7 @@ class Sampler:
 
     def __init__(self, folder: str | Path) -> None:
         self.facts = json.loads((Path(folder) / "model.json").read_text())
-        places = {name: Path(folder) / f"{name}.onnx" for name in self.facts["graphs"]}
-        self.graphs = {name: onnxruntime.InferenceSession(place) for name, place in places.items()}
+        self.graphs = {name: onnxruntime.InferenceSession(f"{folder}/{name}.onnx") for name in self.facts["graphs"]}
 
     def run(self, name: str, **inputs: np.ndarray) -> list[np.ndarray]:
         """The results of one graph."""
