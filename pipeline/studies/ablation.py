@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +22,11 @@ from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
-from rdpm.pipeline.foundation.progress import ProgressLine, say
-from rdpm.pipeline.foundation.records import begin
-from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting.plotting import new_figure, to_png
 from rdpm.pipeline.studies.apart import run_apart
+from rdpm.pipeline.studies.outcome import run_study
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.stage import JOB as TRAIN_TOKENIZER
 from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
@@ -34,6 +34,7 @@ from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
 _BATCH, _DPI = 64, 110
 METRICS = ("rfid", "ssim", "psnr")
 JOB = "ablate-tokenizer"
+TABLE, PLOT = "table2.md", "table2.png"
 
 
 @dataclass(frozen=True)
@@ -118,18 +119,11 @@ def run(config: AblationConfig) -> None:
     Raises ValueError for bad input, and when a training does so.
     """
 
-    def digests() -> dict[str, str]:
-        return {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
+    def study() -> tuple[Sequence[bytes], dict[str, Any]]:
+        results = ablate(config)
+        return (table(results).encode(), plot(results)), results
 
-    with begin(JOB, config, digests) as record:
-        if record.lease is not None:
-            results = ablate(config)
-            record.lease.check()
-            files.write_bytes(files.join(config.out, "table2.md"), table(results).encode())
-            files.write_bytes(files.join(config.out, "table2.png"), plot(results))
-            record.finish(results)
-    say(files.read_bytes(files.join(config.out, "table2.md")).decode())
-    say(f"ablate-tokenizer: {config.out} has table2.md and table2.png")
+    run_study(JOB, config, (TABLE, PLOT), study)
 
 
 def ablate(config: AblationConfig) -> Results:

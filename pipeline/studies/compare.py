@@ -7,6 +7,7 @@ import io
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +20,7 @@ from rdpm.pipeline.evaluation.stage import run as evaluate
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.names import safe_name
-from rdpm.pipeline.foundation.progress import ProgressLine, say
-from rdpm.pipeline.foundation.records import begin
-from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.inference.rivals import load_sampler
 from rdpm.pipeline.sampling.calibration import run as calibrate
 from rdpm.pipeline.sampling.stage import run_sets
@@ -37,9 +36,11 @@ from rdpm.pipeline.studies.compare_plan import (
     slug,
 )
 from rdpm.pipeline.studies.compare_table import CompareRow, plot, table
+from rdpm.pipeline.studies.outcome import run_study
 from rdpm.pipeline.tokenizing.stage import run as tokenize
 from rdpm.pipeline.training.generator.stage import run as train_generator
 from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
+from rdpm.storage_schemas.canonical import canonical_json
 
 JOB = "compare"
 TABLE, PLOT, ROWS = "comparison.md", "comparison.png", "comparison.json"
@@ -51,19 +52,12 @@ def run(config: CompareConfig) -> None:
     """Make config.out, unless its record says that it is finished, and print the table. Raises ValueError."""
     entries = plan(config)
 
-    def digests() -> dict[str, str]:
-        return {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
+    def study() -> tuple[Sequence[bytes], dict[str, Any]]:
+        rows = compare(config, entries)
+        contents = table(rows).encode(), plot(rows), canonical_json([asdict(row) for row in rows])
+        return contents, {"methods": len(rows), "seeds": list(config.seeds)}
 
-    with begin(JOB, config, digests, (TABLE, PLOT, ROWS), grows="methods") as record:
-        if record.lease is not None:
-            rows = compare(config, entries)
-            record.lease.check()
-            files.write_json(files.join(config.out, ROWS), [asdict(row) for row in rows])
-            files.write_bytes(files.join(config.out, PLOT), plot(rows))
-            files.write_bytes(files.join(config.out, TABLE), table(rows).encode())
-            record.finish({"methods": len(rows), "seeds": list(config.seeds)})
-    say(files.read_bytes(files.join(config.out, TABLE)).decode())
-    say(f"compare: {config.out} has {TABLE}, {PLOT} and {ROWS}")
+    run_study(JOB, config, (TABLE, PLOT, ROWS), study, grows="methods")
 
 
 def compare(config: CompareConfig, entries: Sequence[Entry]) -> list[CompareRow]:

@@ -5,6 +5,7 @@ A power law a C^-b is fitted to what is missing, over the training FLOPs C of ea
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from rdpm.models.fields import EXECUTION
 from rdpm.models.sampler import SamplerConfig
@@ -13,14 +14,13 @@ from rdpm.pipeline.evaluation.stage import JOB as EVALUATE
 from rdpm.pipeline.evaluation.stage import run as evaluate
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
-from rdpm.pipeline.foundation.progress import ProgressLine, say
-from rdpm.pipeline.foundation.records import begin
-from rdpm.pipeline.images.listing import list_images
+from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.sampling.plan import SampleConfig, SamplerSetting
 from rdpm.pipeline.sampling.stage import JOB as SAMPLE
 from rdpm.pipeline.sampling.stage import run_sets
 from rdpm.pipeline.studies.apart import run_apart
 from rdpm.pipeline.studies.compare_plan import flops_per_step, slug
+from rdpm.pipeline.studies.outcome import run_study
 from rdpm.pipeline.studies.scaling_table import Reading, plot, table
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 from rdpm.pipeline.tokenizing.stage import JOB as TOKENIZE
@@ -30,6 +30,7 @@ from rdpm.pipeline.training.generator.export import export_checkpoint
 from rdpm.pipeline.training.generator.stage import JOB as TRAIN_GENERATOR
 from rdpm.pipeline.training.generator.stage import run as train_generator
 from rdpm.pipeline.training.log import LOG, read_log
+from rdpm.storage_schemas.canonical import canonical_json
 from rdpm.storage_schemas.cards import CARD
 
 JOB = "scaling"
@@ -109,19 +110,12 @@ def run(config: ScalingConfig) -> None:
     """Make config.out, unless its record says that it is finished, and print the table. Raises ValueError."""
     runs = plan_runs(config)
 
-    def digests() -> dict[str, str]:
-        return {f"{name}_digest": list_images(getattr(config, name)).digest for name in ("images", "validation")}
+    def study() -> tuple[Sequence[bytes], dict[str, Any]]:
+        readings = read_runs(config, runs)
+        contents = table(readings).encode(), plot(readings), canonical_json([asdict(reading) for reading in readings])
+        return contents, {"readings": len(readings)}
 
-    with begin(JOB, config, digests, (TABLE, PLOT, READINGS), grows="families") as record:
-        if record.lease is not None:
-            readings = read_runs(config, runs)
-            record.lease.check()
-            files.write_json(files.join(config.out, READINGS), [asdict(reading) for reading in readings])
-            files.write_bytes(files.join(config.out, PLOT), plot(readings))
-            files.write_bytes(files.join(config.out, TABLE), table(readings).encode())
-            record.finish({"readings": len(readings)})
-    say(files.read_bytes(files.join(config.out, TABLE)).decode())
-    say(f"scaling: {config.out} has {TABLE}, {PLOT} and {READINGS}")
+    run_study(JOB, config, (TABLE, PLOT, READINGS), study, grows="families")
 
 
 def plan_runs(config: ScalingConfig) -> list[Run]:
