@@ -27,7 +27,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: install ## the whole road on scikit-learn's digits: images to runs/demo/report.html, at most 15 minutes on 2 cores
 	$(RDPM) run $(DEMO)
 
-demo-photos: install ## the same road on colour crops of real photographs: runs/photos/report.html, meant for 30 minutes on 2 cores
+demo-photos: install ## the same road on colour crops of real photographs: runs/photos/report.html, about 25 minutes on 2 cores
 	$(RDPM) run $(PHOTOS)
 
 tokenize-imagenet: install ## encode IMAGENET=folder, tar or Parquet with TOKENIZER=folder into STORE=folder or URL
