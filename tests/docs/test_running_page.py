@@ -9,6 +9,7 @@ import pytest
 from rdpm.pipeline.cluster.session import Resources
 from rdpm.pipeline.costs.describe import describe_generator
 from rdpm.pipeline.stream.token_stream import StreamConfig
+from rdpm.pipeline.training.run_config import RunConfig
 from rdpm.storage_schemas.manifest import Plan
 from rdpm.storage_schemas.tokens import token_arrays
 from tests.docs.pages import blocks, commands, config_of
@@ -75,5 +76,6 @@ def test_the_memory_is_what_describe_says(page, repository, monkeypatch) -> None
 def test_the_limits_are_the_defaults(page) -> None:
     assert f"512 MiB: {(4096 * 256 * 256 * 3 >> 19) + 512:,} MiB at 256" in page
     assert f"`resources.shard_minutes` ({Resources().shard_minutes:g})" in page
+    assert f"`keep_checkpoints` ({RunConfig.__dataclass_fields__['keep_checkpoints'].default})" in page
     assert f"`stream.cache_gib` ({StreamConfig().cache_gib:g})" in page
     assert f"`stream.window`\n  ({StreamConfig().window})" in page
