@@ -22,7 +22,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@touch $@
+	@echo "installed; next: source $(BIN)/activate"
 
 demo: install ## the whole road on scikit-learn's digits: images to runs/demo/report.html, at most 15 minutes on 2 cores
 	$(RDPM) run $(DEMO)

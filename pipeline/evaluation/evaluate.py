@@ -28,6 +28,7 @@ from rdpm.pipeline.evaluation.kernel import subset_size
 from rdpm.pipeline.evaluation.manifold import DistanceType, float16_holds
 from rdpm.pipeline.evaluation.metrics import (
     accuracy,
+    accuracy_by_class,
     held_out_metrics,
     kernel_metrics,
     novelty_metrics,
@@ -130,7 +131,7 @@ def _tokenizer_part(config: EvaluateConfig, inputs: EvaluationInputs, originals:
     assert inputs.held_out
     device = inputs.extractor.device
     perceptual = None if config.perceptual == "none" else PerceptualLoss(config.perceptual).to(device)
-    metrics = tokenizer_metrics(
+    return tokenizer_metrics(
         Codec(inputs.tokenizer, config.batch, torch.device(device)),
         inputs.extractor,
         inputs.held_out,
@@ -139,8 +140,6 @@ def _tokenizer_part(config: EvaluateConfig, inputs: EvaluationInputs, originals:
         seed=config.seed,
         threads=config.threads,
     )
-    say(_line("tokenizer", metrics))
-    return metrics
 
 
 def _pixels(config: EvaluateConfig, inputs: EvaluationInputs, samples: ImageSet) -> tuple[PixelSets | None, list[str]]:
@@ -185,19 +184,14 @@ def _generator_part(
         held_out = sets.get("held_out")
         draws = _draws(config, sets["samples"].labels, held_out.count if held_out else 0)
         metrics = _feature_metrics(config, inputs, sets, settings, draws)
-        say(_line("generator", metrics))
     else:
         assert pixels
         draws = _draws(config, pixels[1].labels, len(pixels[2].labels) if pixels[2] else 0)
         metrics = {}
     if pixels:
-        plain = pixel_metrics(*pixels, draws, config.seed)
-        say(_line("pixels", plain))
-        metrics |= plain
+        metrics |= pixel_metrics(*pixels, draws, config.seed)
     if inputs.train:
-        novelty = novelty_metrics(inputs.samples, inputs.held_out, inputs.train)
-        say(_line("novelty", novelty))
-        metrics |= novelty
+        metrics |= novelty_metrics(inputs.samples, inputs.held_out, inputs.train)
     return metrics
 
 
@@ -228,6 +222,7 @@ def _feature_metrics(
     if 0 < samples.num_logits == len(inputs.classes):
         if (samples.labels >= 0).all():
             metrics["class_accuracy"] = accuracy(samples)
+            metrics["class_accuracy_by_class"] = accuracy_by_class(samples, inputs.classes)
         if held_out:
             metrics["classifier_accuracy_on_real"] = accuracy(held_out)
     return metrics
@@ -265,8 +260,3 @@ def stage_seconds(outs: tuple[str, ...]) -> dict[str, float]:
             )
         seconds[record.job] = seconds.get(record.job, 0.0) + record.seconds
     return seconds
-
-
-def _line(title: str, metrics: Metrics) -> str:
-    """One progress line with the single numbers of a part; lists are left out."""
-    return f"evaluate: {title}  " + "  ".join(f"{k} {v:.4g}" for k, v in metrics.items() if isinstance(v, float))

@@ -1,5 +1,7 @@
 """The metrics in metrics.json, computed from opened inputs. `protocol` says what each of them means."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from rdpm.models.losses import PerceptualLoss
@@ -122,6 +124,16 @@ def kernel_metrics(
 def accuracy(statistics: Statistics) -> float:
     """Share of images whose highest logit is that of their label."""
     return float((statistics.predicted == statistics.labels).mean())
+
+
+def accuracy_by_class(statistics: Statistics, classes: Sequence[str]) -> dict[str, float]:
+    """The same of the images of each class, by its name; a class without images is left out."""
+    right = statistics.predicted == statistics.labels
+    return {
+        name: float(right[own].mean())
+        for label, name in enumerate(classes)
+        if (own := statistics.labels == label).any()
+    }
 
 
 def novelty_metrics(samples: ImageSet, held_out: ImageSet | None, train: ImageSet) -> Metrics:

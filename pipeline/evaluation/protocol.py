@@ -5,6 +5,7 @@ mean over random draws of as many samples as there are held-out images; draws ar
 docs/evaluation.md has details.
 """
 
+from collections.abc import Iterable
 from typing import Any
 
 from rdpm.pipeline.evaluation.feature_statistics import PROTOCOL_VERSION, SPLIT_IMAGES
@@ -97,6 +98,10 @@ _METRICS: dict[str, tuple[str, tuple[str, ...]]] = {
         "share of samples whose highest logit is the requested class",
         ("extractor", "samples"),
     ),
+    "generator.class_accuracy_by_class": (
+        "the same by class, by its name",
+        ("extractor", "samples"),
+    ),
     "generator.classifier_accuracy_on_real": (
         "share of held-out images whose highest logit is their class",
         ("extractor", "held_out"),
@@ -130,6 +135,12 @@ DIAGNOSIS = {  # of diagnosis.json: of the rows of `kept` per s, and of the rows
     "latent_spread_32": "within the first 32",
     "latent_spread_rest": "in all others",
 }
+
+
+def in_order(part: str, names: Iterable[str]) -> list[str]:
+    """The names of a part's metrics in the order in which people read them; unknown ones are last."""
+    places = {name: place for place, name in enumerate(_METRICS)}
+    return sorted(names, key=lambda name: places.get(f"{part}.{name}", len(places)))
 
 
 def protocol(parts: dict[str, Metrics], inputs: dict[str, Any], settings: dict[str, Any]) -> Metrics:

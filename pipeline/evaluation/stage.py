@@ -7,12 +7,14 @@ from rich.table import Table
 
 from rdpm.pipeline.evaluation.evaluate import evaluate
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig, input_digests
+from rdpm.pipeline.evaluation.protocol import in_order
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 
 JOB = "evaluate"
 _PARTS = ("tokenizer", "generator")
+_LEAST = 3  # classes that are named
 _REAL = {  # metrics of held-out images that are not named like the samples' metric with "_real" at the end
     "class_accuracy": "classifier_accuracy_on_real",
     "nearest_train_distance_p01": "nearest_train_distance_real_p01",
@@ -37,13 +39,20 @@ def run(config: EvaluateConfig) -> None:
 
 
 def show(metrics: dict[str, Any]) -> None:
-    """Print the metrics as a table, with those of the held-out images beside those of the samples."""
+    """Print the metrics as a table, with those of the held-out images beside those of the samples.
+
+    A line below names the classes whose samples the classifier knows least.
+    """
     table = Table("metric", "value", "held-out images")
     for part in (part for part in _PARTS if part in metrics):
         numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
         real_names = {name: _REAL.get(name, f"{name.removesuffix('_matched')}_real") for name in numbers}
-        for name, value in numbers.items():
+        for name in in_order(part, numbers):
             if name not in real_names.values():
                 real = numbers.get(real_names[name])
-                table.add_row(f"{part}.{name}", f"{value:.4g}", "" if real is None else f"{real:.4g}")
+                table.add_row(f"{part}.{name}", f"{numbers[name]:.4g}", "" if real is None else f"{real:.4g}")
     Console().print(table)
+    by_class = metrics.get("generator", {}).get("class_accuracy_by_class", {})
+    if len(by_class) > 1:
+        least = sorted(by_class, key=by_class.__getitem__)[:_LEAST]
+        say(f"evaluate: class accuracy is lowest for {', '.join(f'{name} ({by_class[name]:.2g})' for name in least)}")

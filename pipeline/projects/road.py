@@ -96,8 +96,7 @@ def go(folder: str, stages: list[Stage]) -> int:
         if code:
             say(f"run: {stage.job} ended with exit code {code}; see above. To continue: rdpm run {folder}")
             return code
-    made = {stage.job: stage.out for stage in stages}
-    say("run: finished. " + "   ".join(f"{job}: {out}" for job, out in made.items()))
+    say(f"run: finished; see {stages[-1].out}, and rdpm status {folder} for what else was made")
     return 0
 
 

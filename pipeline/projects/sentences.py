@@ -16,8 +16,8 @@ def about_pictures(pictures: Pictures) -> list[str]:
     smallest, largest = (pick(pictures.counts, key=pictures.counts.__getitem__) for pick in (min, max))
     low, middle, high = pictures.short_sides
     said = [
-        f"{pictures.total:,} pictures in {pictures.kind}, {'grey' if pictures.grey else 'in colour'}; short sides of "
-        f"{middle} pixels in the middle, {high} at most, and one in ten below {low}"
+        f"{pictures.total:,} pictures in {pictures.kind}, {'grey' if pictures.grey else 'in colour'}; the median "
+        f"short side has {middle} pixels, the longest {high}, and one in ten has fewer than {low}"
     ]
     if classes == 1:
         said.append(

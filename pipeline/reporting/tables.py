@@ -139,6 +139,9 @@ def numbers_section(metrics: dict[str, Any]) -> str:
         )
         parts += [page.heading("Equal counts"), page.paragraph(matched), _compared(metrics, _MATCHED)]
     parts += [page.heading("Classes and copies"), _compared(metrics, _CLASSES_AND_COPIES)]
+    if by_class := metrics["generator"].get("class_accuracy_by_class"):
+        rows = [(name, "", (_short(by_class[name]),)) for name in sorted(by_class, key=by_class.__getitem__)]
+        parts.append(page.folded("Class accuracy by class", page.numbers(("Class", "samples"), rows)))
     parts += [page.heading("Reconstructions"), page.numbers(("Metric", "value"), _reconstruction(metrics))]
     parts += [page.heading("Time"), page.numbers(("Job", "seconds"), _seconds(metrics["seconds"]))]
     return page.section("Metrics", lead, *parts)
@@ -162,24 +165,17 @@ def _seconds(times: dict[str, float]) -> list[tuple[str, str, tuple[str]]]:
 
 
 def paper_section(metrics: dict[str, Any], name: str, parameters: int, steps: int) -> str:
-    """The run as a row of the paper's Table 5, above the paper's rows.
+    """The run as a row of the paper's Table 5, above the paper's rows; nothing for one without Inception's features.
 
     name: what the run's row is called. parameters: how many the generator has. steps: T.
     """
     generator, protocol = metrics["generator"], metrics["protocol"]
-    extractor = protocol["extractor"]["name"]
-    lead = "The first row is this run. The others are printed in the paper, for ImageNet at 256 x 256. "
-    if extractor == "inception":
-        lead += (
-            "Compare them with this run only if it has the same images and 50,000 samples; it has "
-            f"{protocol['samples']['images']}."
-        )
-    else:
-        names = names_of(extractor)
-        lead += (
-            "Do not compare them with this run: its images are different, and its columns FID and IS show the "
-            f"{names['frechet']} and the {names['score']}."
-        )
+    if protocol["extractor"]["name"] != "inception":
+        return ""
+    lead = (
+        "The first row is this run. The others are printed in the paper, for ImageNet at 256 x 256. Compare them with "
+        f"this run only if it has the same images and 50,000 samples; it has {protocol['samples']['images']}."
+    )
     keys = ("frechet_distance", "inception_score", "precision", "recall")
     values = (f"{parameters / 1e6:.3g}M", str(steps), *(_short(generator.get(key, "-")) for key in keys))
     heads = ("Model", "Parameters", "Steps", "FID", "IS", "Precision", "Recall")

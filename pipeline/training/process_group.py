@@ -1,6 +1,7 @@
 """The process group of a training: joining it, and leaving it."""
 
 import contextlib
+import io
 import os
 import socket
 from collections.abc import Iterator
@@ -83,7 +84,8 @@ def _join(device: torch.device) -> None:
         timeout=_ANSWER,
         device_id=device if cuda else None,
     )
-    load_deepspeed().init_distributed(dist_backend=dist.get_backend(), verbose=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # it tells every rank's reader that an operation was built
+        load_deepspeed().init_distributed(dist_backend=dist.get_backend(), verbose=False)
 
 
 @contextlib.contextmanager

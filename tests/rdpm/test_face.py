@@ -39,7 +39,8 @@ def test_importing_it_loads_nothing_heavy(repository):
 
 @pytest.mark.slow
 def test_it_is_found_from_a_folder_with_packages_of_the_same_names(tmp_path):
-    """A user's own models.py and pipeline/ beside their script do not get in the way."""
+    """A user's own models.py and pipeline/ beside their script do not get in the way, nor does a clone called rdpm."""
+    (tmp_path / "rdpm" / "docs").mkdir(parents=True)
     (tmp_path / "models.py").write_text("raise SystemExit('the wrong models')")
     (tmp_path / "pipeline").mkdir()
     (tmp_path / "pipeline" / "__init__.py").write_text("raise SystemExit('the wrong pipeline')")

@@ -47,6 +47,7 @@ def test_every_metric_is_there_and_finite_and_has_its_protocol(run):
         *("precision_real", "recall_real", "precision_float32", "recall_float32"),
         *("frechet_distance_matched", "frechet_distance_deviation", "frechet_ratio"),
         *("precision_matched", "recall_matched", "class_accuracy", "classifier_accuracy_on_real"),
+        "class_accuracy_by_class",
         *("kid", "kid_deviation", "kid_real", "kid_deviation_real"),
         *(f"{name}{kind}" for name in ("spread", "spread_8", "spread_32") for kind in ("", "_interval", "_real")),
         *("pixel_frechet_distance", "pixel_frechet_distance_interval", "pixel_frechet_distance_real"),
@@ -55,8 +56,13 @@ def test_every_metric_is_there_and_finite_and_has_its_protocol(run):
         *("nearest_train_distance", "nearest_train_distance_p01"),
         *("nearest_train_distance_real", "nearest_train_distance_real_p01", "copies"),
     }
-    values = [np.ravel(value) for part in ("generator", "tokenizer") for value in metrics[part].values()]
-    assert np.isfinite(np.concatenate(values)).all()
+    by_class = metrics["generator"]["class_accuracy_by_class"]
+    assert tuple(by_class) == ("0", "1", "<b>&2")
+    numbers = [
+        value for part in ("generator", "tokenizer") for value in metrics[part].values() if value is not by_class
+    ]
+    assert np.isfinite(np.concatenate([*map(np.ravel, numbers), [*by_class.values()]])).all()
+    assert np.mean([*by_class.values()]) == pytest.approx(metrics["generator"]["class_accuracy"])  # classes are equal
     assert set(metrics["seconds"]) == {"train-tokenizer", "train-generator", "evaluate"}
     json.dumps(metrics, allow_nan=False)
 
@@ -116,7 +122,7 @@ def test_samples_are_the_same_in_every_form(run, tmp_path, form):
     if form == "npz":
         assert metrics == of_store
         return
-    assert of_store.keys() - metrics.keys() == {"class_accuracy"}
+    assert of_store.keys() - metrics.keys() == {"class_accuracy", "class_accuracy_by_class"}
     words = ("matched", "deviation", "ratio", "interval", "spread")
     without_labels = {name for name in metrics if not any(word in name for word in words)}
     assert all(metrics[name] == of_store[name] for name in without_labels)

@@ -63,8 +63,7 @@ def test_one_self_contained_page_shows_the_whole_run(run, tmp_path, capsys):
         "Reconstructions",
         "Learning rate",
         "Loss by step t",
-        "Do not compare them with this run",
-        "RDPM (depth=20)",
+        "Class accuracy by class",
         "Job train-generator",
         run.tokenizer_digest,
     ):
