@@ -36,6 +36,18 @@ def test_resuming_at_every_step_gives_the_same_bits(two_ranks, inputs, tmp_path,
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("kind", ["generator", "tokenizer"])
+def test_a_training_that_was_killed_after_its_last_checkpoint_makes_the_same_export(inputs, tmp_path, kind) -> None:
+    options = ["steps=2", "checkpoint_every=1"]
+    train(None, kind, inputs, tmp_path / "out", *options)
+    made = {name: (tmp_path / "out" / name).read_bytes() for name in ("model.safetensors", "card.json")}
+    for name in made:
+        (tmp_path / "out" / name).unlink()
+    train(None, kind, inputs, tmp_path / "out", *options)
+    assert made == {name: (tmp_path / "out" / name).read_bytes() for name in made}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["generator", pytest.param("tokenizer", marks=pytest.mark.long)])
 def test_other_ranks_and_zero_stages_see_the_same_batches(two_ranks, inputs, tmp_path, kind) -> None:
     options = ["checkpoint_every=3"]
