@@ -119,6 +119,7 @@ def _matching(generator: Generator | Rival, store: Store, config: CalibrateConfi
     model = sampler_of(generator, tokenizer, batch=config.batch, evaluations=config.evaluations)
     side = max(side for side in range(1, min(config.boxes, space.grid) + 1) if space.grid % side == 0)
     labels = np.repeat(np.arange(space.num_classes), config.per_class)
+    say(f"calibrate: drawing {len(labels)} samples")
     drawing = labels, child_seeds(config.seed, torch.arange(len(labels))).numpy(), [config.sampler] * len(labels)
     drawn = model.codec.accumulate(model.draw(*drawing).codes) if isinstance(model, RDPM) else model.latents(*drawing)
     real, real_labels = _real(tokenizer, store, side, config, model.device)
