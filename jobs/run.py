@@ -4,7 +4,8 @@ import importlib
 import sys
 
 from rdpm.jobs.arguments import parse
-from rdpm.pipeline.projects.road import Stage, go, read_road
+from rdpm.pipeline.projects.road import Stage, go, read_road, start
+from rdpm.pipeline.projects.status import standings
 
 JOB = "run"
 
@@ -16,7 +17,7 @@ def main(arguments: list[str]) -> None:
     stages = read_road(arguments[0])
     for stage in stages:
         _check(stage)
-    code = go(arguments[0], stages)
+    code = go(arguments[0], stages, _run)
     if code:
         sys.exit(code)
 
@@ -29,3 +30,10 @@ def _check(stage: Stage) -> None:
     config = getattr(importlib.import_module(COMMANDS[stage.job][0]), "Config", None)
     if config is not None:
         parse(config, stage.job, [stage.config])
+
+
+def _run(stage: Stage) -> int:
+    """A finished stage only says so. That it does in this process, because a new one takes seconds to load."""
+    from rdpm.jobs.cli import main as command
+
+    return command(list(stage.words)) if standings([stage])[0].state == "done" else start(stage)

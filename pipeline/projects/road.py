@@ -12,6 +12,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,15 +85,14 @@ def _read(path: str) -> dict[str, Any]:
     return tree
 
 
-def go(folder: str, stages: list[Stage]) -> int:
-    """Start the command of every stage and wait for it. Returns 0, or the code of the first that does not end well.
+def go(folder: str, stages: list[Stage], run: Callable[[Stage], int]) -> int:
+    """Run the command of every stage. Returns 0, or the code of the first that does not end well.
 
-    A finished stage says so and ends; an interrupted one continues. SIGTERM is passed on, so that a training saves a
-    checkpoint, and the road ends there.
+    run: runs a stage, and returns its exit code. A finished stage says so and ends; an interrupted one continues.
     """
     for number, stage in enumerate(stages, start=1):
         say(f"run: stage {number} of {len(stages)}: rdpm {' '.join(stage.words)}")
-        code = _start(stage.words)
+        code = run(stage)
         if code:
             say(f"run: {stage.job} ended with exit code {code}; see above. To continue: rdpm run {folder}")
             return code
@@ -100,11 +100,16 @@ def go(folder: str, stages: list[Stage]) -> int:
     return 0
 
 
-def _start(words: tuple[str, ...]) -> int:
-    """Run one command in a process that ends with this one. Returns its exit code."""
+def start(stage: Stage) -> int:
+    """Run a stage in a process that ends with this one. Returns its exit code.
+
+    SIGTERM is passed on, so that a training saves a checkpoint, and the road ends there.
+    """
     sys.stdout.flush()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-    process = subprocess.Popen([sys.executable, "-m", "rdpm", *words], env=environment, preexec_fn=_end_with_parent)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "rdpm", *stage.words], env=environment, preexec_fn=_end_with_parent
+    )
     former = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
         while True:
