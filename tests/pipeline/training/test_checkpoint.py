@@ -184,7 +184,7 @@ def test_a_full_disk_ends_the_run_at_once_on_all_ranks(two_ranks, inputs, tmp_pa
 def test_a_rank_reads_its_share_of_a_checkpoint(two_ranks, inputs, tmp_path) -> None:
     for stage in (0, 1, 3):
         found = two_ranks.run(looked_up, inputs, tmp_path / f"{stage}", stage)
-        counts, names = zip(*found, strict=True)
+        counts, names, shares = zip(*found, strict=True)
         states = [{name for name in mine if not name.startswith("weight/")} for mine in names]
         for count, mine, state in zip(counts, names, states, strict=True):
             if stage == 0:
@@ -194,6 +194,7 @@ def test_a_rank_reads_its_share_of_a_checkpoint(two_ranks, inputs, tmp_path) -> 
                 assert sum(map(len, states)) < 1.2 * 0.75 * count
             else:
                 assert set(mine) == {"step/"}
+                assert max(shares) < 0.51  # of all elements, on two ranks
 
 
 @pytest.mark.slow

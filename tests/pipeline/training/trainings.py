@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
@@ -115,8 +116,34 @@ def poisoned_refusal(
         return refusal(ranks, kind, folder, out, *options)
 
 
-def looked_up(ranks: Ranks, folder: Path, out: Path, stage: int) -> tuple[int, list[str]]:
-    """How many tensors a checkpoint of the generator has, and which of them a rank reads whole when it continues."""
+class _Counted:
+    """A file of tensors, or one tensor of it, that counts the elements that are read."""
+
+    def __init__(self, source: Any, read: list[int]) -> None:
+        self._source, self._read = source, read
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._source, name)
+
+    def get_slice(self, name: str) -> "_Counted":
+        return _Counted(self._source.get_slice(name), self._read)
+
+    def get_tensor(self, name: str) -> Tensor:
+        return self._counted(self._source.get_tensor(name))
+
+    def __getitem__(self, rows: slice) -> Tensor:
+        return self._counted(self._source[rows])
+
+    def _counted(self, tensor: Tensor) -> Tensor:
+        self._read.append(tensor.numel())
+        return tensor
+
+
+def looked_up(ranks: Ranks, folder: Path, out: Path, stage: int) -> tuple[int, list[str], float]:
+    """What a rank reads of a checkpoint of the generator when it continues.
+
+    Returns how many tensors there are, which of them it reads whole, and the share of all elements that it reads.
+    """
     options = ["checkpoint_every=1", f"engine.zero_stage={stage}"]
     train(ranks, "generator", folder, out, "steps=1", *options)
     names = []
@@ -125,11 +152,17 @@ def looked_up(ranks: Ranks, folder: Path, out: Path, stage: int) -> tuple[int, l
         names.append(name)
         return read(saved, name)
 
-    read = SavedState.__getitem__
-    with patch.object(SavedState, "__getitem__", look_up):
+    read, elements = SavedState.__getitem__, list[int]()
+
+    def opened(path: str, framework: str) -> _Counted:
+        return _Counted(safe_open(path, framework=framework), elements)
+
+    module = "rdpm.pipeline.training.saved_state"
+    with patch.object(SavedState, "__getitem__", look_up), patch(f"{module}.safe_open", opened):
         train(ranks, "generator", folder, out, "steps=2", *options)
     parts = sorted((out / "checkpoints" / "step-00000001").glob("*.safetensors"))
-    return len(SavedState([str(path) for path in parts], "generator")), names
+    saved = SavedState([str(path) for path in parts], "generator")
+    return len(saved), names, sum(elements) / sum(value.numel() for value in saved.values())
 
 
 def train_traced(ranks: Ranks, kind: str, folder: Path, out: Path, *options: str) -> None:
