@@ -45,8 +45,8 @@ compare: install ## RDPM beside its rivals on the digits: runs/compare/compariso
 check: lint ## lint and the quick tests, about two minutes on 2 cores: before every commit
 	$(PYTEST) -n 2 --dist worksteal -m "not slow and not long"
 
-test: install ## the test suite, about 8 minutes on 2 cores
-	$(PYTEST) -n 2 --dist worksteal
+test: install ## the test suite, about 7 minutes on 2 cores
+	$(PYTEST) -n 3 --dist worksteal
 
 test-long: install ## the tests that take minutes each
 	$(PYTEST) -m long
