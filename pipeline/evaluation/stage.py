@@ -1,5 +1,6 @@
 """The stage behind `rdpm evaluate`: samples, real images and a tokenizer to metrics.json."""
 
+import re
 from typing import Any
 
 from rich.console import Console
@@ -15,9 +16,9 @@ from rdpm.pipeline.foundation.records import begin
 JOB = "evaluate"
 _PARTS = ("tokenizer", "generator")
 _LEAST = 3  # classes that are named
+_IN_FILE_ONLY = re.compile(r"^(psnr|ssim)_|_(deviation|float32|p01)$")
 _REAL = {  # metrics of held-out images that are not named like the samples' metric with "_real" at the end
     "class_accuracy": "classifier_accuracy_on_real",
-    "nearest_train_distance_p01": "nearest_train_distance_real_p01",
 }
 
 
@@ -29,29 +30,31 @@ def run(config: EvaluateConfig) -> None:
     with begin(JOB, config, lambda: input_digests(config)) as record:
         if record.lease is None:
             say(f"evaluate: {config.out} is already there")
-            show(files.read_json(config.out))
+            _show(files.read_json(config.out), config.out)
             return
         metrics = evaluate(config)
         record.lease.check()
         files.write_json(config.out, metrics)
         record.finish({part: metrics[part] for part in _PARTS if part in metrics})
-    show(metrics)
+    _show(metrics, config.out)
 
 
-def show(metrics: dict[str, Any]) -> None:
+def _show(metrics: dict[str, Any], out: str) -> None:
     """Print the metrics as a table, with those of the held-out images beside those of the samples.
 
-    A line below names the classes whose samples the classifier knows least.
+    Other conventions of PSNR and SSIM, and deviations, are left to the file. A line names the classes whose samples the
+    classifier knows least.
     """
     table = Table("metric", "value", "held-out images")
     for part in (part for part in _PARTS if part in metrics):
         numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
         real_names = {name: _REAL.get(name, f"{name.removesuffix('_matched')}_real") for name in numbers}
         for name in in_order(part, numbers):
-            if name not in real_names.values():
+            if name not in real_names.values() and not _IN_FILE_ONLY.search(name):
                 real = numbers.get(real_names[name])
                 table.add_row(f"{part}.{name}", f"{numbers[name]:.4g}", "" if real is None else f"{real:.4g}")
     Console().print(table)
+    say(f"evaluate: {out} has intervals, deviations and other conventions too, and what each number means")
     by_class = metrics.get("generator", {}).get("class_accuracy_by_class", {})
     if len(by_class) > 1:
         least = sorted(by_class, key=by_class.__getitem__)[:_LEAST]
