@@ -5,6 +5,7 @@ mean over random draws of as many samples as there are held-out images; draws ar
 docs/evaluation.md has details.
 """
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -135,6 +136,11 @@ DIAGNOSIS = {  # of diagnosis.json: of the rows of `kept` per s, and of the rows
     "latent_spread_32": "within the first 32",
     "latent_spread_rest": "in all others",
 }
+
+
+def is_detail(name: str) -> bool:
+    """Whether a metric is another convention of PSNR or SSIM, or a deviation: for those who look for it."""
+    return re.search(r"^(psnr|ssim)_|_(deviation|float32|p01)$", name) is not None
 
 
 def in_order(part: str, names: Iterable[str]) -> list[str]:

@@ -1,6 +1,5 @@
 """The stage behind `rdpm evaluate`: samples, real images and a tokenizer to metrics.json."""
 
-import re
 from typing import Any
 
 from rich.console import Console
@@ -8,7 +7,7 @@ from rich.table import Table
 
 from rdpm.pipeline.evaluation.evaluate import evaluate
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig, input_digests
-from rdpm.pipeline.evaluation.protocol import in_order
+from rdpm.pipeline.evaluation.protocol import in_order, is_detail
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
@@ -16,7 +15,6 @@ from rdpm.pipeline.foundation.records import begin
 JOB = "evaluate"
 _PARTS = ("tokenizer", "generator")
 _LEAST = 3  # classes that are named
-_IN_FILE_ONLY = re.compile(r"^(psnr|ssim)_|_(deviation|float32|p01)$")
 _REAL = {  # metrics of held-out images that are not named like the samples' metric with "_real" at the end
     "class_accuracy": "classifier_accuracy_on_real",
 }
@@ -50,7 +48,7 @@ def _show(metrics: dict[str, Any], out: str) -> None:
         numbers = {name: value for name, value in metrics[part].items() if isinstance(value, float)}
         real_names = {name: _REAL.get(name, f"{name.removesuffix('_matched')}_real") for name in numbers}
         for name in in_order(part, numbers):
-            if name not in real_names.values() and not _IN_FILE_ONLY.search(name):
+            if name not in real_names.values() and not is_detail(name):
                 real = numbers.get(real_names[name])
                 table.add_row(f"{part}.{name}", f"{numbers[name]:.4g}", "" if real is None else f"{real:.4g}")
     Console().print(table)

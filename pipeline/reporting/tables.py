@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from rdpm.pipeline.evaluation.protocol import in_order, is_detail
 from rdpm.pipeline.reporting import page
 from rdpm.pipeline.reporting.paper import TABLE_5, PublishedRow
 from rdpm.storage_schemas.sweep import SweepRow
@@ -102,7 +103,7 @@ _CLASSES_AND_COPIES: _Rows = (
         "images.",
     ),
 )
-_JOBS = ("prepare", "train-tokenizer", "tokenize", "train-generator", "sample", "evaluate")
+_JOBS = ("prepare", "train-tokenizer", "tokenize", "train-generator", "calibrate", "sample", "evaluate")
 _SWEPT = {
     "spread": "Spread (1 is best)",
     "spread_8": "Spread, first 8",
@@ -142,7 +143,9 @@ def numbers_section(metrics: dict[str, Any]) -> str:
     if by_class := metrics["generator"].get("class_accuracy_by_class"):
         rows = [(name, "", (_short(by_class[name]),)) for name in sorted(by_class, key=by_class.__getitem__)]
         parts.append(page.folded("Class accuracy by class", page.numbers(("Class", "samples"), rows)))
-    parts += [page.heading("Reconstructions"), page.numbers(("Metric", "value"), _reconstruction(metrics))]
+    parts += [page.heading("Reconstructions"), page.numbers(("Metric", "value"), _reconstruction(metrics, False))]
+    if other := _reconstruction(metrics, True):
+        parts.append(page.folded("Other conventions", page.numbers(("Metric", "value"), other)))
     parts += [page.heading("Time"), page.numbers(("Job", "seconds"), _seconds(metrics["seconds"]))]
     return page.section("Metrics", lead, *parts)
 
@@ -233,13 +236,13 @@ def _with_interval(generator: dict[str, Any], key: str) -> str:
     return _short(generator[key]) + (f" [{low:.3g}, {high:.3g}]" if low is not None else "")
 
 
-def _reconstruction(metrics: dict[str, Any]) -> list[tuple[str, str, tuple[str]]]:
-    """Every single number of the tokenizer, with its convention."""
-    conventions = metrics["protocol"]["metrics"]
+def _reconstruction(metrics: dict[str, Any], details: bool) -> list[tuple[str, str, tuple[str]]]:
+    """The single numbers of the tokenizer that are details, or those that are none, with their conventions."""
+    conventions, values = metrics["protocol"]["metrics"], metrics["tokenizer"]
     return [
-        (name, conventions[f"tokenizer.{name}"]["convention"], (_short(value),))
-        for name, value in metrics["tokenizer"].items()
-        if isinstance(value, float)
+        (name, conventions[f"tokenizer.{name}"]["convention"], (_short(values[name]),))
+        for name in in_order("tokenizer", values)
+        if isinstance(values[name], float) and is_detail(name) == details
     ]
 
 

@@ -61,6 +61,7 @@ def test_one_self_contained_page_shows_the_whole_run(run, tmp_path, capsys):
         "Classes and copies",
         "Step by step",
         "Reconstructions",
+        "Other conventions",
         "Learning rate",
         "Loss by step t",
         "Class accuracy by class",
