@@ -212,7 +212,8 @@ def _results(run: Run) -> list[str]:
         ),
         page.section(
             "Step by step",
-            "The first sample of each class, decoded after each step t from the codes predicted so far.",
+            "The first sample of each class, decoded after each step t from the codes predicted so far."
+            + (" Its latents are not matched here, as those of the samples above are." if run.config.calibrated else ""),
             step_grid(run.codec, run.samples),
         ),
         page.section(
