@@ -202,6 +202,7 @@ def _results(run: Run) -> list[str]:
     seed = run.metrics["protocol"]["settings"]["seed"]
     config = generator_config(run.generator_card)
     name = f"this run (depth={config.depth})"
+    unmatched = " Its latents are not matched here, as those of the samples above are." if run.config.calibrated else ""
     return [
         numbers_section(run.metrics),
         paper_section(run.metrics, name, generator_parameters(config), config.num_steps),
@@ -212,8 +213,7 @@ def _results(run: Run) -> list[str]:
         ),
         page.section(
             "Step by step",
-            "The first sample of each class, decoded after each step t from the codes predicted so far."
-            + (" Its latents are not matched here, as those of the samples above are." if run.config.calibrated else ""),
+            f"The first sample of each class, decoded after each step t from the codes predicted so far.{unmatched}",
             step_grid(run.codec, run.samples),
         ),
         page.section(
