@@ -1,4 +1,4 @@
-"""The road of a run: the stages that RUN/run.yaml names, in order, each a command in a process of its own.
+"""The road of a run: the stages that RUN/run.yaml names, in order.
 
     stages:
       - train-tokenizer tokenizer.yaml
