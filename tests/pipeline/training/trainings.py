@@ -167,6 +167,7 @@ def looked_up(ranks: Ranks, folder: Path, out: Path, stage: int) -> tuple[int, l
 
 def train_traced(ranks: Ranks, kind: str, folder: Path, out: Path, *options: str) -> None:
     """The same with compile=true, up to the generated kernels, which take a minute to build."""
+    torch._dynamo.reset()  # or graphs of an earlier training of this process would do
     counters.clear()
     with patch.object(torch, "compile", partial(torch.compile, backend="aot_eager")):
         train(ranks, kind, folder, out, "compile=true", *options)
