@@ -174,7 +174,7 @@ def _limit_seconds(products: Mapping[Product, int], device: torch.device) -> flo
 
 
 def gemm_share(
-    work: Callable[[], object], products: Mapping[Product, int], device: torch.device, rounds: int = 3
+    work: Callable[[], object], products: Mapping[Product, int], device: torch.device, rounds: int = 7
 ) -> dict[str, float]:
     """The share of the speed of plain products that `work` reaches; medians over rounds after an uncounted call.
 

@@ -99,9 +99,11 @@ class Step:
         self.gradient(inputs)
         self.optimizer.step()
 
-    def forward(self, inputs: TrainingBatch) -> Callable[[], object]:
+    def forward(self, inputs: TrainingBatch, compile: bool) -> Callable[[], object]:
         """A forward pass without gradients, as a sampler runs it, of a copy of the model."""
         held = copy.deepcopy(self.model).to(torch.bfloat16 if self.bf16 else torch.float32)
+        if compile:  # a copy does not keep the compiled call
+            held.compile()
 
         @torch.no_grad()
         def run() -> None:
@@ -116,7 +118,7 @@ def shares(step: Step, inputs: TrainingBatch, compile: bool) -> dict[str, float]
     works = {
         "gemm": lambda: step.update(inputs),
         "gradient": lambda: step.gradient(inputs),
-        "forward": step.forward(inputs),
+        "forward": step.forward(inputs, compile=False),
     }
     products: dict[str, Counter[Product]] = {}
     for name, work in works.items():
@@ -124,7 +126,7 @@ def shares(step: Step, inputs: TrainingBatch, compile: bool) -> dict[str, float]
             work()
     if compile:
         step.model.compile()
-        works["forward"] = step.forward(inputs)
+        works["forward"] = step.forward(inputs, compile=True)
     result = {}
     for name, work in works.items():
         found = gemm_share(work, products[name], step.device)
