@@ -99,7 +99,7 @@ def trained(quantizer: Quantizer, data: TokenBatch, seed: int, steps: int, confi
     with torch.no_grad():
         for weight, state in optimizer.state.items():
             weight.copy_(state["ema"])
-    return model.eval()
+    return model
 
 
 def hidden_loss(model: Seeing, quantizer: Quantizer, inputs: TrainingBatch, hidden: Tensor) -> Tensor:
@@ -134,7 +134,8 @@ def drawn(model: Seeing, quantizer: Quantizer, labels: Tensor, seed: int, rounds
 
 def measured(run: str, out: str, codec: Codec, latents: Tensor, labels: Tensor) -> dict[str, float]:
     """What `rdpm evaluate` says of the decoded latents."""
-    np.savez(f"{out}.npz", arr_0=codec.decode_latents(latents.numpy()), arr_1=labels.numpy())
+    images = codec.decode_latents(latents.numpy())
+    np.savez(f"{out}.npz", arr_0=np.broadcast_to(images, (*images.shape[:3], 3)), arr_1=labels.numpy())
     found = evaluate(
         EvaluateConfig(
             out=f"{out}.json",
@@ -164,7 +165,11 @@ def compared(run: str, out: str, seed: int, steps: int, rounds: list[int]) -> No
     store, tokenizer = open_store(f"{run}/store", KIND), load_tokenizer(f"{run}/tokenizer")[0]
     labels, latents = store.read_all("label"), store.read_all("latents")
     data, quantizer = TokenBatch(np.arange(len(labels)), labels, latents=latents), tokenizer.quantizer
-    model = trained(quantizer, data, seed, steps, generator_config(read_card(f"{run}/generator", "generator")))
+    model = Seeing(generator_config(read_card(f"{run}/generator", "generator")))
+    weights = f"{out}/{seed}-{steps}.pt"
+    if not os.path.exists(weights):
+        torch.save(trained(quantizer, data, seed, steps, model.config).state_dict(), weights)
+    model.load_state_dict(torch.load(weights))
     codec = Codec(tokenizer, 50, torch.device("cpu"))
     calibrating, wanted = torch.arange(CLASSES).repeat(PER_CLASS), torch.arange(CLASSES).repeat(SAMPLES // CLASSES)
     real, real_labels = real_latents(quantizer, data)
