@@ -17,6 +17,7 @@ __all__ = [
     "Store",
     "StreamConfig",
     "TokenBatch",
+    "TokenBatches",
     "TokenDataset",
     "TokenStream",
     "__version__",
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from rdpm.pipeline.stores.reader import DamagedStore as DamagedStore
     from rdpm.pipeline.stores.reader import Store as Store
     from rdpm.pipeline.stores.reader import open_store as open_store
+    from rdpm.pipeline.stream.dataset import TokenBatches as TokenBatches
     from rdpm.pipeline.stream.dataset import TokenDataset as TokenDataset
     from rdpm.pipeline.stream.token_stream import StreamConfig as StreamConfig
     from rdpm.pipeline.stream.token_stream import TokenBatch as TokenBatch
@@ -45,6 +47,7 @@ _HOMES = {
     "Store": "rdpm.pipeline.stores.reader",
     "StreamConfig": "rdpm.pipeline.stream.token_stream",
     "TokenBatch": "rdpm.pipeline.stream.token_stream",
+    "TokenBatches": "rdpm.pipeline.stream.dataset",
     "TokenDataset": "rdpm.pipeline.stream.dataset",
     "TokenStream": "rdpm.pipeline.stream.token_stream",
     "evaluate": "rdpm.pipeline.evaluation.evaluate",

@@ -118,7 +118,7 @@ class TokenBatches(IterableDataset[Tensors]):
     Global batch k is positions kG to (k + 1)G - 1 of the endless `TokenStream`, whatever ranks and workers are. An
     epoch is the batches that begin in it: every batch is full, nothing is dropped, and rows that its last batch takes
     from the next epoch do not come again there. `DataLoader(data, batch_size=None)` yields them in order.
-    Every iteration begins where `set_epoch` or `load_state_dict` said, also in workers that persist:
+    Every iteration begins where `set_epoch` or `load_state_dict` said, also in workers that persist::
 
         for epoch in range(data.epoch, epochs):
             data.set_epoch(epoch)

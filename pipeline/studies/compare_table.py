@@ -55,13 +55,14 @@ def table(rows: Sequence[CompareRow]) -> str:
     """Markdown, one line per method: means over seeds, half of their range, and the mean bootstrap interval."""
     shown = [name for name in _COLUMNS if all(name in seed for row in rows for seed in row.seeds)]
     titles = ["", *(_COLUMNS[name][0] for name in shown), "PSNR and rFID of reconstructions", "forwards"]
-    titles += ["ms per image", "setting", "parameters", "steps", "training TFLOP"]
+    titles += ["ms per image", "setting", "parameters", "steps", "training TFLOP", "tokenizer's steps"]
     lines = [titles, ["---"] * len(titles)]
     for row in rows:
         line = [row.name, *(_cell(row, name) for name in shown)]
         line.append(f"{row.reconstruction['psnr']:.2f} dB, {row.reconstruction['rfid']:.3g}")
         line += [str(row.forwards), f"{1000 * row.seconds_per_image:.3g}", row.sampler]
         line += [f"{row.parameters:,}", f"{row.steps:,}", f"{row.training_flops / 1e12:.1f}"]
+        line.append(f"{row.tokenizer_steps:,}")
         lines.append(line)
     real = [name for name in shown if f"{name}_real" in rows[0].seeds[0]]
     held_out = ", ".join(f"{_COLUMNS[name][0]} {rows[0].seeds[0][f'{name}_real']:.3f}" for name in real)

@@ -62,8 +62,7 @@ def _read(terminal: int) -> bytes:
 
 
 def test_in_a_notebook_it_is_one_display_that_is_updated(repository, monkeypatch):
-    """In the kernel that Jupyter would start; it needs ipykernel, which no extra of rdpm has."""
-    pytest.importorskip("ipykernel")
+    """In the kernel that Jupyter would start."""
     from jupyter_client.manager import start_new_kernel
 
     monkeypatch.chdir(repository)

@@ -54,9 +54,10 @@ def test_every_picture_has_places_of_both_splits(pictures, size):
         assert allowed["val"].sum() >= (size + 1) ** 2, name
 
 
-def test_crops_are_real_different_and_not_nearly_constant(pictures):
+@pytest.mark.parametrize("size", [32, 64])
+def test_crops_are_real_different_and_not_nearly_constant(pictures, size):
     counts = {"train": 30, "val": 10}
-    crops = choose_crops(pictures, 32, counts, 0)
+    crops = choose_crops(pictures, size, counts, 0)
     assert len(crops) == len(set(crops)) == len(CLASSES) * 40
     for name in CLASSES:
         mine = [crop for crop in crops if crop.picture == name]
@@ -64,10 +65,10 @@ def test_crops_are_real_different_and_not_nearly_constant(pictures):
         masks = {split: np.zeros(pictures[name].shape[:2], bool) for split in counts}
         for crop in mine:
             window = crop.of(pictures[name])
-            assert window.shape == (32, 32, 3)
+            assert window.shape == (size, size, 3)
             assert window.std((0, 1)).mean() >= LEAST_CONTRAST
             masks[crop.split][crop.top, crop.left] = True
-        assert apart(masks["train"], masks["val"], 32, pictures[name].shape[:2])
+        assert apart(masks["train"], masks["val"], size, pictures[name].shape[:2])
 
 
 def test_the_seed_alone_decides_and_fewer_crops_are_a_part_of_more(pictures):
