@@ -1,5 +1,6 @@
 """How many model replicas fit beside a decoding task; waiting for what a cluster lacks, refusing what can never run."""
 
+import math
 import os
 import time
 from collections.abc import Mapping
@@ -117,8 +118,8 @@ def _wait(replica: Needs, task: Needs, resources: Resources) -> None:
     A placement group asks for them, so an autoscaler starts nodes. Raises ValueError if the nodes lack them after
     `wait_seconds`; for GPUs that other jobs use it waits on.
     """
-    gpus_or_one = [{"GPU": 1.0}] * resources.min_gpus or [dict(replica)]
-    group = placement_group([bundle for bundle in (*gpus_or_one, dict(task)) if bundle] or [{"CPU": 0.01}])
+    more_gpus = [{"GPU": 1.0}] * (resources.min_gpus - math.ceil(replica.get("GPU", 0)))  # beside the replica's
+    group = placement_group([bundle for bundle in (dict(replica), dict(task), *more_gpus) if bundle] or [{"CPU": 0.01}])
     start, said = time.monotonic(), False
     try:
         while True:

@@ -7,6 +7,7 @@ from dataclasses import replace as replaced
 from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.foundation.lease import Lease, held
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.sharing import hub, storage
 from rdpm.pipeline.sharing.contents import Contents, collect, picture, public_card
@@ -65,18 +66,29 @@ class PushConfig:
 def run(config: PushConfig) -> None:
     """Publish, in an order in which nobody finds half of it. A publication that is complete stays as it is.
 
-    Raises ValueError before anything is written for exports that do not belong together, metrics of other models, a
-    secret or a path of this machine in a text, and a URL that holds something else.
+    The hub takes a publication as one commit; elsewhere one start at a time publishes under a URL (`held`). Raises
+    ValueError before anything is written for exports that do not belong together, metrics of other models, a secret or
+    a path of this machine in a text, a URL that holds something else or cannot be written to, and a second start.
     """
     files.is_local(config.out)  # refuses credentials in the URL
     url = config.out.rstrip("/")
+    if url.startswith(hub.SCHEME):
+        _publish(config, url, None)
+    else:
+        storage.require_writable(url)
+        with held(url, JOB) as lease:
+            _publish(config, url, lease)
+
+
+def _publish(config: PushConfig, url: str, lease: Lease | None) -> None:
+    """See `run`. lease: that of the URL; None on the hub."""
     contents = collect(config.run, config.generator, config.tokenizer, config.metrics, config.sampler)
     remove = of_others(url, contents.digests, config.replace)
     publication = _publication(config, contents, url)
-    if url.startswith(hub.SCHEME):
+    if lease is None:
         hub.publish(url, publication, remove, config.private)
     else:
-        storage.publish(url, publication, remove)
+        storage.publish(url, publication, remove, lease)
     read_pair(files.join(url, GENERATOR), files.join(url, TOKENIZER))
     generator, tokenizer = (contents.digests[name][:12] for name in (GENERATOR, TOKENIZER))
     say(f"push: {url} holds generator {generator} and tokenizer {tokenizer}")

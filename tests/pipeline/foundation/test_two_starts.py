@@ -23,7 +23,7 @@ from tests.pipeline.training.trainings import arguments
 
 JOBS = (
     "prepare", "train-tokenizer", "tokenize", "train-generator", "sample", "sweep", "evaluate", "report",
-    "ablate-tokenizer",
+    "ablate-tokenizer", "calibrate", "diagnose", "compare", "scaling", "push",
 )  # fmt: skip
 FEW = "resources={cpus: 4, object_store_mb: 128, actors: 1, actor_cpus: 0.5}"
 
@@ -52,7 +52,12 @@ def command(job: str, inputs: Path, out: Path) -> list[str]:
         "evaluate": [f"{digits}/evaluation.yaml"],
         "report": [f"{digits}/report.yaml"],
         "ablate-tokenizer": [f"{digits}/ablation.yaml"],
-    }[job] + [f"out={out}"]  # fmt: skip
+        "calibrate": [*models, f"store={inputs}/store"],
+        "diagnose": [*models, f"images={inputs}/images"],
+        "compare": [f"{digits}/compare.yaml"],
+        "scaling": [f"{digits}/scaling.yaml"],
+        "push": [str(out), *models],
+    }[job] + [f"out={out}"] * (job != "push")  # fmt: skip
 
 
 @pytest.mark.slow

@@ -25,14 +25,15 @@ FILES = [
 
 
 def test_what_was_pushed_draws_the_same_pixels_and_stays(trained, anywhere, tree, capsys) -> None:
-    push(trained, anywhere, license="apache-2.0")
-    assert np.array_equal(pixels(anywhere), pixels(str(trained)))
-    before = tree(anywhere)
+    url = f"{anywhere}/digits"
+    push(trained, url, license="apache-2.0")
+    assert np.array_equal(pixels(url), pixels(str(trained)))
+    before = tree(url)
     assert sorted(before) == sorted(FILES)
     capsys.readouterr()
-    push(trained, anywhere, license="apache-2.0")
+    push(trained, url, license="apache-2.0")
     assert "writing" not in capsys.readouterr().out
-    assert tree(anywhere) == before
+    assert tree(url) == before
 
 
 def test_it_can_be_read_from_a_web_server_but_not_written_there(trained, tmp_path, served) -> None:
@@ -185,6 +186,7 @@ def test_paths_of_this_machine_and_secrets_are_not_published(trained, tmp_path, 
         ({"run": "nowhere"}, "has no card.json, so it is no trained generator"),
         ({"out": "hf://datasets/someone/digits"}, "is no repository of models; give hf://USER/REPOSITORY"),
         ({"out": "s3://key:secret@bucket/x"}, "contains credentials"),
+        ({"out": "s3://bucket/"}, "is a whole bucket; publish under a name in it, as in s3://bucket/NAME"),
     ],
 )
 def test_bad_wishes_are_refused(trained, tmp_path, hub, settings, said) -> None:
