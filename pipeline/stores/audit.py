@@ -70,13 +70,18 @@ def audit_shard(store: Store, shard: int) -> ShardAudit:
         commit = store.commit(shard)
     except DamagedStore as damage:
         return ShardAudit((Finding(commit_name(shard), shard, str(damage)),), {}, np.empty(0, np.int32))
-    for name, key in names.items():
+
+    def fetch(name: str) -> bytes | DamagedStore:
         try:
-            data = store.fetch(key, commit.objects[name].sha256)
+            return store.fetch(names[name], commit.objects[name].sha256)
         except DamagedStore as damage:
-            findings.append(Finding(key, shard, str(damage)))
-            continue
-        if name not in (INDEX, "latents"):
+            return damage
+
+    in_order = map if files.is_local(store.url) else files.in_parallel
+    for (name, key), data in zip(names.items(), in_order(fetch, names), strict=True):
+        if isinstance(data, DamagedStore):
+            findings.append(Finding(key, shard, str(data)))
+        elif name not in (INDEX, "latents"):
             arrays[name] = store.decode(name, shard, data)
     if not findings:
         index = store.shard_index(shard)

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import multiprocessing
 import os
 import signal
@@ -67,8 +68,9 @@ def verify_store(
 ) -> Verification:
     """Check a whole store. With `accumulate`, also check that the codes of every row give its stored z'_T.
 
-    processes: how many check shards at the same time, each with one shard in memory. More than one are started afresh
-    ("spawn"), so `accumulate` must be picklable then. resume: a local file that lists the undamaged shards as they are
+    processes: how many check shards at the same time. Each has one shard in memory or, of a remote store, as many as
+    keep 64 requests under way in all processes together. More than one are started afresh ("spawn"), so `accumulate`
+    must be picklable then. resume: a local file that lists the undamaged shards as they are
     found; a verification that begins with such a file leaves them out. It is deleted when the whole store is undamaged.
     Raises ValueError when a process dies and when the file is of another verification.
     """
@@ -131,13 +133,17 @@ class _Ledger:
 
 def _results(check: _Check, shards: Sequence[int], processes: int) -> Iterator[Verification]:
     """The result for every shard, in their order."""
+    objects = len(check.store.manifest.plan.objects(0))
+    at_once = 1 if files.is_local(check.store.url) else math.ceil(files.AT_ONCE / (objects * processes))
     if processes == 1:
-        yield from map(check, shards)
+        yield from _checked(check, shards, at_once)
         return
-    at_once = max(1, min(_SHARDS_AT_ONCE, len(shards) // (4 * processes)))
-    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (check,)) as pool:
+    size = max(at_once, min(_SHARDS_AT_ONCE, len(shards) // (4 * processes)))
+    parts = [shards[first : first + size] for first in range(0, len(shards), size)]
+    with ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), _begin, (check, at_once)) as pool:
         try:
-            yield from pool.map(_check_here, shards, chunksize=at_once)
+            for found in pool.map(_check_here, parts):
+                yield from found
         except BrokenProcessPool:
             raise ValueError(
                 f"a process that verifies {check.store.url} was killed (is memory short for a shard in each of "
@@ -145,17 +151,23 @@ def _results(check: _Check, shards: Sequence[int], processes: int) -> Iterator[V
             ) from None
 
 
-_check: _Check  # of a process of the pool
+def _checked(check: _Check, shards: Sequence[int], at_once: int) -> Iterator[Verification]:
+    """The result for every shard, in their order, of so many shards at a time."""
+    return map(check, shards) if at_once == 1 else files.in_parallel(check, shards, at_once)
 
 
-def _check_here(shard: int) -> Verification:
-    return _check(shard)
+_here: tuple[_Check, int]  # of a process of the pool: what checks a shard, and how many at a time
 
 
-def _begin(check: _Check) -> None:
+def _check_here(shards: Sequence[int]) -> list[Verification]:
+    check, at_once = _here
+    return list(_checked(check, shards, at_once))
+
+
+def _begin(check: _Check, at_once: int) -> None:
     """Keep the check of this process, and end it with the process that started it, even if that one is killed."""
-    global _check
-    _check = check
+    global _here
+    _here = check, at_once
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that started it is interrupted too, and ends it
     parent = multiprocessing.parent_process()
     assert parent is not None

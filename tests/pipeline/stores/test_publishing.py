@@ -4,6 +4,7 @@ import pytest
 
 from benchmarks.publish import Bucket, measure
 from rdpm.pipeline.foundation import files
+from rdpm.pipeline.stores.verification import verify_store
 from rdpm.pipeline.stores.writer import publish, start_store, write_shard
 
 
@@ -43,6 +44,22 @@ def test_publishing_reads_no_array_and_a_second_time_moves_nothing(stores, monke
         assert publish(url, plan) == first
         assert Bucket.requests["COPY"] == Bucket.requests["DELETE"] == 0
     assert files.read_json(f"{url}/manifest.json")["store_id"] == first.store_id
+
+
+@pytest.mark.slow
+def test_verifying_has_64_requests_under_way(stores):
+    """Of each shard its commit alone, then its objects together, of several shards at a time."""
+    url, plan = "bucket://here/verified", stores.plan(rows=240)
+    Bucket.clear()
+    store = stores.build(url, plan, rejected=(5,))
+    Bucket.reset(0.2)
+    found = verify_store(store)
+    assert not found.findings
+    assert sum(found.labels.values()) == 239
+    assert 48 <= Bucket.most_at_once <= 70
+    damaged = plan.objects(3)["codes"]
+    files.write_bytes(f"{url}/{damaged}", b"damage")
+    assert [finding.name for finding in verify_store(store).findings] == [damaged]
 
 
 @pytest.mark.long
