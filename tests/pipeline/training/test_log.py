@@ -3,6 +3,7 @@
 import json
 import math
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ def test_a_continued_log_drops_lines_after_the_checkpoint(tmp_path: Path) -> Non
     log.close()
     with open(tmp_path / LOG, "a") as file:
         file.write('{"step": 40, "lo')  # cut short by a kill
+    time.sleep(1)  # TensorBoard orders files by second, and within one second the tenth of a process before the ninth
     log = TrainingLog(str(tmp_path), True, 20)
     log.write(30, loss=7.0, loss_by_step=[None, 2.0])
     log.close()
