@@ -78,17 +78,25 @@ def settle(url: str, plan: Plan, commit: Commit, others: Iterable[str] = (), at_
 
 
 def _place(url: str, commit: Commit, name: str, key: str) -> None:
-    """Give one object of a commit its key."""
+    """Give one object of a commit its key.
+
+    Linux cannot link a file while another attempt replaces it by one of the same bytes: that looks like a lost name.
+    """
     wanted, target = commit.objects[name], files.join(url, key)
-    try:
-        files.link(files.join(url, staged_name(commit.shard, wanted.sha256)), target, replace=True)
-    except FileNotFoundError:  # another has placed it and deleted the staged name
+    staged = files.join(url, staged_name(commit.shard, wanted.sha256))
+    while True:
         try:
-            placed = files.digest_file(target) == wanted
+            files.link(staged, target, replace=True)
+            return
+        except FileNotFoundError:  # another has placed it and deleted the staged name, or stages it again just now
+            again = files.exists(staged)
+        try:
+            if files.digest_file(target) == wanted:
+                return
         except FileNotFoundError:
-            placed = False
-        if not placed:
-            raise unlike_commit(url, commit.shard, key) from None
+            pass
+        if not again:
+            raise unlike_commit(url, commit.shard, key)
 
 
 def unlike_commit(url: str, shard: int, key: str) -> ValueError:

@@ -45,6 +45,27 @@ def test_nothing_in_a_published_store_is_replaced_even_if_it_is_damaged(url, pla
     assert {finding.name for finding in verify_store(open_store(url)).findings} == {commit}
 
 
+def test_a_staged_name_that_another_attempt_replaces_just_then_is_linked_again(
+    tmp_path, plan, attempt, clean, tree, monkeypatch
+):
+    """link(2) says that a file is not there when its last name went to another file meanwhile."""
+    url, link, lost = str(tmp_path / "store"), files.link, []
+
+    def lose_once(source: str, target: str, replace: bool = False) -> bool:
+        if source not in lost:
+            lost.append(source)
+            raise FileNotFoundError(source)
+        return link(source, target, replace)
+
+    monkeypatch.setattr(files, "link", lose_once)
+    start_store(url, plan)
+    for shard in range(plan.num_shards):
+        attempt(url, shard, "this")
+    publish(url, plan)
+    assert lost
+    assert tree(Path(url)) in clean.values()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("turns", [4, pytest.param(100, marks=pytest.mark.long)])
 def test_many_attempts_at_once_with_other_bytes_leave_each_shard_as_one_of_them_wrote_it(
