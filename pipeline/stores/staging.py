@@ -80,7 +80,7 @@ def settle(url: str, plan: Plan, commit: Commit, others: Iterable[str] = (), at_
 def _place(url: str, commit: Commit, name: str, key: str) -> None:
     """Give one object of a commit its key.
 
-    Linux cannot link a file while another attempt replaces it by one of the same bytes: that looks like a lost name.
+    Linux says that a file is not there while another attempt replaces it, so a staged name that is there is tried again.
     """
     wanted, target = commit.objects[name], files.join(url, key)
     staged = files.join(url, staged_name(commit.shard, wanted.sha256))

@@ -70,9 +70,9 @@ def verify_store(
 
     processes: how many check shards at the same time. Each has one shard in memory or, of a remote store, as many as
     keep 64 requests under way in all processes together. More than one are started afresh ("spawn"), so `accumulate`
-    must be picklable then. resume: a local file that lists the undamaged shards as they are
-    found; a verification that begins with such a file leaves them out. It is deleted when the whole store is undamaged.
-    Raises ValueError when a process dies and when the file is of another verification.
+    must be picklable then. resume: a local file that lists the undamaged shards as they are found; a verification that
+    begins with such a file leaves them out. It is deleted when the whole store is undamaged. Raises ValueError when a
+    process dies and when the file is of another verification.
     """
     plan = store.manifest.plan
     header = {"store_id": store.id, "accumulated": accumulate is not None}
