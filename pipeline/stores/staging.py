@@ -80,7 +80,8 @@ def settle(url: str, plan: Plan, commit: Commit, others: Iterable[str] = (), at_
 def _place(url: str, commit: Commit, name: str, key: str) -> None:
     """Give one object of a commit its key.
 
-    Linux says that a file is not there while another attempt replaces it, so a staged name that is there is tried again.
+    Linux may say that a file is not there while another attempt replaces it. So a staged name that is there is tried
+    again.
     """
     wanted, target = commit.objects[name], files.join(url, key)
     staged = files.join(url, staged_name(commit.shard, wanted.sha256))
