@@ -66,9 +66,12 @@ class _Recorder(TorchDispatchMode):
             self._convolution(result, args[1])
         elif name == "convolution_backward":
             self._convolution_backward(args[0], args[2], args[-1])
-        elif name.startswith("_scaled_dot_product"):
-            tensors = [each for each in args if isinstance(each, Tensor)]
-            self._attention(*(tensors[1:4] if name.endswith("backward") else tensors[:3]), name.endswith("backward"))
+        elif name.startswith(("_scaled_dot_product", "_flash_attn")):
+            backward = name.endswith("backward")
+            tensors = [each for each in args if isinstance(each, Tensor)][backward:][:3]
+            if name.startswith("_flash_attn"):  # its heads follow the positions
+                tensors = [each.transpose(1, 2) for each in tensors]
+            self._attention(*tensors, backward)
         return result
 
     def _product(self, first: Tensor, second: Tensor) -> None:

@@ -1,7 +1,7 @@
 """The sampler against the speed of plain products and of its forward passes, and the sampling job against the sampler.
 
-    python -m benchmarks.sample [--depth 12] [--batch 4] [--precision fp32] [--compile] [--threads 2]
-                                [--rounds 3] [--limits] [--images 40]
+    python -m benchmarks.sample [--depth 12] [--batch 4] [--precision fp32] [--attention sdpa] [--compile]
+                                [--threads 2] [--rounds 3] [--limits] [--images 40]
     python -m benchmarks.sample --sizes   # one GPU: d12, d16 and d20 at several batch sizes, plain torch
 
 Prints one line of JSON. `gemm_share`: floating-point operations per second over those of plain products of the same
@@ -171,7 +171,8 @@ def job(folder: str, options: argparse.Namespace, shard: int) -> dict[str, float
     config = SampleConfig(
         f"{folder}/generator", f"{folder}/tokenizer", f"{folder}/samples", SAMPLER,
         labels=tuple(range(options.images)), per_class=1, shard_rows=shard, batch=options.batch,
-        precision=options.precision, compile=options.compile, threads=options.threads, resources=resources,
+        precision=options.precision, attention=options.attention, compile=options.compile, threads=options.threads,
+        resources=resources,
     )  # fmt: skip
     start = time.time()
     sample_set(config)
@@ -208,6 +209,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=40)
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--attention", default="sdpa", help="sdpa, math or flash_attn")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
@@ -221,7 +223,7 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as folder:
         export(folder, options.depth)
-        models = load_generator(f"{folder}/generator")[0], load_tokenizer(f"{folder}/tokenizer")[0]
+        models = load_generator(f"{folder}/generator", options.attention)[0], load_tokenizer(f"{folder}/tokenizer")[0]
         sampler = Sampler.of(*models, options.batch, options.precision, options.compile)
         result = {"device": device, **vars(options), **limits(sampler, options.rounds)}
         result["images_per_s"] = options.batch / result["seconds"]["sampler"]

@@ -47,9 +47,13 @@ _RESUME = f"{_TRAINING}::test_a_deterministic_training_continues_to_the_bit"
 TESTS = (
     _tests("noise, compiled and eager, has the CPU's bits", "tests/models/test_noise.py", "triton"),
     _tests("flash-attn equals SDPA in value and gradient", "tests/models/test_attention.py", "flash_attn"),
+    _tests("flash-attn's products count as SDPA's", "tests/benchmarks/test_products.py", "flash_attn"),
     _tests("the sampler's CUDA graph draws the eager sampler's codes", "tests/models/test_sampler.py"),
     _tests("the compiled loss equals the eager one", "tests/models/test_gpu_compiled.py", "triton"),
     _tests("no TF32 in phi, quantizer, encoder and decoder", "tests/pipeline/inference/test_gpu_precision.py"),
+    _tests(
+        "two processes draw the same samples", "tests/pipeline/inference/test_gpu_samples.py", "triton", seconds=540
+    ),
     _tests("the stream fills pinned memory", "tests/pipeline/stream/test_gpu_pinned.py"),
     _tests("images to train the tokenizer on come in pinned memory", "tests/pipeline/images/test_image_stream.py"),
     _tests("the tokenizer trains channels-last", "tests/models/test_tokenizer_model.py"),
@@ -63,66 +67,41 @@ TESTS = (
     _tests("a deterministic training continues to the bit", _RESUME, *_ENGINE, seconds=540),
 )
 
-BATCHES = {12: (64, 256, 512), 16: (64, 256), 20: (64, 128)}
+KERNELS = (("sdpa", True), ("sdpa", False), ("flash_attn", True), ("flash_attn", False), ("math", False))
+"""Each attention kernel, compiled or not. The plain one is there to compare with."""
+_COMPILE = {True: ("--compile",), False: ()}
 
 
-def _train(depth: int, attention: str, batch: int, compiled: bool) -> Part:
-    row = f"train/d{depth}, {attention}, {'compiled' if compiled else 'eager'}, batch {batch}"
-    options = (f"--depth={depth}", f"--attention={attention}", f"--batch={batch}", "--steps=20")
-    needs = (
-        *STORES,
-        *(["flash_attn"] if attention == "flash_attn" else []),
-        *(["triton"] if compiled else []),
-    )
-    return Part(row, ("-m", "benchmarks.train", *options, *(["--compile"] if compiled else [])), 300, needs)
+def _grid(table: str, arguments: tuple[str, ...], seconds: int, batches: dict[int, tuple[int, ...]]) -> list[Part]:
+    """A part for each depth, batch and kernel."""
+    parts = []
+    for depth, batch in [(depth, batch) for depth, each in batches.items() for batch in each]:
+        for kernel, compiled in KERNELS:
+            row = f"{table}/d{depth}, {kernel}, {'compiled' if compiled else 'eager'}, batch {batch}"
+            options = (f"--depth={depth}", f"--batch={batch}", f"--attention={kernel}", *_COMPILE[compiled])
+            needs = (*STORES, *(["flash_attn"] if kernel == "flash_attn" else []), *(["triton"] if compiled else []))
+            parts.append(Part(row, ("-m", *arguments, *options), seconds, needs))
+    return parts
 
 
-TRAIN = (
-    *(
-        _train(depth, attention, batch, compiled)
-        for depth, batches in BATCHES.items()
-        for attention in ("sdpa", "flash_attn")
-        for batch in batches
-        for compiled in (True, False)
-    ),
-    *(_train(depth, "math", 32, False) for depth in BATCHES),
+TRAIN = _grid("train", ("benchmarks.train", "--steps=20"), 300, {12: (64, 256, 512), 16: (64, 256), 20: (64, 128)})
+SAMPLE = _grid(
+    "sample",
+    ("benchmarks.sample", "--limits", "--precision=bf16"),
+    540,
+    {12: (8, 32, 64), 16: (8, 32, 64), 20: (8, 32)},
 )
-SAMPLE = tuple(
-    Part(
-        f"sample/d{depth}, {'compiled' if compiled else 'eager'}, batch {batch}",
-        ("-m", "benchmarks.sample", "--limits", f"--depth={depth}", f"--batch={batch}", "--precision=bf16",
-         *(["--compile"] if compiled else [])),
-        540,
-        (*MODELS, *(["triton"] if compiled else [])),
-    )
-    for depth, batches in {12: (8, 32, 64), 16: (8, 64), 20: (8, 32)}.items()
-    for batch in batches
-    for compiled in (True, False)
-)  # fmt: skip
 TOKENIZER = tuple(
     Part(
         f"tokenizer/{'compiled' if compiled else 'eager'}, batch {batch}",
-        ("-m", "benchmarks.tokenizer", f"--batch={batch}", *(["--compile"] if compiled else [])),
+        ("-m", "benchmarks.tokenizer", f"--batch={batch}", *_COMPILE[compiled]),
         400,
         (*MODELS, "lpips", "torchvision", *(["triton"] if compiled else [])),
     )
     for batch in (16, 32)
     for compiled in (True, False)
 )
-
-
-def _determinism(depth: int, kernel: str, compiled: bool) -> Part:
-    options = (f"--depth={depth}", f"--attention={kernel}", "--batch=64", *(["--compile"] if compiled else []))
-    needs = ("jaxtyping", *(["flash_attn"] if kernel == "flash_attn" else []), *(["triton"] if compiled else []))
-    row = f"determinism/d{depth}, {kernel}, {'compiled' if compiled else 'eager'}"
-    return Part(row, ("-m", "benchmarks.determinism", *options), 400, needs)
-
-
-DETERMINISM = tuple(
-    _determinism(depth, kernel, compiled)
-    for depth, compiled in ((12, False), (12, True), (20, False))
-    for kernel in ("sdpa", "flash_attn")
-)
+DETERMINISM = _grid("determinism", ("benchmarks.determinism",), 400, {12: (64,)})
 PARTS = (*TESTS, *DETERMINISM, *SAMPLE, *TOKENIZER, *TRAIN)
 
 

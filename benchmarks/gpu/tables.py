@@ -64,14 +64,14 @@ def write_tables(page: Path, parts: Sequence[Part], out: Path) -> None:
         os.replace(written, page)
 
 
-def _table(table: Table, parts: Sequence[Part], out: Path, old: dict[str, list[str]]) -> str:
+def _table(table: Table, parts: Sequence[Part], out: Path, old: dict[tuple[str, str], list[str]]) -> str:
     heads = [table.title, *(key.replace("_", " ") for key in table.keys), "seconds", *_ON]
     lines = [heads, ["---"] * len(heads)]
     for part in parts:
         kind, _, row = part.name.partition("/")
         if kind == table.name:
             result = read(out, part)
-            kept = old.get(row, [])
+            kept = old.get((table.title, row), [])
             if result is not None:
                 lines.append([row, *_cells(table, result)])
             elif len(kept) == len(heads) and not kept[1].startswith(_NEVER):
@@ -117,8 +117,15 @@ def _plain(text: str) -> str:
     return re.sub(r"[|`\s]+", " ", text).strip()[:160]
 
 
-def _rows(text: str) -> dict[str, list[str]]:
-    """Rows of tables by their first cell."""
-    rows = [line.strip().removeprefix("|").removesuffix("|") for line in text.splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in row.split(" | ")] for row in rows]
-    return {row[0]: row for row in cells}
+def _rows(text: str) -> dict[tuple[str, str], list[str]]:
+    """Rows of tables by the table's first heading and their own first cell."""
+    found: dict[tuple[str, str], list[str]] = {}
+    title = None
+    for line in text.splitlines():
+        if not line.startswith("|"):
+            title = None
+            continue
+        cells = [cell.strip() for cell in line.strip().removeprefix("|").removesuffix("|").split(" | ")]
+        title = title or cells[0]
+        found[title, cells[0]] = cells
+    return found

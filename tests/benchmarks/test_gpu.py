@@ -175,6 +175,20 @@ def test_a_row_stays_until_its_part_has_run_again(page, tmp_path) -> None:
     assert rows(page)["good"][:2] == ["7", ""]
 
 
+def test_a_row_is_kept_in_its_own_table(page, tmp_path) -> None:
+    """Sampling and training have rows of the same name."""
+    parts = [replace(GOOD, name=f"{table}/same", arguments=("-c", f"print('{{\"images_per_s\": {number}}}')"))
+             for number, table in enumerate(("sample", "train"), start=7)]  # fmt: skip
+    for each in parts:
+        run(each, HERE, tmp_path / "out")
+    write_tables(page, parts, tmp_path / "out")
+    text = page.read_text()
+    assert "| same | 7 |" in text
+    assert "| same | 8 |" in text
+    write_tables(page, parts, tmp_path / "nothing")
+    assert page.read_text() == text
+
+
 def test_a_page_without_markers_is_refused(tmp_path) -> None:
     (tmp_path / "page.md").write_text("nothing")
     with pytest.raises(ValueError, match="has no lines"):

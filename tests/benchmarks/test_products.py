@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.products import gemm_share, product_seconds, recorded, total_flops
+from rdpm.models.attention import attend
 from rdpm.models.autoencoder import AutoencoderConfig, Decoder
 from rdpm.models.generator import Generator, GeneratorConfig, code_loss
 
@@ -65,3 +66,17 @@ def test_work_that_is_its_products_alone_has_their_flops():
     assert total_flops(products) == 2 * 64 * 32 * 16
     assert result["gemm_share"] > 0
     assert result["product_tflops"] > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_products_of_flash_attn_are_those_of_sdpa():
+    pytest.importorskip("flash_attn")
+    found = []
+    for backend in ("flash_attn", "sdpa"):
+        q, k, v = torch.randn(3, 2, 4, 16, 64, device="cuda", dtype=torch.bfloat16).requires_grad_().unbind()
+        with recorded() as products:
+            attend(q, k, v, backend).sum().backward()
+        found.append(products)
+    assert found[0] == found[1]
+    assert len(found[0]) == 5
