@@ -105,7 +105,7 @@ def run(part: Part, here: Machine, out: Path) -> dict[str, Any]:
         process = subprocess.Popen(
             [sys.executable, *part.arguments],
             cwd=ROOT,
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)},
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), *_paths()))},
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
@@ -136,6 +136,11 @@ def run(part: Part, here: Machine, out: Path) -> dict[str, Any]:
     _write(path_of(out, part), json.dumps(result, indent=1))
     log.unlink()
     return result
+
+
+def _paths() -> list[str]:
+    """What PYTHONPATH names now."""
+    return [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
 
 
 def _printed(text: str) -> dict[str, Any] | None:
