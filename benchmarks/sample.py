@@ -32,7 +32,7 @@ from benchmarks.untrained import export_generator, export_tokenizer
 from rdpm.models.choice import choose_codes
 from rdpm.models.generator import Generator, GeneratorConfig
 from rdpm.models.noise import Stream, gumbel, normal
-from rdpm.models.sampler import SamplerConfig, all_steps, modulations_of, sample, step_settings
+from rdpm.models.sampler import SamplerConfig, modulations_of, sample, step_settings
 from rdpm.models.tokenizer import Tokenizer, TokenizerConfig
 from rdpm.pipeline.exports.weights import load_generator, load_tokenizer
 from rdpm.pipeline.inference.batches import full_precision
@@ -95,12 +95,11 @@ class Sampler:
 
     @torch.no_grad()
     @full_precision()
-    def steps(self, compile: bool) -> None:
+    def steps(self, model: RDPM) -> None:
         """The codes of one batch."""
-        graph = torch.compile(all_steps, fullgraph=True, dynamic=False, mode="reduce-overhead") if compile else None
-        numbers = torch.arange(self.plain.batch, device=self.plain.device)
-        book = self.plain.tokenizer.quantizer.codebook
-        sample(self.model.generator, book, numbers % 1000, numbers, SAMPLER, compiled=graph)
+        numbers = torch.arange(model.batch, device=model.device)
+        book = model.tokenizer.quantizer.codebook
+        sample(model.generator, book, numbers % 1000, numbers, SAMPLER, run=model.all_steps)
 
     @torch.no_grad()
     @full_precision()
@@ -113,7 +112,7 @@ def limits(sampler: Sampler, rounds: int) -> dict[str, dict[str, float]]:
     """gemm_share, tflops, product_tflops and seconds, each of the whole sampler, of its T steps and of the decoder."""
     works: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
         "sampler": (lambda: sampler.draw(sampler.model), lambda: sampler.draw(sampler.plain)),
-        "steps": (lambda: sampler.steps(sampler.compile), lambda: sampler.steps(False)),
+        "steps": (lambda: sampler.steps(sampler.model), lambda: sampler.steps(sampler.plain)),
         "decoder": (lambda: sampler.decode(sampler.model), lambda: sampler.decode(sampler.plain)),
     }
     found: dict[str, dict[str, float]] = {}

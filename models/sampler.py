@@ -154,25 +154,25 @@ class Known:
     """Where the given codes are used; elsewhere codes are drawn."""
 
 
-@torch.compiler.nested_compile_region
 def advance(
     generator: Generator,
     codebook: Codebook,
-    noise: Float[Tensor, "b d h w"],
     total: Float[Tensor, "b d h w"],
     accumulated: Float[Tensor, "b d h w"],
     modulations: Float[Tensor, "b1 n width"],
     seeds: Int[Tensor, " b"],
     steps: Int[Tensor, " b"],
     settings: StepSettings,
+    noise_stream: Stream,
     known: Known | None,
 ) -> tuple[Int[Tensor, "b h w"], Float[Tensor, "b d h w"], Float[Tensor, "b d h w"]]:
-    """One step of Algorithm 2, lines 3-4.
+    """One step of Algorithm 2, lines 2-4.
 
-    noise: eps_t. total: the sum of code vectors so far. accumulated: z'_{t-1}. modulations: those of this step. steps:
-    t for each image. Returns C_t, the sum with the code vectors of C_t, and z'_t. Control flow depends only on shapes
-    and on which arguments are None, not on values: a compiler sees it once for all steps with the same settings.
+    total: the sum of code vectors so far. accumulated: z'_{t-1}. modulations: those of this step. steps: t for each
+    image. Returns C_t, the sum with the code vectors of C_t, and z'_t. Control flow depends only on shapes and on which
+    arguments are None, not on values: one compiled graph serves all steps with the same kind of settings.
     """
+    noise = normal(seeds, steps, tuple(total.shape[1:]), noise_stream)
     logits = guided_logits(generator, noise, accumulated, modulations, steps, settings.guidance)
     codes = choose_codes(logits, settings, seeds, steps)
     if known is not None:
@@ -196,16 +196,16 @@ def all_steps(
     noise_stream: Stream,
     known: Known | None,
     after_step: AfterStep | None = None,
+    step: Callable[..., tuple[Tensor, Tensor, Tensor]] = advance,
 ) -> tuple[Int[Tensor, "b T h w"], Float[Tensor, "b T d h w"]]:
-    """Algorithm 2 for a batch: C_1 ... C_T, and z'_t after every step. It compiles to one graph without after_step."""
+    """Algorithm 2 for a batch: C_1 ... C_T, and z'_t after every step. step: `advance`, compiled or not."""
     total = codebook.start(seeds.new_zeros(len(seeds), generator.config.grid, generator.config.grid))
     accumulated = codebook.phi(total)
     codes, path = [], []
     for t, settings_t in enumerate(settings, start=1):
         steps = torch.full_like(seeds, t)
-        noise = normal(seeds, steps, tuple(total.shape[1:]), noise_stream)
-        codes_t, total, accumulated = advance(
-            generator, codebook, noise, total, accumulated, modulations[t - 1], seeds, steps, settings_t, known
+        codes_t, total, accumulated = step(
+            generator, codebook, total, accumulated, modulations[t - 1], seeds, steps, settings_t, noise_stream, known
         )
         codes.append(codes_t)
         path.append(accumulated)
@@ -224,22 +224,15 @@ def sample(
     known: Known | None = None,
     noise_stream: Stream = Stream.SAMPLER,
     after_step: AfterStep | None = None,
-    compiled: Callable[..., tuple[Tensor, Tensor]] | None = None,
+    run: Callable[..., tuple[Tensor, Tensor]] = all_steps,
 ) -> Samples:
     """Algorithm 2. Image i depends only on the weights, configs[i], labels[i], seeds[i] and the shape of the batch.
 
     labels: classes, or vectors in the space of their embedding. configs: one for all images, or one per image. known:
-    codes to use instead of drawn ones. compiled: `all_steps`, compiled; then after_step is called for all steps at the
-    end.
+    codes to use instead of drawn ones. run: `all_steps`, or a `CompiledSteps`.
     """
     if isinstance(configs, SamplerConfig):
         configs = [configs] * len(seeds)
     settings = step_settings(configs, generator.config.num_steps, seeds.device)
-    given = generator, codebook, modulations_of(generator, labels), seeds, settings, noise_stream, known
-    if compiled is None:
-        return Samples(*all_steps(*given, after_step))
-    codes, path = compiled(*given)
-    if after_step is not None:
-        for t, accumulated in enumerate(path.unbind(1), start=1):
-            after_step(t, accumulated)
-    return Samples(codes, path)
+    modulations = modulations_of(generator, labels)
+    return Samples(*run(generator, codebook, modulations, seeds, settings, noise_stream, known, after_step))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rdpm.models.attention import Backend
+from rdpm.models.compiled_steps import CompiledSteps
 from rdpm.models.generator import Generator
 from rdpm.models.noise import Stream
 from rdpm.models.sampler import Known, SamplerConfig, all_steps, sample
@@ -63,8 +64,8 @@ class RDPM:
 
         batch: images per call of a model. precision: fp32 moves the models to the device; bf16 leaves the generator as
         it is and uses a copy of it and of the decoder whose large weights are bf16. Images are always encoded in fp32.
-        compile: whether to compile all steps of Algorithm 2 into one graph, a CUDA graph on a GPU, and the decoder.
-        Callbacks are then called after the last step of a batch. device: such as "cpu" or "cuda:1"; None is the GPU if
+        compile: whether to compile a step of Algorithm 2, of which a GPU makes one CUDA graph of all steps, and the
+        decoder. device: such as "cpu" or "cuda:1"; None is the GPU if
         there is one, else the CPU. Raises ValueError for a generator with flash_attn in fp32.
         """
         check_precision(precision, generator.config.attention)
@@ -74,10 +75,7 @@ class RDPM:
         self._encoder = Codec(tokenizer, batch, self.device)
         self.batch = batch
         self.classes = tuple(classes) or tuple(str(label) for label in range(generator.config.num_classes))
-        # "reduce-overhead" captures the graph as a CUDA graph; on a CPU it changes nothing.
-        self._steps = (
-            torch.compile(all_steps, fullgraph=True, dynamic=False, mode="reduce-overhead") if compile else None
-        )
+        self.all_steps = CompiledSteps() if compile else all_steps
 
     @classmethod
     def from_pretrained(
@@ -252,7 +250,7 @@ class RDPM:
             embedded = condition(self.generator.label_embedding.weight, *inputs)
             drawn = sample(
                 self.generator, self.tokenizer.quantizer.codebook, embedded, seeds, settings,
-                Known(*kept) if kept else None, after_step=show if callback else None, compiled=self._steps,
+                Known(*kept) if kept else None, after_step=show if callback else None, run=self.all_steps,
             )  # fmt: skip
             return self.codec.pixels(matched(drawn.accumulated[:, -1])), drawn.codes.to(torch.uint16)
 
