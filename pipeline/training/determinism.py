@@ -9,6 +9,11 @@ import torch
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
+def resumes_to_the_bit(device: torch.device, deterministic: bool) -> bool:
+    """Whether a training that is stopped and continued, on as many such devices, has the bits of one that is not."""
+    return device.type == "cpu" or deterministic
+
+
 @contextlib.contextmanager
 def deterministic_operations(on: bool) -> Iterator[None]:
     """In this block, if on, every operation gives the same bits each time, or raises RuntimeError if it never does.

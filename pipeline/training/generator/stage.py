@@ -14,6 +14,7 @@ from rdpm.pipeline.foundation.lease import Lease
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.training.checkpoint import Checkpoints
+from rdpm.pipeline.training.determinism import resumes_to_the_bit
 from rdpm.pipeline.training.engine import Engine, building
 from rdpm.pipeline.training.first_weights import init_digest
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
@@ -59,7 +60,8 @@ def run(config: TrainGeneratorConfig) -> None:
                 return
             card = train_generator(config, stores, streams, ranks, record.lease)
         if card is not None:
-            record.finish({"digest": card.digest, "steps": card.steps})
+            bit_exact = resumes_to_the_bit(ranks.device, config.deterministic)
+            record.finish({"digest": card.digest, "steps": card.steps, "bit_exact_resume": bit_exact})
             say(f"train-generator: {config.out} is generator {card.digest[:12]}")
 
 

@@ -17,6 +17,7 @@ from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.images.listing import Listing, list_images
 from rdpm.pipeline.images.stream import ImageStream
 from rdpm.pipeline.training.checkpoint import Checkpoints
+from rdpm.pipeline.training.determinism import resumes_to_the_bit
 from rdpm.pipeline.training.engine import Engine
 from rdpm.pipeline.training.first_weights import init_card, init_digest, require_fit
 from rdpm.pipeline.training.launch import first_rank, launch, under_launcher
@@ -71,7 +72,8 @@ def run(config: TrainTokenizerConfig) -> None:
             given_by_first(source.to_bytes() if ranks.count > 1 else None)
             card = train_tokenizer(config, source, ranks, record.lease)
         if card is not None:
-            record.finish({"digest": card.digest, "steps": card.steps})
+            bit_exact = resumes_to_the_bit(ranks.device, config.deterministic)
+            record.finish({"digest": card.digest, "steps": card.steps, "bit_exact_resume": bit_exact})
             say(f"train-tokenizer: {config.out} is tokenizer {card.digest[:12]}")
 
 

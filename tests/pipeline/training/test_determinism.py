@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rdpm.pipeline.foundation.records import read_record
-from rdpm.pipeline.training.determinism import deterministic_operations
+from rdpm.pipeline.training.determinism import deterministic_operations, resumes_to_the_bit
 from rdpm.pipeline.training.process_group import joined_ranks
 from tests.pipeline.training.trainings import arguments, parts, train
 
@@ -53,6 +53,12 @@ def test_on_a_cpu_the_mode_changes_no_bit(inputs, tmp_path, kind) -> None:
     assert parts(tmp_path / "true", 4) == parts(tmp_path / "false", 4)
 
 
+def test_on_a_gpu_only_the_mode_promises_the_same_bits_after_a_stop() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    promised = [resumes_to_the_bit(device, mode) for device in (cpu, gpu) for mode in (False, True)]
+    assert promised == [True, True, False, True]
+
+
 WATCHED = """
 import os, sys, torch
 from rdpm.jobs.cli import main
@@ -81,4 +87,6 @@ def test_every_rank_is_in_the_mode_and_the_record_says_so(inputs, tmp_path, repo
     subprocess.run(command, cwd=repository, env=environment, check=True, timeout=300)
     for rank in (0, 1):
         assert Path(tmp_path / f"rank-{rank}").read_text() == "(True, ':4096:8')"
-    assert read_record(str(out)).settings["deterministic"] is True
+    record = read_record(str(out))
+    assert record.settings["deterministic"] is True
+    assert record.result["bit_exact_resume"] is True
