@@ -15,6 +15,7 @@ from rdpm.models.noise import Stream
 from rdpm.models.sampler import AfterStep, Known, advance, all_steps
 
 _Drawn = tuple[Tensor, Tensor]
+_KINDS = 256  # of settings and models that one process may compile; the compiler's own default is 8
 
 
 class CompiledSteps:
@@ -43,9 +44,10 @@ class CompiledSteps:
         """As `all_steps`."""
 
         def run(modulations: Tensor, seeds: Tensor, settings: Sequence[StepSettings], known: Known | None) -> _Drawn:
-            return all_steps(
-                generator, codebook, modulations, seeds, settings, noise_stream, known, after_step, self._step
-            )
+            with torch._dynamo.config.patch(recompile_limit=_KINDS):
+                return all_steps(
+                    generator, codebook, modulations, seeds, settings, noise_stream, known, after_step, self._step
+                )
 
         given = modulations, seeds, settings, known
         if seeds.device.type != "cuda" or after_step is not None:

@@ -1,6 +1,7 @@
 """Algorithm 2: the sampler against the tokenizer's loop, guidance, known codes and compilation."""
 
 import functools
+import itertools
 import shutil
 from dataclasses import replace
 
@@ -245,6 +246,20 @@ def test_all_steps_share_one_graph(unchecked, tokenizer, generator):
     assert [t for t, _ in shown] == [1, 2, 3, 4]
     assert torch.equal(torch.stack([accumulated for _, accumulated in shown], 1), eager.accumulated)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+
+
+def test_one_process_may_compile_many_kinds_of_settings(unchecked, monkeypatch, tokenizer, generator):
+    """More than the compiler allows unless it is told; by its front alone, which takes no C++ compiler."""
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    codebook, graph = tokenizer.quantizer.codebook, CompiledSteps()
+    known = everywhere(sample(generator, codebook, LABELS, SEEDS, SamplerConfig()).codes)
+    for given in (None, known):
+        for guidance, temperature, top_k in itertools.product((0, 2.0), (0, 1.0), (0, 3)):
+            config = SamplerConfig(guidance, "constant", temperature, top_k)
+            eager = sample(generator, codebook, LABELS, SEEDS, config, given)
+            compiled = sample(generator, codebook, LABELS, SEEDS, config, given, run=graph)
+            assert torch.equal(compiled.codes, eager.codes)
 
 
 @pytest.mark.long
