@@ -99,7 +99,7 @@ class Sampler:
         """The codes of one batch."""
         numbers = torch.arange(model.batch, device=model.device)
         book = model.tokenizer.quantizer.codebook
-        sample(model.generator, book, numbers % 1000, numbers, SAMPLER, run=model.all_steps)
+        sample(model.generator, book, numbers % 1000, numbers, SAMPLER, run=model.run_steps)
 
     @torch.no_grad()
     @full_precision()

@@ -48,7 +48,12 @@ TESTS = (
     _tests("noise, compiled and eager, has the CPU's bits", "tests/models/test_noise.py", "triton"),
     _tests("flash-attn equals SDPA in value and gradient", "tests/models/test_attention.py", "flash_attn"),
     _tests("flash-attn's products count as SDPA's", "tests/benchmarks/test_products.py", "flash_attn"),
-    _tests("the sampler's CUDA graph draws the eager sampler's codes", "tests/models/test_sampler.py"),
+    _tests(
+        "the sampler's CUDA graph draws the eager sampler's codes",
+        "tests/models/test_sampler.py",
+        "triton",
+        seconds=540,
+    ),
     _tests("the compiled loss equals the eager one", "tests/models/test_gpu_compiled.py", "triton"),
     _tests("no TF32 in phi, quantizer, encoder and decoder", "tests/pipeline/inference/test_gpu_precision.py"),
     _tests(

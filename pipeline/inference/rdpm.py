@@ -64,9 +64,11 @@ class RDPM:
 
         batch: images per call of a model. precision: fp32 moves the models to the device; bf16 leaves the generator as
         it is and uses a copy of it and of the decoder whose large weights are bf16. Images are always encoded in fp32.
-        compile: whether to compile a step of Algorithm 2, of which a GPU makes one CUDA graph of all steps, and the
-        decoder. device: such as "cpu" or "cuda:1"; None is the GPU if
-        there is one, else the CPU. Raises ValueError for a generator with flash_attn in fp32.
+        compile: whether to compile the decoder and a step of Algorithm 2; a GPU then replays all steps as one CUDA
+        graph, unless a callback is given. The first batch waits for the compiler, and so does the first of each other
+        kind of settings (guided or not, random or not, with top_k or top_p, with known codes). device: such as "cpu" or
+        "cuda:1"; None is the GPU if there is one, else the CPU. Raises ValueError for a generator with flash_attn in
+        fp32.
         """
         check_precision(precision, generator.config.attention)
         self.device = torch.device(device) if device else best_device()
@@ -75,7 +77,7 @@ class RDPM:
         self._encoder = Codec(tokenizer, batch, self.device)
         self.batch = batch
         self.classes = tuple(classes) or tuple(str(label) for label in range(generator.config.num_classes))
-        self.all_steps = CompiledSteps() if compile else all_steps
+        self.run_steps = CompiledSteps() if compile else all_steps
 
     @classmethod
     def from_pretrained(
@@ -250,7 +252,7 @@ class RDPM:
             embedded = condition(self.generator.label_embedding.weight, *inputs)
             drawn = sample(
                 self.generator, self.tokenizer.quantizer.codebook, embedded, seeds, settings,
-                Known(*kept) if kept else None, after_step=show if callback else None, run=self.all_steps,
+                Known(*kept) if kept else None, after_step=show if callback else None, run=self.run_steps,
             )  # fmt: skip
             return self.codec.pixels(matched(drawn.accumulated[:, -1])), drawn.codes.to(torch.uint16)
 

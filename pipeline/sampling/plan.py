@@ -54,7 +54,7 @@ class SampleConfig:
     precision: Precision = "fp32"
     """Precision of generator and decoder. Logits and the last convolution are fp32 in bf16 too."""
     compile: bool = False
-    """Whether to compile all steps of Algorithm 2 into one graph, and the decoder."""
+    """Whether to compile the decoder and a step of Algorithm 2. A GPU then replays all steps as one CUDA graph."""
     attention: Backend = "sdpa"
     """Attention kernel of the generator: sdpa, math or flash_attn."""
     evaluations: int = 0

@@ -9,9 +9,12 @@ import torch
 _WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
 
 
-def resumes_to_the_bit(device: torch.device, deterministic: bool) -> bool:
-    """Whether a training that is stopped and continued, on as many such devices, has the bits of one that is not."""
-    return device.type == "cpu" or deterministic
+def resumes_to_the_bit(device: torch.device, ranks: int, deterministic: bool) -> bool:
+    """Whether a training that is stopped and continued, on as many such devices, has the bits of one that is not.
+
+    Of several GPUs it is not known: NCCL adds their gradients.
+    """
+    return device.type == "cpu" or (deterministic and ranks == 1)
 
 
 @contextlib.contextmanager

@@ -60,7 +60,7 @@ def run(config: TrainGeneratorConfig) -> None:
                 return
             card = train_generator(config, stores, streams, ranks, record.lease)
         if card is not None:
-            bit_exact = resumes_to_the_bit(ranks.device, config.deterministic)
+            bit_exact = resumes_to_the_bit(ranks.device, ranks.count, config.deterministic)
             record.finish({"digest": card.digest, "steps": card.steps, "bit_exact_resume": bit_exact})
             say(f"train-generator: {config.out} is generator {card.digest[:12]}")
 

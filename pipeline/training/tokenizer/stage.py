@@ -72,7 +72,7 @@ def run(config: TrainTokenizerConfig) -> None:
             given_by_first(source.to_bytes() if ranks.count > 1 else None)
             card = train_tokenizer(config, source, ranks, record.lease)
         if card is not None:
-            bit_exact = resumes_to_the_bit(ranks.device, config.deterministic)
+            bit_exact = resumes_to_the_bit(ranks.device, ranks.count, config.deterministic)
             record.finish({"digest": card.digest, "steps": card.steps, "bit_exact_resume": bit_exact})
             say(f"train-tokenizer: {config.out} is tokenizer {card.digest[:12]}")
 
