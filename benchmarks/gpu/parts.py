@@ -99,7 +99,7 @@ SAMPLE = _grid(
 TOKENIZER = tuple(
     Part(
         f"tokenizer/{'compiled' if compiled else 'eager'}, batch {batch}",
-        ("-m", "benchmarks.tokenizer", f"--batch={batch}", *_COMPILE[compiled]),
+        ("-m", "benchmarks.tokenizer", f"--batch={batch}", "--parts", *_COMPILE[compiled]),
         400,
         (*MODELS, "lpips", "torchvision", *(["triton"] if compiled else [])),
     )

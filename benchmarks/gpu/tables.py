@@ -31,7 +31,7 @@ TABLES = (
     Table("tests", "tests", ("passed", "failed", "skipped")),
     Table("determinism", "deterministic mode", ("price", "bit_exact", "bit_exact_without")),
     Table("sample", "sampling", ("images_per_s", "gemm_share", "tflops", "peak_gib")),
-    Table("tokenizer", "tokenizer's step", ("images_per_s", "gemm_share", "mfu", "peak_gib")),
+    Table("tokenizer", "tokenizer's step", ("images_per_s", "gemm_share", "mfu", "peak_gib", "parts")),
     Table(
         "train",
         "generator's step",
