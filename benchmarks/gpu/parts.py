@@ -50,7 +50,7 @@ TESTS = (
     _tests("flash-attn's products count as SDPA's", "tests/benchmarks/test_products.py", "flash_attn"),
     _tests(
         "the sampler's CUDA graph draws the eager sampler's codes",
-        "tests/models/test_sampler.py",
+        "tests/models/test_compiled_steps.py",
         "triton",
         seconds=540,
     ),
