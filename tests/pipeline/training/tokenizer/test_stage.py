@@ -77,7 +77,7 @@ def test_the_export_is_recorded_and_not_made_again(trained, images, capsys) -> N
     out, said = trained
     card, record = read_card(str(out), "tokenizer"), read_record(str(out))
     assert record.finished
-    assert record.result == {"digest": card.digest, "steps": 8}
+    assert record.result == {"digest": card.digest, "steps": 8, "bit_exact_resume": True}
     assert f"is tokenizer {card.digest[:12]}" in said
     options = ["steps=8", "checkpoint_every=4"]
     run(config("tokenizer", images, out, *options))
