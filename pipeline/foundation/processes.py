@@ -43,10 +43,12 @@ def is_gone(pid: int, since: str) -> bool:
         return False
 
 
-def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
-    """Let the kernel send this process a signal when its parent ends, on Linux. It is not inherited.
+def end_with_parent(parent: int, number: signal.Signals = signal.SIGKILL) -> None:
+    """Let this process get a signal when its parent ends, on Linux; at once if it has ended already. Not inherited.
 
-    Exactly, when the thread ends that started this process.
+    parent: the process that started this one. The kernel sends the signal when the thread ends that did.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number)
+        if os.getppid() != parent:  # it ended before the kernel was told
+            os.kill(os.getpid(), number)

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import yaml
@@ -108,7 +109,9 @@ def start(stage: Stage) -> int:
     sys.stdout.flush()
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
-        [sys.executable, "-m", "rdpm", *stage.words], env=environment, preexec_fn=_end_with_parent
+        [sys.executable, "-m", "rdpm", *stage.words],
+        env=environment,
+        preexec_fn=partial(end_with_parent, os.getpid(), signal.SIGTERM),
     )
     former = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     try:
@@ -120,7 +123,3 @@ def start(stage: Stage) -> int:
                 continue
     finally:
         signal.signal(signal.SIGTERM, former)
-
-
-def _end_with_parent() -> None:
-    end_with_parent(signal.SIGTERM)

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import multiprocessing
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,13 +22,13 @@ def run_apart(stage: Callable[[C], None], configs: Sequence[C], parallel: int) -
     After that, no further stage starts, and those that run are waited for. When this process dies, they get SIGTERM, at
     which a training saves a checkpoint and ends. stage: a function of a module.
     """
-    stop = threading.Event()
+    stop, spawn = threading.Event(), multiprocessing.get_context("spawn")
 
     def run(config: C) -> bool:
         if stop.is_set():
             return False
         try:
-            with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            with ProcessPoolExecutor(1, spawn, end_with_parent, (os.getpid(), signal.SIGTERM)) as process:
                 process.submit(_run_quietly, stage, config).result()
             return True
         except BaseException:
@@ -45,6 +46,5 @@ def run_apart(stage: Callable[[C], None], configs: Sequence[C], parallel: int) -
 
 
 def _run_quietly(stage: Callable[[C], None], config: C) -> None:
-    end_with_parent(signal.SIGTERM)
     with contextlib.redirect_stdout(io.StringIO()):
         stage(config)

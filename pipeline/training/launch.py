@@ -15,7 +15,7 @@ from rdpm.pipeline.foundation.processes import end_with_parent
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.training.run_config import RunConfig
 
-_STARTED_HERE = "RDPM_STARTED_RANKS"
+_LAUNCHER = "RDPM_LAUNCHER"  # process that started the ranks
 _DEVICES = "CUDA_VISIBLE_DEVICES"
 _REFUSED = 2  # exit code of a rank that gave a reason, which would be the same again
 _STOPPED = 128 + signal.SIGTERM
@@ -49,7 +49,7 @@ def launch(job: str, config: RunConfig, lease: Lease) -> None:
     """
     given, devices, restarts = os.environ.get(_DEVICES), _devices(), 0
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    os.environ[_STARTED_HERE] = "1"
+    os.environ[_LAUNCHER] = str(os.getpid())
     try:
         with lease.lent():
             while True:
@@ -71,7 +71,7 @@ def launch(job: str, config: RunConfig, lease: Lease) -> None:
                         del devices[died.rank]
                         os.environ[_DEVICES] = ",".join(devices)
     finally:
-        del os.environ[_STARTED_HERE]
+        del os.environ[_LAUNCHER]
         if given is not None:
             os.environ[_DEVICES] = given
         else:
@@ -123,6 +123,9 @@ def _devices() -> list[str]:
 
 
 def end_with_launcher() -> None:
-    """On a rank that `launch` started: end when the launcher is killed."""
-    if _STARTED_HERE in os.environ:
-        end_with_parent()  # torchrun starts ranks in sessions of their own, which a kill of the job's does not reach
+    """On a rank that `launch` started: end when the launcher is killed.
+
+    torchrun starts ranks in sessions of their own, which a kill of the job's session does not reach.
+    """
+    if launcher := os.environ.get(_LAUNCHER):
+        end_with_parent(int(launcher))

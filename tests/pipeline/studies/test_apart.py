@@ -98,6 +98,26 @@ def test_a_stage_ends_with_the_process_that_runs_it(configs_of, python, reposito
     assert is_gone(pid, since)
 
 
+def test_a_stage_whose_study_is_killed_while_it_starts_does_not_run(configs_of, python, repository):
+    (config,) = configs_of(1)
+    program = (
+        "import multiprocessing, os, signal, threading; import apart_stages as stages; "
+        "from rdpm.pipeline.studies.apart import run_apart; "
+        f"runs = run_apart(stages.long_stage, [stages.Config({config.folder!r}, {config.name!r})], 1); "
+        "threading.Thread(target=list, args=(runs,)).start()\n"
+        "while not (started := multiprocessing.active_children()): pass\n"
+        "print(started[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    paths = os.pathsep.join([str(Path(__file__).parent), str(repository)])
+    study = subprocess.Popen(
+        [*python, "-c", program], env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
+    )
+    pid = int(study.stdout.readline())
+    study.wait()
+    wait_for(lambda: not Path(f"/proc/{pid}").exists() or config.done.exists())
+    assert not config.done.exists()
+
+
 def wait_for(condition, seconds=60):
     """Raises AssertionError when it does not come true."""
     began = time.monotonic()

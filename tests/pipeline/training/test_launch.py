@@ -76,6 +76,18 @@ def test_ranks_get_the_config_as_a_file_and_sigterm_saves_and_ends_them(start, i
     assert not any(process.is_running() for process in ranks.values())
 
 
+@pytest.mark.slow
+def test_ranks_end_when_their_launcher_is_killed_while_they_start(start, tmp_path) -> None:
+    job = start(tmp_path / "out", 0)
+    while len(ranks := ranks_of(job)) < 2:  # they now load PyTorch, for seconds
+        assert job.poll() is None, job.communicate()[0][-3000:]
+    job.kill()
+    job.wait()
+    _, alive = psutil.wait_procs(ranks.values(), timeout=60)
+    assert not alive
+    assert steps_done(tmp_path / "out") == 0
+
+
 @pytest.mark.long
 def test_a_dead_rank_ends_the_job_and_is_named(start, tmp_path) -> None:
     job = start(tmp_path / "out", 1, "max_restarts=0")
