@@ -23,16 +23,18 @@ from rdpm.pipeline.foundation.names import safe_name
 from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.inference.rivals import load_sampler
 from rdpm.pipeline.sampling.calibration import run as calibrate
+from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.sampling.stage import run_sets
 from rdpm.pipeline.studies.apart import C, run_apart
 from rdpm.pipeline.studies.compare_plan import (
     CompareConfig,
     Entry,
     calibration,
+    choice_set,
     encoder_training,
     evaluation_of,
     plan,
-    sample_set,
+    reported_set,
     slug,
 )
 from rdpm.pipeline.studies.compare_table import CompareRow, plot, table
@@ -75,12 +77,10 @@ def compare(config: CompareConfig, entries: Sequence[Entry]) -> list[CompareRow]
                     calibrate(given)
     chosen = _choose(config, entries)
     finals = {
-        (entry.name, seed): sample_set(
-            config, entry, seed, f"{slug(entry.name)}.samples-{seed}", chosen[entry.name], config.per_class
-        )
+        (entry.name, seed): reported_set(config, entry, seed, chosen[entry.name])
         for entry in entries
         for seed in config.seeds
-    }  # fmt: skip
+    }
     run_sets(list(finals.values()))
     return [_row(config, entry, chosen[entry.name], finals) for entry in entries]
 
@@ -103,16 +103,11 @@ def _choose(config: CompareConfig, entries: Sequence[Entry]) -> dict[str, str]:
     out = _write_slice(config, entries[0])
     sets = {}
     for entry in entries:
-        for number, name in enumerate(entry.method.samplers):
+        for name in entry.method.samplers:
             for seed in config.seeds:
-                folder = f"{slug(entry.name)}.choice-{number}-{seed}"
-                drawn = sample_set(config, entry, seed, folder, name, config.choose_per_class)
-                sets[entry.name, name, seed] = (
-                    drawn,
-                    evaluation_of(
-                        config, f"{folder}.metrics.json", entry.tokenizer.out, samples=drawn.out, reference=out
-                    ),
-                )
+                drawn = choice_set(config, entry, seed, name)
+                measured = evaluation_of(config, drawn, reference=out)
+                sets[entry.name, name, seed] = drawn, measured
     run_sets([drawn for drawn, _ in sets.values()])
     found = {}
     for key, (_, measured) in sets.items():
@@ -143,10 +138,7 @@ def _row(config: CompareConfig, entry: Entry, chosen: str, finals: dict) -> Comp
     """Measure one method."""
     measured = []
     for seed in config.seeds:
-        drawn = finals[entry.name, seed]
-        out = f"{slug(entry.name)}.samples-{seed}.metrics.json"
-        paths = {"samples": drawn.out, "images": config.validation}
-        evaluation = evaluation_of(config, out, entry.tokenizer.out, **paths)
+        evaluation = evaluation_of(config, finals[entry.name, seed], images=config.validation)
         evaluate(evaluation)
         measured.append(files.read_json(evaluation.out))
     training = entry.generators[config.seeds[0]]
@@ -160,16 +152,16 @@ def _row(config: CompareConfig, entry: Entry, chosen: str, finals: dict) -> Comp
         reconstruction=measured[0]["tokenizer"],
         sampler=chosen,
         forwards=entry.evaluations * (2 if sampler.guidance else 1),
-        seconds_per_image=_seconds(config, entry, chosen),
+        seconds_per_image=_seconds(config, entry, finals[entry.name, config.seeds[0]]),
         seeds=[metrics["generator"] for metrics in measured],
     )
 
 
-def _seconds(config: CompareConfig, entry: Entry, sampler: str) -> float:
+def _seconds(config: CompareConfig, entry: Entry, drawn: SampleConfig) -> float:
     """Seconds that one core takes per image, the shortest of three calls of one batch after a first one."""
     path = files.join(config.out, f"{slug(entry.name)}.seconds.json")
     if not files.exists(path):
-        drawn = sample_set(config, entry, config.seeds[0], "unused", sampler, config.per_class)
+        torch.set_num_threads(1)
         model = load_sampler(drawn.generator, drawn.tokenizer, batch=drawn.batch, evaluations=drawn.evaluations)
         labels = np.arange(drawn.batch) % len(load_tokenizer(drawn.tokenizer)[1].classes)
         seeds = child_seeds(0, torch.arange(drawn.batch)).numpy()
@@ -178,5 +170,5 @@ def _seconds(config: CompareConfig, entry: Entry, sampler: str) -> float:
             began = time.perf_counter()
             model.draw(labels, seeds, [drawn.sampler] * drawn.batch)
             spent.append(time.perf_counter() - began)
-        files.write_json(path, {"seconds_per_image": min(spent[1:]) / drawn.batch, "threads": torch.get_num_threads()})
+        files.write_json(path, {"seconds_per_image": min(spent[1:]) / drawn.batch})
     return files.read_json(path)["seconds_per_image"]

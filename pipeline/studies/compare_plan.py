@@ -23,6 +23,7 @@ from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.stage import JOB as TRAIN_TOKENIZER
 
 _TOLERANCE = 0.02  # of parameters
+_REPORTED = 1000  # added to the seeds of samples that are reported
 
 
 @dataclass(frozen=True)
@@ -211,21 +212,35 @@ def calibration(config: CompareConfig, entry: Entry, seed: int, sampler: str) ->
     return replace(base, sampler=entry.method.samplers[sampler], evaluations=entry.method.evaluations)
 
 
-def sample_set(config: CompareConfig, entry: Entry, seed: int, out: str, sampler: str, per_class: int) -> SampleConfig:
-    """A set of samples of one generator, at the sampler setting of this name."""
+def choice_set(config: CompareConfig, entry: Entry, seed: int, sampler: str) -> SampleConfig:
+    """The samples of the generator of one seed by which this sampler setting is judged."""
+    number = list(entry.method.samplers).index(sampler)
+    drawn = _samples(config, entry, seed, sampler, f"{slug(entry.name)}.choice-{number}-{seed}")
+    return replace(drawn, per_class=config.choose_per_class, seed=seed)
+
+
+def reported_set(config: CompareConfig, entry: Entry, seed: int, sampler: str) -> SampleConfig:
+    """The samples of the generator of one seed that are reported.
+
+    Their noise is other than that of the samples that chose the setting, or that latents were matched with.
+    """
+    drawn = _samples(config, entry, seed, sampler, f"{slug(entry.name)}.samples-{seed}")
+    return replace(drawn, per_class=config.per_class, seed=_REPORTED + seed)
+
+
+def _samples(config: CompareConfig, entry: Entry, seed: int, sampler: str, out: str) -> SampleConfig:
     base = load_config(SampleConfig, SAMPLE, config.samples, [])
     calibrated = calibration(config, entry, seed, sampler)
     generator = calibrated.out if calibrated else entry.generators[seed].out
     return replace(
         base, generator=generator, tokenizer=entry.tokenizer.out, out=files.join(config.out, out),
-        sampler=entry.method.samplers[sampler], evaluations=entry.method.evaluations, per_class=per_class, seed=seed,
-        formats=(),
+        sampler=entry.method.samplers[sampler], evaluations=entry.method.evaluations, formats=(),
     )  # fmt: skip
 
 
-def evaluation_of(config: CompareConfig, out: str, tokenizer: str, **inputs: str) -> EvaluateConfig:
-    """How samples are measured, given the paths of the samples and of what they are compared with."""
+def evaluation_of(config: CompareConfig, drawn: SampleConfig, **inputs: str) -> EvaluateConfig:
+    """How samples are measured, given the paths of what they are compared with."""
     paths = {"images": "''", "reference": "''", "train_images": config.images, **inputs}
+    paths |= {"samples": drawn.out, "tokenizer": drawn.tokenizer, "out": f"{drawn.out}.metrics.json", "timed": "[]"}
     settings = [f"{name}={path}" for name, path in paths.items()]
-    settings += [f"tokenizer={tokenizer}", "timed=[]", f"out={files.join(config.out, out)}"]
     return load_config(EvaluateConfig, EVALUATE, config.evaluation, settings)

@@ -21,9 +21,10 @@ from rdpm.pipeline.studies.compare_plan import (
     CompareConfig,
     MethodConfig,
     calibration,
+    choice_set,
     flops_per_step,
     plan,
-    sample_set,
+    reported_set,
     slug,
 )
 from rdpm.pipeline.studies.compare_table import CompareRow, plot, table
@@ -89,10 +90,24 @@ def test_a_method_may_have_a_config_of_its_own_and_be_calibrated_for_each_sample
         given = calibration(config, second, 1, sampler)
         assert (given.generator, given.store) == (second.generators[1].out, second.store.out)
         assert given.sampler == settings
-        drawn[sampler] = sample_set(config, second, 1, "set", sampler, 5).generator
+        drawn[sampler] = reported_set(config, second, 1, sampler).generator
         assert drawn[sampler] == given.out
     assert len(set(drawn.values())) == len(own.samplers)
-    assert sample_set(config, first, 1, "set", "unguided", 5).generator == first.generators[1].out
+    assert reported_set(config, first, 1, "unguided").generator == first.generators[1].out
+
+
+def test_reported_samples_have_noise_that_chose_and_matched_nothing(monkeypatch, repository):
+    monkeypatch.chdir(repository)
+    config = load_config(CompareConfig, "compare", DIGITS, [])
+    used, reported = set(), set()
+    for entry in plan(config):
+        for seed in config.seeds:
+            reported.add(reported_set(config, entry, seed, "unguided").seed)
+            used.add(choice_set(config, entry, seed, "unguided").seed)
+            if given := calibration(config, entry, seed, "unguided"):
+                used.add(given.seed)
+    assert len(reported) == len(config.seeds)
+    assert not reported & used
 
 
 @pytest.mark.parametrize(
