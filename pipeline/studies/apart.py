@@ -29,7 +29,7 @@ def run_apart(stage: Callable[[C], None], configs: Sequence[C], parallel: int) -
             return False
         try:
             with ProcessPoolExecutor(1, spawn, end_with_parent, (os.getpid(), signal.SIGTERM)) as process:
-                process.submit(_run_quietly, stage, config).result()
+                process.submit(_run_quietly, os.getpid(), stage, config).result()
             return True
         except BaseException:
             stop.set()
@@ -45,6 +45,10 @@ def run_apart(stage: Callable[[C], None], configs: Sequence[C], parallel: int) -
             stop.set()
 
 
-def _run_quietly(stage: Callable[[C], None], config: C) -> None:
-    with contextlib.redirect_stdout(io.StringIO()):
-        stage(config)
+def _run_quietly(parent: int, stage: Callable[[C], None], config: C) -> None:
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            stage(config)
+    finally:
+        if os.getppid() != parent:  # nobody waits for this process, and it would wait for another config
+            os._exit(1)

@@ -1,6 +1,8 @@
 """Stages for the tests of run_apart. Fresh processes import this file by its name, from its folder."""
 
 import os
+import signal
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,6 +62,7 @@ def dying_stage(config: Config) -> None:
 
 
 def long_stage(config: Config) -> None:
-    """Say which process runs it, and take longer than any test."""
+    """Say which process runs it, and take longer than any test. At SIGTERM it ends as a training does."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     config.done.write_text(str(os.getpid()))
     time.sleep(600)
