@@ -1,6 +1,7 @@
 """How quality grows with training: long runs at a constant rate, of several sizes, read at their checkpoints.
 
-A power law a C^-b is fitted to what is missing, over the training FLOPs C of each run and over the best of all sizes.
+A power law a C^-b, without a floor, is fitted to the pixel Fréchet ratio, to the spread that is missing and to the
+held-out loss, over the training FLOPs C of each run and over the best of all sizes.
 """
 
 from collections.abc import Sequence
