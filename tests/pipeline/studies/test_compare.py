@@ -29,7 +29,7 @@ from rdpm.pipeline.studies.compare_plan import (
 )
 from rdpm.pipeline.studies.compare_table import CompareRow, plot, table
 
-DIGITS = "configs/digits/compare.yaml"
+DIGITS, PHOTOS = "configs/digits/compare.yaml", "configs/photos/compare.yaml"
 
 
 @pytest.fixture
@@ -39,19 +39,20 @@ def digits_plan(monkeypatch, repository):
     return plan(load_config(CompareConfig, "compare", DIGITS, []))
 
 
-def test_all_methods_on_the_digits_cost_the_same(digits_plan):
-    sizes = [generator_parameters(entry.generators[0].model) for entry in digits_plan]
+@pytest.mark.parametrize(("path", "settings"), [(DIGITS, 4), (PHOTOS, 2)])
+def test_all_methods_cost_the_same(monkeypatch, repository, path, settings):
+    monkeypatch.chdir(repository)
+    entries = plan(load_config(CompareConfig, "compare", path, []))
+    sizes = [generator_parameters(entry.generators[0].model) for entry in entries]
     assert sizes == pytest.approx([sizes[0]] * len(sizes), rel=0.02)
-    flops = [entry.training_flops for entry in digits_plan]
+    flops = [entry.training_flops for entry in entries]
     assert flops == pytest.approx([flops[0]] * len(flops), rel=1e-3)
-    assert {len(entry.method.samplers) for entry in digits_plan} == {4}
-    assert {entry.tokenizer.steps for entry in digits_plan} == {1000}
-    assert len({entry.tokenizer.encoder for entry in digits_plan}) == 1
-    for entry in digits_plan:
+    assert {len(entry.method.samplers) for entry in entries} == {settings}
+    assert {entry.tokenizer.steps for entry in entries} == {1000}
+    assert len({entry.tokenizer.encoder for entry in entries}) == 1
+    for entry in entries:
         assert list(entry.generators) == [0, 1, 2]
-        assert {training.optimizer for training in entry.generators.values()} == {
-            digits_plan[0].generators[0].optimizer
-        }
+        assert {training.optimizer for training in entry.generators.values()} == {entries[0].generators[0].optimizer}
         assert flops_per_step(entry.generators[0]) * entry.generators[0].steps == entry.training_flops
 
 
