@@ -1,5 +1,6 @@
 """The ranks that a training starts itself: what they are given, how they end, and what is left of them."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -52,8 +53,12 @@ def start(inputs, tmp_path, repository) -> Iterator[Callable[..., subprocess.Pop
 
 def ranks_of(job: subprocess.Popen) -> dict[str, psutil.Process]:
     """The ranks that a job started, by their numbers."""
-    processes = psutil.Process(job.pid).children(recursive=True)
-    return {p.environ()["RANK"]: p for p in processes if "RANK" in p.environ() and "rdpm" in p.cmdline()}
+    found = {}
+    for process in psutil.Process(job.pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "RANK" in (environment := process.environ()) and "rdpm" in process.cmdline():
+                found[environment["RANK"]] = process
+    return found
 
 
 @pytest.mark.slow
