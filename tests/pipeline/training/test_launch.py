@@ -81,7 +81,7 @@ def test_ranks_get_the_config_as_a_file_and_sigterm_saves_and_ends_them(start, i
     assert not any(process.is_running() for process in ranks.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_ranks_end_when_their_launcher_is_killed_while_they_start(start, tmp_path) -> None:
     job = start(tmp_path / "out", 0)
     while len(ranks := ranks_of(job)) < 2:  # they now load PyTorch, for seconds
