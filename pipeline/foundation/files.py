@@ -215,17 +215,18 @@ def require_create(root: str) -> None:
     if is_local(root):
         return
     probe = join(root, f".probe.{uuid.uuid4().hex}")
+    honoured, cause = False, None
     try:
         honoured = create_bytes(probe, b"first") and not create_bytes(probe, b"second")
-    except (NotImplementedError, ValueError, TypeError):
-        honoured = False
+    except (NotImplementedError, ValueError, TypeError) as error:  # how file systems refuse an unknown mode
+        cause = error
     finally:
         remove(probe)
     if not honoured:
         raise ValueError(
             f"the file system of {root} cannot create an object only if it is absent, so two jobs could mix their "
             "work; write to a local folder or to an object store that can, and copy the result"
-        )
+        ) from cause
 
 
 def remove(url: str) -> None:

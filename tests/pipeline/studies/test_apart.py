@@ -102,19 +102,19 @@ def test_a_stage_whose_study_is_killed_while_it_starts_does_not_run(configs_of, 
     (config,) = configs_of(1)
     program = (
         "import multiprocessing, os, signal, threading; import apart_stages as stages; "
-        "from rdpm.pipeline.studies.apart import run_apart; "
+        "from rdpm.pipeline.foundation.processes import started; from rdpm.pipeline.studies.apart import run_apart; "
         f"runs = run_apart(stages.long_stage, [stages.Config({config.folder!r}, {config.name!r})], 1); "
         "threading.Thread(target=list, args=(runs,)).start()\n"
-        "while not (started := multiprocessing.active_children()): pass\n"
-        "print(started[0].pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+        "while not (children := multiprocessing.active_children()): pass\n"
+        "print(children[0].pid, started(children[0].pid), flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )
     paths = os.pathsep.join([str(Path(__file__).parent), str(repository)])
     study = subprocess.Popen(
         [*python, "-c", program], env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True
     )
-    pid = int(study.stdout.readline())
+    pid, since = study.stdout.readline().split()
     study.wait()
-    wait_for(lambda: not Path(f"/proc/{pid}").exists() or config.done.exists())
+    wait_for(lambda: is_gone(int(pid), since) or config.done.exists())
     assert not config.done.exists()
 
 
