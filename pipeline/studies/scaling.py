@@ -1,7 +1,8 @@
 """How quality grows with training: long runs at a constant rate, of several sizes, read at their checkpoints.
 
-A power law a C^-b, without a floor, is fitted to the pixel Fréchet ratio, to the spread that is missing and to the
-held-out loss, over the training FLOPs C of each run and over the best of all sizes.
+A power law a C^-b is fitted to the pixel Fréchet ratio - 1, to the spread that is missing and to the held-out loss,
+over the training FLOPs C of each run and over the best of all sizes. The loss has a floor that is not known, so its
+exponent describes the measured range only.
 """
 
 from collections.abc import Sequence
@@ -192,6 +193,7 @@ def _reading(config: ScalingConfig, run: Run, step: int, drawn: SampleConfig) ->
     losses = {line["step"]: line.get("validation_loss") for line in read_log(files.join(run.training.out, LOG))}
     measured = {
         "pixel_frechet_ratio": metrics["pixel_frechet_ratio"],
+        "excess_ratio": metrics["pixel_frechet_ratio"] - 1,
         "spread_8": metrics["spread_8"],
         "missing_spread": 1 - metrics["spread_8"],
         "loss": losses[step],

@@ -7,8 +7,8 @@ import numpy as np
 
 from rdpm.pipeline.reporting.plotting import new_figure, to_png, use_log_scales
 
-MEASURES = {  # what is missing, from the metrics of a reading: its title
-    "pixel_frechet_ratio": "pixel Fréchet ratio",
+MEASURES = {  # what a generator lacks, by the metrics of a reading: its title
+    "excess_ratio": "pixel Fréchet ratio - 1",
     "missing_spread": "1 - spread of the first 8 components",
     "loss": "held-out loss",
 }
@@ -28,7 +28,7 @@ class Reading:
     flops: int
     """Training FLOPs so far."""
     metrics: dict[str, float]
-    """What is measured, by the names of MEASURES, and the spread itself."""
+    """What is measured, by the names of MEASURES, and the ratio and the spread themselves."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def made_readings() -> list[Reading]:
             for step in (1, 2, 4):
                 flops = depth * step * 10**12
                 value = factor * depth * (flops / 1e12) ** -exponent
-                metrics = dict.fromkeys(MEASURES, value) | {"spread_8": 1 - value}
+                metrics = dict.fromkeys(MEASURES, value) | {"spread_8": 1 - value, "pixel_frechet_ratio": 1 + value}
                 readings.append(Reading(family, depth, step, flops, metrics))
     return readings
 
@@ -131,7 +131,10 @@ def test_checkpoints_are_read_and_a_finished_study_does_nothing_again(small, mon
     out, (planned,) = Path(small.out), plan_runs(small)
     readings = json.loads((out / study.READINGS).read_text())
     assert [reading["step"] for reading in readings] == list(planned.steps)
-    assert all(np.isfinite(list(reading["metrics"].values())).all() for reading in readings)
+    for metrics in (reading["metrics"] for reading in readings):
+        assert np.isfinite(list(metrics.values())).all()
+        assert metrics["excess_ratio"] == metrics["pixel_frechet_ratio"] - 1
+        assert metrics["missing_spread"] == 1 - metrics["spread_8"]
     first, last = (load_model(f"{out}/rdpm-1.at-{step}")[0].state_dict() for step in planned.steps)
     trained = load_model(f"{out}/rdpm-1")[0].state_dict()
     assert all(torch.equal(last[name], value) for name, value in trained.items())  # the last checkpoint is the export
