@@ -29,7 +29,7 @@ import torch
 from benchmarks.products import Product, gemm_share, recorded
 from benchmarks.untrained import token_identity
 from rdpm.models.codebook import QuantizerConfig
-from rdpm.models.flops import generator_forward_flops
+from rdpm.models.flops import generator_training_flops
 from rdpm.models.generator import Generator, GeneratorConfig, code_loss
 from rdpm.models.quantizer import Quantizer
 from rdpm.models.schedule import Schedule
@@ -181,7 +181,7 @@ def measure(options: argparse.Namespace, folder: str) -> dict[str, float | str]:
     }
     peak = peak_flops(device)
     if peak:
-        flops = 3 * generator_forward_flops(step.model.config)
+        flops = generator_training_flops(step.model.config)
         result["mfu"] = flops * options.batch / statistics.median(alone) / peak
         result["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
     return result

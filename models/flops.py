@@ -20,10 +20,18 @@ def generator_parameters(config: GeneratorConfig) -> int:
 
 
 def generator_forward_flops(config: GeneratorConfig) -> int:
-    """FLOPs of one forward pass of one image, for RDPM at one step; training takes three times as many."""
+    """FLOPs of one forward pass of one image, for RDPM at one step."""
     with torch.device("meta"):
         model = new_generator(config)
         arguments = model.example(1)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.loss(*arguments)
     return counter.get_total_flops()
+
+
+def generator_training_flops(config: GeneratorConfig) -> int:
+    """FLOPs of training on one image, for RDPM at one step: the backward pass costs twice the forward pass.
+
+    Source: Kaplan et al. 2020, section 2.1.
+    """
+    return 3 * generator_forward_flops(config)

@@ -70,13 +70,16 @@ def matching_of(
     """The matching of box means of samples to those of real images, computed in float64.
 
     The covariance of a class is own_share of its own and the rest of the pooled one within classes; 0 gives one matrix
-    for all. A class without rows in both sets is moved like the average class. Raises ValueError unless both sets hold
-    at least twice as many rows as a row has values: else no covariance can be told.
+    for all. A class that lacks rows in either set is moved like the average class. Raises ValueError unless both sets
+    hold at least twice as many rows as a row has values, not counting one row per class, which its mean takes: else no
+    covariance can be told.
     """
-    for name, rows in (("samples", drawn), ("rows of the store", real)):
-        if len(rows) < 2 * rows.shape[1]:
+    for name, rows, labels in (("samples", drawn, drawn_labels), ("rows of the store", real, real_labels)):
+        classes = len(labels.unique())
+        if len(rows) - classes < 2 * rows.shape[1]:
             raise ValueError(
-                f"there are {len(rows)} {name} for {rows.shape[1]} values each; raise per_class, or lower boxes"
+                f"there are {len(rows)} {name} of {classes} classes for {rows.shape[1]} values each; raise per_class, "
+                "or lower boxes"
             )
     drawn, real = drawn.double(), real.double()
     from_means, from_pooled = _moments(drawn, drawn_labels, num_classes)

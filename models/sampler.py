@@ -60,6 +60,10 @@ class SamplerConfig:
             return self.guidance
         return self.guidance * (step - 1) / (num_steps - 1)
 
+    def forwards(self, num_steps: int) -> int:
+        """How many times the network is evaluated per image in so many steps: twice in a step with guidance."""
+        return num_steps + sum(self.guidance_at(step, num_steps) > 0 for step in range(1, num_steps + 1))
+
 
 PRESETS = {  # the rows of Table 3; the paper states neither lambda nor tau
     "raw": SamplerConfig(temperature=0.0),

@@ -28,7 +28,7 @@ from torch import Tensor
 from rdpm.pipeline.evaluation.distribution import frechet_distance
 from rdpm.pipeline.evaluation.feature_statistics import Statistics, take_statistics
 from rdpm.pipeline.evaluation.features import Extractor, Outputs
-from rdpm.pipeline.evaluation.image_sets import ImageSet, open_reference_images
+from rdpm.pipeline.evaluation.image_sets import ImageSet
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig, open_inputs
 from rdpm.pipeline.evaluation.manifold import float16_holds, precision_recall
 from rdpm.pipeline.evaluation.protocol import NEIGHBOURS
@@ -84,7 +84,7 @@ def agreement(config: EvaluateConfig, checkout: str, python: str, made: int = 0)
     torch.set_num_threads(config.threads)
     inputs = open_inputs(config)
     assert inputs.samples
-    reference = open_reference_images(config.reference or config.train_images, inputs.samples, config.threads)
+    reference = inputs.reference
     assert reference
     values = inputs.samples.size**2 * inputs.samples.channels
     extractor = MadeExtractor(made, values) if made else inputs.extractor

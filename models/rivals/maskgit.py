@@ -17,7 +17,7 @@ from rdpm.models.quantizer import Quantizer
 from rdpm.models.rivals.rival import Drawn, Given, Rival, Rows
 
 _USUAL = 10  # rounds
-_CHOICE = 4.5  # of the noise on confidences in the first round, as in the authors' code
+_CHOICE = 4.5  # factor of the noise on confidences, before it fades evenly over the rounds, as in the authors' code
 
 
 class MaskGIT(Rival):

@@ -5,7 +5,12 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from rdpm.models.flops import count_parameters, generator_forward_flops, generator_parameters
+from rdpm.models.flops import (
+    count_parameters,
+    generator_forward_flops,
+    generator_parameters,
+    generator_training_flops,
+)
 from rdpm.models.methods import evaluations_of
 from rdpm.models.tokenizer import Tokenizer
 from rdpm.pipeline.costs.memory import generator_bytes_per_sample, tokenizer_bytes_per_sample
@@ -42,7 +47,7 @@ def describe_generator(config: TrainGeneratorConfig) -> dict[str, Any]:
         "parameters": parameters,
         "flops_per_image": forward,
         "flops_per_image_sampled": forward * evaluations_of(space, 0),
-        "flops_per_image_trained": 3 * forward * config.steps_per_image,
+        "flops_per_image_trained": config.steps_per_image * generator_training_flops(space),
         "positions": space.grid**2,
         "steps": space.num_steps,
         "ranks": config.ranks,

@@ -36,11 +36,11 @@ _HEADS = {  # short enough for a terminal
 class DiagnoseConfig:
     """Which generator is diagnosed, on which images."""
 
-    generator: str
-    """Export of the generator."""
-    tokenizer: str
+    generator: str = field(metadata=EXECUTION)
+    """Export of the generator. A matching of its latents is left out, as it would hide what is diagnosed."""
+    tokenizer: str = field(metadata=EXECUTION)
     """Export of its tokenizer."""
-    images: str
+    images: str = field(metadata=EXECUTION)
     """Real images of the generator's classes: held-out ones, or those that it was trained on."""
     out: str = field(metadata=EXECUTION)
     """The diagnosis.json to write."""
@@ -110,6 +110,7 @@ def diagnose(config: DiagnoseConfig) -> Metrics:
         "sampler": to_dict(config.sampler),
         "seed": config.seed,
         "batch": config.batch,
+        "matching": "left out" if model.generator.matching is not None else "none",
         "spread": WITHIN_CLASSES if groups is split.labels else WHOLE_SET,
     }
     facts: Metrics = {card.kind: {"digest": card.digest} for card in cards}

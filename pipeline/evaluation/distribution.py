@@ -130,13 +130,6 @@ class RunningScore:
         return float(np.mean(scores))
 
 
-def inception_score(logits: np.ndarray, split: int) -> float:
-    """Inception score of logits (n, c) in their order; see RunningScore."""
-    running = RunningScore(split)
-    running.add(logits)
-    return running.score()
-
-
 def balanced_draws(labels: np.ndarray, count: int, draws: int, seed: int) -> list[np.ndarray]:
     """Random draws of `count` rows each, spread over the classes as evenly as `count` allows.
 

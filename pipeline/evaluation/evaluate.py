@@ -22,7 +22,7 @@ from rdpm.pipeline.evaluation.feature_statistics import (
     take_statistics,
 )
 from rdpm.pipeline.evaluation.features import Extractor
-from rdpm.pipeline.evaluation.image_sets import ImageSet, open_reference_images
+from rdpm.pipeline.evaluation.image_sets import ImageSet
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig, EvaluationInputs, open_inputs
 from rdpm.pipeline.evaluation.kernel import subset_size
 from rdpm.pipeline.evaluation.manifold import DistanceType, float16_holds
@@ -79,7 +79,7 @@ def evaluate(config: EvaluateConfig) -> Metrics:
         settings["manifold_distances"] = distance_type(sets)
     pixels, warnings = None, warnings_of(sets)
     if inputs.samples:
-        pixels, more = _pixels(config, inputs, inputs.samples)
+        pixels, more = _pixels(inputs, inputs.samples)
         if sets:
             settings["kid_images"] = _kid_images(sets)
         elif pixels is None:
@@ -142,13 +142,12 @@ def _tokenizer_part(config: EvaluateConfig, inputs: EvaluationInputs, originals:
     )
 
 
-def _pixels(config: EvaluateConfig, inputs: EvaluationInputs, samples: ImageSet) -> tuple[PixelSets | None, list[str]]:
+def _pixels(inputs: EvaluationInputs, samples: ImageSet) -> tuple[PixelSets | None, list[str]]:
     """The pixels of reference, samples and held-out images, and what must be said about them.
 
     None where the reference has no images of the samples' size.
     """
-    url = config.reference or config.train_images
-    images = open_reference_images(url, samples, config.threads)
+    images = inputs.reference
     if images is None or images.size != samples.size:
         holds = f"images of {images.size} pixels" if images else "no images"
         return None, [

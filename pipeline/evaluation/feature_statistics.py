@@ -106,7 +106,8 @@ def take_statistics(images: ImageSet, extractor: Extractor, keep: int, title: st
 def load_or_take_statistics(images: ImageSet, extractor: Extractor, keep: int, title: str, folder: str) -> Statistics:
     """Statistics of real images: from their file in `folder`, or else from one pass, which writes the file.
 
-    The file's name holds a digest of everything that the statistics depend on, so a wrong file is never read.
+    The file's name holds a digest of everything that the statistics depend on; of a folder's images that is their
+    listing with their sizes.
     """
     made_from = {
         "version": PROTOCOL_VERSION,

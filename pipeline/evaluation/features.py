@@ -125,7 +125,7 @@ def load_or_train_classifier(
 ) -> Classifier:
     """The classifier of these images (n, H, W, C) uint8 and labels: from its file in `folder`, or trained and written.
 
-    The file's name holds a digest of everything that the weights depend on, so a wrong file is never read.
+    The file's name holds a digest of everything that the weights depend on.
     """
     made_from = {
         "version": CLASSIFIER_VERSION,

@@ -92,7 +92,10 @@ def watched(images: ImageSet, title: str) -> Iterator[Chunk]:
 
 
 class FolderImages(ImageSet):
-    """The center views of a folder's images. Images that cannot be decoded are left out."""
+    """The center views of a folder's images. Images that cannot be decoded are left out.
+
+    Reading raises ValueError where none is left.
+    """
 
     def __init__(self, url: str, size: int, channels: int, threads: int = 1, limit: int | None = None) -> None:
         """limit: how many images to use, spread evenly over the folder; None for all of them.
@@ -108,15 +111,21 @@ class FolderImages(ImageSet):
         return self._count
 
     def _parts(self) -> Iterator[Chunk]:
+        none = True
         with ThreadPoolExecutor(self._threads) as pool:
             for start in range(0, self._count, CHUNK):
                 positions = range(start, min(start + CHUNK, self._count))
                 rows = [position * len(self._source) // self._count for position in positions]
                 views = zip(rows, pool.map(self._view, rows), strict=True)
                 usable = [(row, pixels) for row, pixels in views if pixels is not None]
+                none = none and not usable
                 if usable:
                     labels = np.array([self._source.label(row) for row, _ in usable], np.int64)
                     yield Chunk(np.stack([pixels for _, pixels in usable]), labels)
+        if none:
+            raise ValueError(
+                f"image folder {self.url!r} holds no image that can be decoded, of {self._count} listed; give another"
+            )
 
     def _view(self, row: int) -> np.ndarray | None:
         try:

@@ -20,8 +20,10 @@ from rdpm.pipeline.evaluation.image_sets import (
     CHUNK,
     ArchiveImages,
     FolderImages,
+    ImageSet,
     PictureImages,
     StoreImages,
+    open_reference_images,
     open_samples,
 )
 from rdpm.pipeline.evaluation.protocol import NEIGHBOURS
@@ -38,15 +40,15 @@ class EvaluateConfig:
 
     out: str = field(metadata=EXECUTION)
     """The metrics.json to write; the classifier and statistics are kept beside it."""
-    samples: str = ""
+    samples: str = field(default="", metadata=EXECUTION)
     """A sample store, an .npz (arr_0) or a folder of pictures."""
-    reference: str = ""
+    reference: str = field(default="", metadata=EXECUTION)
     """What samples are compared with: ADM's .npz, a folder of images or a sample store; empty for train_images."""
-    images: str = ""
+    images: str = field(default="", metadata=EXECUTION)
     """Held-out images, which the tokenizer reconstructs."""
-    train_images: str = ""
+    train_images: str = field(default="", metadata=EXECUTION)
     """Images that were trained on. Copies of them are looked for, and the classifier is trained on them in memory."""
-    tokenizer: str = ""
+    tokenizer: str = field(default="", metadata=EXECUTION)
     """Folder or URL of a tokenizer's export."""
     extractor: str = "classifier"
     """Feature space: classifier, inception, dinov2, or the path of a TorchScript or torch.export file; none to measure
@@ -102,6 +104,8 @@ class EvaluationInputs:
     """Held-out images; None where none are given."""
     train: FolderImages | None
     """Training images; None where none are given."""
+    reference: ImageSet | None
+    """What samples are compared with; None without samples, or where only its statistics are given."""
     extractor: Extractor | None
     """The feature space; None to measure plain pixels only."""
     folder: str
@@ -152,12 +156,36 @@ def open_inputs(config: EvaluateConfig) -> EvaluationInputs:
         FolderImages(url, max(sizes), channels, config.threads) if url else None
         for url in (config.images, config.train_images)
     )
-    known = [images for images in (train, held_out, samples) if images and images.classes]
-    for images in known[1:]:
-        check_classes(f"{images.url!r}", images.classes, known[0].classes)
+    reference: ImageSet | None = train
+    if samples and config.reference:
+        reference = open_reference_images(config.reference, samples, config.threads)
+    _check_sets(samples, held_out, train, reference)
     folder = posixpath.dirname(config.out) or "."
     extractor = None if config.extractor == "none" else make_extractor(config, train, folder)
-    return EvaluationInputs(tokenizer, card.digest if card else "", samples, held_out, train, extractor, folder)
+    return EvaluationInputs(
+        tokenizer, card.digest if card else "", samples, held_out, train, reference, extractor, folder
+    )
+
+
+def _check_sets(
+    samples: ImageSet | None, held_out: FolderImages | None, train: FolderImages | None, reference: ImageSet | None
+) -> None:
+    """Raises ValueError unless the sets that are given have the same classes and are large and different enough."""
+    sets: list[ImageSet] = [images for images in (train, held_out, samples, reference) if images]
+    known = [images for images in sets if images.classes]
+    for images in known[1:]:
+        check_classes(f"{images.url!r}", images.classes, known[0].classes)
+    if not samples:
+        return
+    for images in sets:
+        if len(images) < 2:
+            raise ValueError(f"{images.url!r} holds one image; give two or more, because metrics are of whole sets")
+    for compared in (train, reference):
+        if held_out and compared and compared.digest == held_out.digest:
+            raise ValueError(
+                f"images {held_out.url!r} and {compared.url!r} are the same images; give held-out ones, which samples "
+                "are not compared with, or leave images out"
+            )
 
 
 def make_extractor(config: EvaluateConfig, train: FolderImages | None, folder: str) -> Extractor:

@@ -72,8 +72,8 @@ def take_pixels(images: ImageSet) -> PixelSet:
 def load_or_take_reference(images: ImageSet, folder: str) -> PixelReference:
     """Sums over a reference: from their file in `folder`, or else from one pass, which writes the file.
 
-    The file's name holds a digest of everything that the sums depend on. Raises ValueError for fewer than two images
-    of one class.
+    The file's name holds a digest of everything that the sums depend on; of a folder's images that is their listing
+    with their sizes. Raises ValueError for fewer than two images of one class.
     """
     made_from = {"version": PIXELS_VERSION, "images": images.digest, "shape": [images.size, images.channels]}
     path = files.join(folder, f"pixels-{digest_of(made_from)[:16]}.npz")

@@ -33,6 +33,11 @@ def _quoted(character: str) -> str:
     return "".join(f"%{byte:02X}" for byte in character.encode("utf-8", "surrogatepass"))
 
 
+def slug(title: str) -> str:
+    """A folder's name for the title of a row: its letters a to z, digits and dots, with a dash for all between."""
+    return re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")
+
+
 def leads_out(path: str) -> bool:
     """Whether a relative path would leave the folder that it is appended to, or holds a NUL byte."""
     return (".." in path or "\0" in path) and bool(_CLIMBS.search(path))

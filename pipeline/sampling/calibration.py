@@ -55,7 +55,7 @@ class CalibrateConfig:
     draws: int = 4
     """Noises per row where the store holds latents. Without latents, the store's own codes are taken."""
     boxes: int = 4
-    """Most boxes per side in whose means latents are matched."""
+    """Most boxes per side in whose means latents are matched: the largest such number that divides the grid is used."""
     own_share: float = 0.0
     """How much of its own covariance a class gets; the rest is that within all classes. 0 makes one matrix, more than 0
     one per class, which needs many samples of each."""
@@ -119,7 +119,7 @@ def _matching(generator: Generator | Rival, store: Store, config: CalibrateConfi
     model = sampler_of(generator, tokenizer, batch=config.batch, evaluations=config.evaluations)
     side = max(side for side in range(1, min(config.boxes, space.grid) + 1) if space.grid % side == 0)
     labels = np.repeat(np.arange(space.num_classes), config.per_class)
-    say(f"calibrate: drawing {len(labels)} samples")
+    say(f"calibrate: drawing {len(labels)} samples, whose latents are matched in {side} x {side} boxes")
     drawing = labels, child_seeds(config.seed, torch.arange(len(labels))).numpy(), [config.sampler] * len(labels)
     drawn = model.codec.accumulate(model.draw(*drawing).codes) if isinstance(model, RDPM) else model.latents(*drawing)
     real, real_labels = _real(tokenizer, store, side, config, model.device)

@@ -26,7 +26,7 @@ from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting.plotting import new_figure, to_png
 from rdpm.pipeline.studies.apart import run_apart
-from rdpm.pipeline.studies.outcome import run_study
+from rdpm.pipeline.studies.outcome import check_distinct, run_study
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.stage import JOB as TRAIN_TOKENIZER
 from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
@@ -107,6 +107,7 @@ class AblationConfig:
                 f"seeds is {list(self.seeds)}, steps is {self.steps} and parallel is {self.parallel}; give one seed or "
                 "more, and use 1 or more for the others"
             )
+        check_distinct("seeds", self.seeds)
 
 
 Results = dict[str, list[dict[str, float]]]
@@ -123,7 +124,7 @@ def run(config: AblationConfig) -> None:
         results = ablate(config)
         return (table(results).encode(), plot(results)), results
 
-    run_study(JOB, config, (TABLE, PLOT), study)
+    run_study(JOB, config, (TABLE, PLOT), study, {"base": (TrainTokenizerConfig, TRAIN_TOKENIZER)})
 
 
 def ablate(config: AblationConfig) -> Results:

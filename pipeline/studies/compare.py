@@ -4,6 +4,7 @@ Every stage has its own record, so a comparison that was stopped continues where
 """
 
 import io
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -21,12 +22,14 @@ from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.names import safe_name
 from rdpm.pipeline.foundation.progress import ProgressLine
+from rdpm.pipeline.images.listing import list_images
 from rdpm.pipeline.inference.rivals import load_sampler
 from rdpm.pipeline.sampling.calibration import run as calibrate
 from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.sampling.stage import run_sets
 from rdpm.pipeline.studies.apart import C, run_apart
 from rdpm.pipeline.studies.compare_plan import (
+    STAGES,
     CompareConfig,
     Entry,
     calibration,
@@ -35,7 +38,6 @@ from rdpm.pipeline.studies.compare_plan import (
     evaluation_of,
     plan,
     reported_set,
-    slug,
 )
 from rdpm.pipeline.studies.compare_table import CompareRow, plot, table
 from rdpm.pipeline.studies.outcome import run_study
@@ -59,11 +61,12 @@ def run(config: CompareConfig) -> None:
         contents = table(rows).encode(), plot(rows), canonical_json([asdict(row) for row in rows])
         return contents, {"methods": len(rows), "seeds": list(config.seeds)}
 
-    run_study(JOB, config, (TABLE, PLOT, ROWS), study, grows="methods")
+    run_study(JOB, config, (TABLE, PLOT, ROWS), study, STAGES, grows="methods")
 
 
 def compare(config: CompareConfig, entries: Sequence[Entry]) -> list[CompareRow]:
-    """Train, draw and measure everything that is not there yet."""
+    """Train, draw and measure everything that is not there yet. Raises ValueError as the stages."""
+    _check_count(config)
     _train(train_tokenizer, [encoder_training(config)], config.parallel, "encoder")
     _train(train_tokenizer, [entry.tokenizer for entry in entries], config.parallel, "codebooks and decoders")
     for store in _once([entry.store for entry in entries]):
@@ -83,6 +86,16 @@ def compare(config: CompareConfig, entries: Sequence[Entry]) -> list[CompareRow]
     }
     run_sets(list(finals.values()))
     return [_row(config, entry, chosen[entry.name], finals) for entry in entries]
+
+
+def _check_count(config: CompareConfig) -> None:
+    """Raises ValueError, before any training, where a draw as large as the held-out set would lack samples."""
+    held_out = list_images(config.validation)
+    if len(held_out) > config.per_class * len(held_out.classes):
+        raise ValueError(
+            f"per_class is {config.per_class}, which makes fewer samples than validation {config.validation!r} has "
+            f"images, {len(held_out)}; use {math.ceil(len(held_out) / len(held_out.classes))} or more"
+        )
 
 
 def _once(configs: Sequence[C]) -> list[C]:
@@ -151,17 +164,20 @@ def _row(config: CompareConfig, entry: Entry, chosen: str, finals: dict) -> Comp
         tokenizer_steps=entry.tokenizer.steps,
         reconstruction=measured[0]["tokenizer"],
         sampler=chosen,
-        forwards=entry.evaluations * (2 if sampler.guidance else 1),
-        seconds_per_image=_seconds(config, entry, finals[entry.name, config.seeds[0]]),
+        forwards=sampler.forwards(entry.evaluations),
+        seconds_per_image=_seconds(finals[entry.name, config.seeds[0]]),
         seeds=[metrics["generator"] for metrics in measured],
     )
 
 
-def _seconds(config: CompareConfig, entry: Entry, drawn: SampleConfig) -> float:
-    """Seconds that one core takes per image, the shortest of three calls of one batch after a first one."""
-    path = files.join(config.out, f"{slug(entry.name)}.seconds.json")
-    if not files.exists(path):
-        torch.set_num_threads(1)
+def _seconds(drawn: SampleConfig) -> float:
+    """Seconds that one core takes per image, the shortest of three calls of one batch after a first one.
+
+    They are measured anew for every table, so those of one table are of one machine.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         model = load_sampler(drawn.generator, drawn.tokenizer, batch=drawn.batch, evaluations=drawn.evaluations)
         labels = np.arange(drawn.batch) % len(load_tokenizer(drawn.tokenizer)[1].classes)
         seeds = child_seeds(0, torch.arange(drawn.batch)).numpy()
@@ -170,5 +186,6 @@ def _seconds(config: CompareConfig, entry: Entry, drawn: SampleConfig) -> float:
             began = time.perf_counter()
             model.draw(labels, seeds, [drawn.sampler] * drawn.batch)
             spent.append(time.perf_counter() - began)
-        files.write_json(path, {"seconds_per_image": min(spent[1:]) / drawn.batch})
-    return files.read_json(path)["seconds_per_image"]
+    finally:
+        torch.set_num_threads(threads)
+    return min(spent[1:]) / drawn.batch

@@ -1,20 +1,21 @@
 """What a comparison runs: its settings, and the configs of the stages that follow from them."""
 
-import re
 from dataclasses import dataclass, field, replace
 
 from rdpm.models.fields import EXECUTION
-from rdpm.models.flops import generator_forward_flops, generator_parameters
+from rdpm.models.flops import generator_parameters, generator_training_flops
 from rdpm.models.methods import evaluations_of
 from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.evaluation.inputs import EvaluateConfig
 from rdpm.pipeline.evaluation.stage import JOB as EVALUATE
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
+from rdpm.pipeline.foundation.names import slug
 from rdpm.pipeline.sampling.calibration import JOB as CALIBRATE
 from rdpm.pipeline.sampling.calibration import CalibrateConfig
-from rdpm.pipeline.sampling.plan import SampleConfig, SamplerSetting
+from rdpm.pipeline.sampling.plan import SampleConfig, SamplerSetting, check_drawing
 from rdpm.pipeline.sampling.stage import JOB as SAMPLE
+from rdpm.pipeline.studies.outcome import check_distinct, check_folders
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 from rdpm.pipeline.tokenizing.stage import JOB as TOKENIZE
 from rdpm.pipeline.training.generator.config import TrainGeneratorConfig
@@ -22,6 +23,13 @@ from rdpm.pipeline.training.generator.stage import JOB as TRAIN_GENERATOR
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.stage import JOB as TRAIN_TOKENIZER
 
+STAGES = {  # fields of a comparison that name a config: its class and job
+    "tokenizer": (TrainTokenizerConfig, TRAIN_TOKENIZER),
+    "store": (TokenizeConfig, TOKENIZE),
+    "generator": (TrainGeneratorConfig, TRAIN_GENERATOR),
+    "samples": (SampleConfig, SAMPLE),
+    "evaluation": (EvaluateConfig, EVALUATE),
+}
 _TOLERANCE = 0.02  # of parameters
 _REPORTED = 1000  # added to the seeds of samples that are reported
 
@@ -84,22 +92,15 @@ class CompareConfig:
             raise ValueError(
                 f"seeds is {list(self.seeds)} and methods has {len(self.methods)}; give one or more of both"
             )
-        for name in ("tokenizer_steps", "slice_images", "choose_per_class", "per_class", "parallel"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
+        check_distinct("seeds", self.seeds)
+        numbers = {"tokenizer_steps": 1, "slice_images": 2, "choose_per_class": 1, "per_class": 1, "parallel": 1}
+        for name, least in numbers.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; use {least} or more")
         counts = {name: len(method.samplers) for name, method in self.methods.items()}
         if len(set(counts.values())) > 1 or 0 in counts.values():
             raise ValueError(f"samplers differ in number ({counts}); give every method the same number, 1 or more")
-        slugs = [slug(name) for name in self.methods]
-        if len(set(slugs)) < len(slugs):
-            raise ValueError(
-                f"methods {', '.join(self.methods)} share a folder; give names that differ in letters or digits"
-            )
-
-
-def slug(name: str) -> str:
-    """The folder of a method."""
-    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+        check_folders("methods", self.methods)
 
 
 @dataclass(frozen=True)
@@ -125,13 +126,13 @@ class Entry:
 
     @property
     def evaluations(self) -> int:
-        """Forward passes per image; with guidance each holds two."""
+        """Steps of the sampler."""
         return evaluations_of(next(iter(self.generators.values())).model, self.method.evaluations)
 
 
 def flops_per_step(training: TrainGeneratorConfig) -> int:
     """FLOPs of one optimizer step."""
-    return 3 * training.batch * training.steps_per_image * generator_forward_flops(training.model)
+    return training.batch * training.steps_per_image * generator_training_flops(training.model)
 
 
 def encoder_training(config: CompareConfig) -> TrainTokenizerConfig:
@@ -148,8 +149,8 @@ def _tokenizer(config: CompareConfig, name: str, changes: list[str]) -> TrainTok
 def plan(config: CompareConfig) -> list[Entry]:
     """Every method of a comparison.
 
-    Raises ValueError for settings that a stage refuses, and when a generator's parameters differ by more than 2% from
-    those of the first one.
+    Raises ValueError for settings that a stage refuses whatever the trainings give, and when a generator's parameters
+    differ by more than 2% from those of the first one.
     """
     encoder = encoder_training(config)
     entries: list[Entry] = []
@@ -167,7 +168,22 @@ def plan(config: CompareConfig) -> list[Entry]:
         if entries:
             generators = _at_equal_cost(entries[0], name, generators)
         entries.append(Entry(name, method, tokenizer, store, generators))
+        _check_drawing(config, entries[-1])
     return entries
+
+
+def _check_drawing(config: CompareConfig, entry: Entry) -> None:
+    """Raises ValueError, before any training, for settings that sampling, calibration or evaluation would refuse."""
+    space = entry.generators[config.seeds[0]].model
+    for name, sampler in entry.method.samplers.items():
+        try:
+            check_drawing(space, sampler, entry.method.evaluations)
+        except ValueError as error:
+            raise ValueError(f"sampler setting {name!r} of method {entry.name!r}: {error}") from None
+        calibration(config, entry, config.seeds[0], name)
+        drawn = choice_set(config, entry, config.seeds[0], name)
+        if evaluation_of(config, drawn, reference=config.images).draws < 1:
+            raise ValueError(f"draws of {config.evaluation} is 0, and the table holds means over draws; use 1 or more")
 
 
 def _generator(

@@ -40,7 +40,7 @@ class CompareRow:
     sampler: str
     """Name of the chosen sampler setting."""
     forwards: int
-    """Evaluations of the network per image; guidance doubles them."""
+    """Evaluations of the network per image; a step with guidance takes two."""
     seconds_per_image: float
     """Seconds of one core per image, of the generator and the decoder."""
     seeds: list[dict[str, Any]]

@@ -16,13 +16,14 @@ from rdpm.pipeline.evaluation.stage import JOB as EVALUATE
 from rdpm.pipeline.evaluation.stage import run as evaluate
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
+from rdpm.pipeline.foundation.names import slug
 from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.sampling.plan import SampleConfig, SamplerSetting
 from rdpm.pipeline.sampling.stage import JOB as SAMPLE
 from rdpm.pipeline.sampling.stage import run_sets
 from rdpm.pipeline.studies.apart import run_apart
-from rdpm.pipeline.studies.compare_plan import flops_per_step, slug
-from rdpm.pipeline.studies.outcome import run_study
+from rdpm.pipeline.studies.compare_plan import STAGES, flops_per_step
+from rdpm.pipeline.studies.outcome import check_distinct, check_folders, run_study
 from rdpm.pipeline.studies.scaling_table import Reading, plot, table
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 from rdpm.pipeline.tokenizing.stage import JOB as TOKENIZE
@@ -89,6 +90,8 @@ class ScalingConfig:
     def __post_init__(self) -> None:
         if not self.families or not self.depths:
             raise ValueError("families or depths is empty; give one or more of both")
+        check_distinct("depths", self.depths)
+        check_folders("families", self.families)
         for name in ("readings", "per_class", "parallel"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
@@ -117,11 +120,15 @@ def run(config: ScalingConfig) -> None:
         contents = table(readings).encode(), plot(readings), canonical_json([asdict(reading) for reading in readings])
         return contents, {"readings": len(readings)}
 
-    run_study(JOB, config, (TABLE, PLOT, READINGS), study, grows="families")
+    stages = {name: STAGES[name] for name in ("store", "generator", "samples", "evaluation")}
+    run_study(JOB, config, (TABLE, PLOT, READINGS), study, stages, grows="families")
 
 
 def plan_runs(config: ScalingConfig) -> list[Run]:
-    """The trainings: every family in every size, with the steps that the FLOPs allow."""
+    """The trainings: every family in every size, with the steps that the FLOPs allow.
+
+    Raises ValueError for settings that a training refuses.
+    """
     runs = []
     for name, family in config.families.items():
         for depth in config.depths:
@@ -171,7 +178,11 @@ def read_runs(config: ScalingConfig, runs: Sequence[Run]) -> list[Reading]:
             if not files.exists(files.join(folder, CARD)):
                 export_checkpoint(run.training, step, folder)
     run_sets(list(sets.values()))
-    return [_reading(config, run, step, sets[run.training.out, step]) for run in runs for step in run.steps]
+    return [
+        _reading(config, run, number, sets[run.training.out, step])
+        for run in runs
+        for number, step in enumerate(run.steps)
+    ]
 
 
 def _sample_set(config: ScalingConfig, run: Run, step: int) -> SampleConfig:
@@ -183,8 +194,8 @@ def _sample_set(config: ScalingConfig, run: Run, step: int) -> SampleConfig:
     )  # fmt: skip
 
 
-def _reading(config: ScalingConfig, run: Run, step: int, drawn: SampleConfig) -> Reading:
-    out = f"{drawn.out}.metrics.json"
+def _reading(config: ScalingConfig, run: Run, number: int, drawn: SampleConfig) -> Reading:
+    step, out = run.steps[number], f"{drawn.out}.metrics.json"
     inputs = [f"samples={drawn.out}", f"images={config.validation}", f"train_images={config.images}", f"out={out}"]
     evaluate(
         load_config(EvaluateConfig, EVALUATE, config.evaluation, [*inputs, f"tokenizer={drawn.tokenizer}", "timed=[]"])
@@ -198,4 +209,4 @@ def _reading(config: ScalingConfig, run: Run, step: int, drawn: SampleConfig) ->
         "missing_spread": 1 - metrics["spread_8"],
         "loss": losses[step],
     }
-    return Reading(run.family, run.training.model.depth, step, flops_per_step(run.training) * step, measured)
+    return Reading(run.family, run.training.model.depth, number, step, flops_per_step(run.training) * step, measured)

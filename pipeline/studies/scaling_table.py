@@ -23,6 +23,8 @@ class Reading:
     """Name of the method."""
     depth: int
     """Its size."""
+    number: int
+    """Which reading of its run, from 0: readings of one number have nearly equal FLOPs in all sizes."""
     step: int
     """Optimizer steps."""
     flops: int
@@ -54,13 +56,13 @@ def fit(flops: Sequence[float], values: Sequence[float]) -> Fit | None:
     return Fit(float(np.exp(height)), -float(slope), float(error))
 
 
-def frontier(readings: Sequence[Reading], measure: str) -> list[Reading]:
-    """The readings that no reading of the same family with as few FLOPs beats, by FLOPs."""
-    kept: list[Reading] = []
-    for reading in sorted(readings, key=lambda each: each.flops):
-        if not kept or reading.metrics[measure] < kept[-1].metrics[measure]:
-            kept.append(reading)
-    return kept
+def best_sizes(readings: Sequence[Reading], measure: str) -> list[Reading]:
+    """Of the readings of one family, the best size at each number of FLOPs."""
+    numbers = sorted({each.number for each in readings})
+    return [
+        min((each for each in readings if each.number == number), key=lambda each: each.metrics[measure])
+        for number in numbers
+    ]
 
 
 def table(readings: Sequence[Reading]) -> str:
@@ -78,7 +80,7 @@ def table(readings: Sequence[Reading]) -> str:
         for depth in sorted({each.depth for each in own}):
             of_size = [each for each in own if each.depth == depth]
             fits.append([family, f"depth {depth}", *(_exponent(of_size, measure) for measure in MEASURES)])
-        fits.append([family, "best of all", *(_exponent(frontier(own, name), name) for name in MEASURES)])
+        fits.append([family, "best of all", *(_exponent(best_sizes(own, name), name) for name in MEASURES)])
     return "\n".join("".join(f"| {' | '.join(line)} |\n" for line in part) for part in (lines, fits))
 
 

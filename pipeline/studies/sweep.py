@@ -1,7 +1,6 @@
 """A sweep: one set of samples per sampler setting and model, all measured in the same way, and which are best."""
 
 import itertools
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -13,7 +12,8 @@ from rdpm.pipeline.evaluation.stage import JOB as EVALUATE
 from rdpm.pipeline.evaluation.stage import run as evaluate
 from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.foundation import files
-from rdpm.pipeline.foundation.config import identity_of, load_config, save_config, saved_identity
+from rdpm.pipeline.foundation.config import load_config, save_config, saved_identity, to_dict
+from rdpm.pipeline.foundation.names import slug
 from rdpm.pipeline.foundation.progress import say
 from rdpm.pipeline.foundation.records import begin, read_record
 from rdpm.pipeline.reporting.plotting import new_figure, to_png
@@ -154,17 +154,18 @@ def run(config: SweepConfig) -> None:
 
 
 def _measured(config: SweepConfig, evaluation: EvaluateConfig) -> dict[str, Any]:
-    """How cells are measured, for the record: the identity of an evaluation without what differs between cells.
+    """How cells are measured, for the record: the identity of an evaluation, and what all cells are compared with.
 
-    The first release recorded all settings of the evaluation. Where they have this identity, they are returned.
+    Earlier releases recorded more settings of the evaluation. Where they say the same, they are returned.
     """
 
-    def shared(identity: dict[str, Any]) -> dict[str, Any]:
-        return {name: value for name, value in identity.items() if name not in ("samples", "tokenizer")}
+    def shared(settings: dict[str, Any]) -> dict[str, Any]:
+        compared = {name: settings.get(name, "") for name in ("reference", "train_images")}
+        return saved_identity(EvaluateConfig, settings) | compared
 
-    measured, record = shared(identity_of(evaluation)), read_record(config.out)
+    measured, record = shared(to_dict(evaluation)), read_record(config.out)
     recorded = record.inputs.get("measured") if record else None
-    if recorded is not None and shared(saved_identity(EvaluateConfig, recorded)) == measured:
+    if recorded is not None and shared(recorded) == measured:
         return recorded
     return measured
 
@@ -186,7 +187,7 @@ def plan_cells(config: SweepConfig) -> list[Cell]:
     cells = []
     for (model, exports), (strategy, sampler) in itertools.product(models.items(), samplers.items()):
         name = ", ".join(part for part in (model, strategy if len(samplers) > 1 or not model else "") if part)
-        out = files.join(config.out, re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-"))
+        out = files.join(config.out, slug(name))
         samples = replace(
             base, generator=exports.generator, tokenizer=exports.tokenizer, out=out, sampler=sampler,
             per_class=config.per_class, formats=(),

@@ -97,5 +97,17 @@ def test_a_mix_of_two_classes_is_moved_between_them() -> None:
 
 
 def test_too_few_rows_are_refused_with_the_way_out() -> None:
-    with pytest.raises(ValueError, match="there are 40 samples for 32 values each; raise per_class, or lower boxes"):
+    with pytest.raises(
+        ValueError, match="there are 40 samples of 3 classes for 32 values each; raise per_class, or lower"
+    ):
         matching_of(*rows(40, 1), *rows(2400, 2), CLASSES)
+    enough = 2 * N + CLASSES  # the mean of each class takes one
+    assert matching_of(*rows(2400, 1), *rows(enough, 2), CLASSES).matrix.isfinite().all()
+    with pytest.raises(ValueError, match=f"there are {enough - 1} rows of the store of 3 classes"):
+        matching_of(*rows(2400, 1), *rows(enough - 1, 2), CLASSES)
+
+
+def test_one_row_per_class_tells_no_covariance() -> None:
+    values, labels = rows(100, 1)[0], torch.arange(100)
+    with pytest.raises(ValueError, match="there are 100 samples of 100 classes"):
+        matching_of(values, labels, values, labels, 100)

@@ -23,6 +23,15 @@ def test_the_linear_ramp_increases_evenly_from_0_to_lambda(num_steps):
     torch.testing.assert_close(ramp.diff(), torch.full((num_steps - 1,), 3.0 / (num_steps - 1)))
 
 
+@pytest.mark.parametrize(
+    ("config", "forwards"), [(SamplerConfig(), 10), (SamplerConfig(0.5), 19), (SamplerConfig(0.5, "constant"), 20)]
+)
+def test_a_step_with_guidance_takes_two_forwards(config, forwards):
+    assert config.forwards(10) == forwards
+    settings = step_settings([config], 10, torch.device("cpu"))
+    assert forwards == sum(1 if step.guidance is None else 2 for step in settings)
+
+
 def test_the_constant_ramp_and_a_single_step_have_full_guidance():
     assert [SamplerConfig(3.0, "constant").guidance_at(t, 4) for t in (1, 2, 3, 4)] == [3.0] * 4
     assert SamplerConfig(3.0, "linear").guidance_at(1, 1) == 3.0

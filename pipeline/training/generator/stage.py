@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rdpm.models.flops import generator_forward_flops
+from rdpm.models.flops import generator_training_flops
 from rdpm.models.quantizer import Quantizer
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation.lease import Lease
@@ -106,7 +106,7 @@ def train_generator(
             show_samples(config, engine, ranks, log, done)
         return line
 
-    flops = 3 * config.steps_per_image * generator_forward_flops(config.model)
+    flops = config.steps_per_image * generator_training_flops(config.model)
     peak = peak_flops(ranks.device)
     use = flops / peak / ranks.count if peak else None
     run_steps(JOB, config, ranks, checkpoints, {"generator": engine}, log, step, metrics, use)

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -229,6 +230,45 @@ def test_inputs_that_do_not_belong_together_are_refused(run):
     np.savez(f"{run.root}/large.npz", large)
     with pytest.raises(ValueError, match=r"have different sizes, \[8, 16\] pixels"):
         evaluate(run.config(samples=f"{run.root}/large.npz"))
+
+
+def test_a_reference_of_other_classes_is_refused(run, tmp_path):
+    shutil.copytree(f"{run.root}/train", tmp_path / "two")
+    shutil.rmtree(tmp_path / "two" / "0")
+    with pytest.raises(ValueError, match=r"two' has classes \['1', '<b>&2'\]"):
+        evaluate(run.config(reference=f"{tmp_path}/two"))
+
+
+def test_held_out_images_that_samples_are_compared_with_are_refused(run):
+    for given in ({"images": f"{run.root}/train"}, {"reference": f"{run.root}/val"}):
+        with pytest.raises(ValueError, match="are the same images; give held-out ones"):
+            evaluate(run.config(**given))
+
+
+def test_sets_of_no_or_one_image_are_named(run, tmp_path):
+    broken = tmp_path / "broken" / "0" / "a.png"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no picture")
+    shutil.copy(broken, broken.with_name("b.png"))
+    np.savez(f"{tmp_path}/unlabelled.npz", np.zeros((5, 8, 8, 3), np.uint8))
+    given = run.config(tokenizer="", images="", train_images="", extractor="none", reference=f"{tmp_path}/broken")
+    given = dataclasses.replace(given, samples=f"{tmp_path}/unlabelled.npz")
+    with pytest.raises(ValueError, match="broken' holds no image that can be decoded, of 2 listed"):
+        evaluate(dataclasses.replace(given, out=f"{tmp_path}/metrics.json"))
+    broken.unlink()
+    with pytest.raises(ValueError, match="broken' holds one image; give two or more"):
+        evaluate(dataclasses.replace(given, out=f"{tmp_path}/metrics.json"))
+
+
+def test_inputs_that_have_moved_are_the_same_inputs(run, tmp_path, capsys):
+    config = run.config(out=f"{tmp_path}/metrics.json")
+    run_stage(config)
+    shutil.copytree(f"{run.root}/val", tmp_path / "moved")
+    run_stage(dataclasses.replace(config, images=f"{tmp_path}/moved"))
+    assert "already there" in capsys.readouterr().out
+    shutil.rmtree(tmp_path / "moved" / "1")
+    with pytest.raises(ValueError, match=r"made with other settings \(images_digest"):
+        run_stage(dataclasses.replace(config, images=f"{tmp_path}/moved"))
 
 
 def test_impossible_settings_are_refused(run):

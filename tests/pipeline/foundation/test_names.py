@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from rdpm.pipeline.foundation.names import leads_out, safe_name
+from rdpm.pipeline.foundation.names import leads_out, safe_name, slug
 
 HOSTILE = [
     "", ".", "..", "...", "../../../escaped", "/etc/passwd", "a/../../b", "..\\..\\b", "C:\\b", "a\0b", "\0", "a\nb",
@@ -65,3 +65,8 @@ def test_a_file_of_every_safe_name_can_be_written_under_its_folder_only(tmp_path
 )  # fmt: skip
 def test_which_paths_lead_out(path, out):
     assert leads_out(path) == out
+
+
+def test_folders_of_rows_are_plain():
+    assert slug("RDPM, as in the paper") == "rdpm-as-in-the-paper"
+    assert slug(" d12 (pow 1.5)!") == "d12-pow-1.5"

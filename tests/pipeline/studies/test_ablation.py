@@ -50,6 +50,8 @@ def test_impossible_settings_are_refused() -> None:
     for changes in ({"seeds": ()}, {"steps": 0}, {"parallel": 0}):
         with pytest.raises(ValueError, match="give one seed or more, and use 1 or more for the others"):
             AblationConfig(**{"base": "b", "images": "i", "validation": "v", "out": "o"} | changes)
+    with pytest.raises(ValueError, match=r"seeds is \[1, 1\]; give each value once"):
+        AblationConfig("b", "i", "v", "o", seeds=(1, 1))
 
 
 @pytest.fixture

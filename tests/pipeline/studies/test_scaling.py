@@ -14,7 +14,7 @@ from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.studies import scaling as study
 from rdpm.pipeline.studies.compare_plan import flops_per_step
 from rdpm.pipeline.studies.scaling import Family, ScalingConfig, plan_runs, run
-from rdpm.pipeline.studies.scaling_table import MEASURES, Reading, fit, frontier, plot, table
+from rdpm.pipeline.studies.scaling_table import MEASURES, Reading, best_sizes, fit, plot, table
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 from rdpm.pipeline.tokenizing.stage import run as tokenize
 
@@ -39,20 +39,21 @@ def made_readings() -> list[Reading]:
     readings = []
     for family, factor in (("ours", 2.0), ("flow", 1.5)):
         for depth, exponent in ((2, 0.1), (3, 0.4)):
-            for step in (1, 2, 4):
-                flops = depth * step * 10**12
+            for number, step in enumerate((1, 2, 4)):
+                flops = step * 10**12 + depth  # nearly equal in all sizes
                 value = factor * depth * (flops / 1e12) ** -exponent
                 metrics = dict.fromkeys(MEASURES, value) | {"spread_8": 1 - value, "pixel_frechet_ratio": 1 + value}
-                readings.append(Reading(family, depth, step, flops, metrics))
+                readings.append(Reading(family, depth, number, step, flops, metrics))
     return readings
 
 
-def test_the_frontier_only_falls():
-    kept = frontier([each for each in made_readings() if each.family == "ours"], "loss")
-    values = [each.metrics["loss"] for each in kept]
-    assert values == sorted(values, reverse=True)
-    assert [each.flops for each in kept] == sorted(each.flops for each in kept)
-    assert {each.depth for each in kept} == {2, 3}
+def test_the_best_size_is_taken_once_at_each_number_of_flops():
+    readings = [each for each in made_readings() if each.family == "ours"]
+    best = best_sizes(readings[::-1], "loss")
+    assert [each.step for each in best] == [1, 2, 4]
+    assert {each.depth for each in best} == {2, 3}
+    for each in best:
+        assert each.metrics["loss"] == min(other.metrics["loss"] for other in readings if other.step == each.step)
 
 
 def test_the_table_holds_every_reading_and_every_fit():
@@ -84,6 +85,8 @@ def test_every_size_gets_the_same_flops_and_is_saved_where_it_is_read(monkeypatc
         ({"families": {}}, "families or depths is empty"),
         ({"readings": 0}, "readings is 0; use 1 or more"),
         ({"teraflops": 0.0}, "teraflops is 0.0; use more than 0"),
+        ({"depths": (2, 3, 2)}, r"depths is \[2, 3, 2\]; give each value once"),
+        ({"families": {"RDPM": Family("t", "s"), "RDPM+": Family("t", "s")}}, "families RDPM, RDPM. share a folder"),
     ],
 )
 def test_impossible_settings_are_refused(change, named):
