@@ -19,6 +19,7 @@ _COLUMNS = {  # metrics of samples in the table, by evaluate's names: title, and
     "copies": ("copies", False),
 }
 _DPI = 110
+_APART = 1.15  # least ratio of two numbers at the axis
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ def plot(rows: Sequence[CompareRow]) -> bytes:
             axis.plot(row.forwards, np.mean(values), "o", color=line.get_color(), label=row.name)
         axis.axhline(1, color="tab:gray", linewidth=0.8)  # a perfect generator
         axis.set_xscale("log")
-        forwards = sorted({row.forwards for row in rows})
+        forwards: list[int] = []  # without those whose numbers would overlap
+        for number in sorted({row.forwards for row in rows}):
+            forwards += [number] if not forwards or number > _APART * forwards[-1] else []
         axis.set_xticks(forwards, [str(number) for number in forwards])
         axis.set_xticks([], minor=True)
         axis.set_xlabel("forwards per image")
