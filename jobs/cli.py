@@ -5,6 +5,7 @@ import importlib
 import os
 import sys
 
+from rdpm import __version__
 from rdpm.jobs.help import keys_help
 
 COMMANDS = {
@@ -67,7 +68,7 @@ def usage() -> str:
     lines = [f"  rdpm {name} {usage_of(name)}\n      {text}" for name, (_, text) in COMMANDS.items()]
     wait = "  --wait waits, for so long or without end, while another start writes the same output"
     more = "  rdpm COMMAND --help lists the keys of a command, with type, default and meaning"
-    return "\n".join(["usage:", *lines, wait, more])
+    return "\n".join(["usage:", *lines, wait, more, "  rdpm --version"])
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -79,6 +80,8 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = [a for a in arguments if not a.startswith("--local_rank=")]  # the deepspeed launcher adds it
     if not arguments or arguments[0] in ("-h", "--help", "help"):
         return _print(usage())
+    if arguments[0] == "--version":
+        return _print(f"rdpm {__version__}")
     name, *rest = arguments
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, n=1)

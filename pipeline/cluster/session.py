@@ -7,11 +7,12 @@ import os
 import secrets
 import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import ray
 import ray.data
+import torch
 from ray._private import ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
 
@@ -54,10 +55,14 @@ class Resources:
             raise ValueError(
                 f"actor_cpus and task_cpus are both {self.task_cpus}; make them differ, or Ray fuses the two stages"
             )
-        if min(self.wait_seconds, self.shard_minutes, self.min_gpus) < 0:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, int | float) and not value >= 0:  # also for NaN
+                raise ValueError(f"resources.{field.name} is {value:g}; use 0 or more")
+        least = ray_constants.OBJECT_STORE_MINIMUM_MEMORY_BYTES >> 20
+        if 0 < self.object_store_mb < least:
             raise ValueError(
-                f"wait_seconds is {self.wait_seconds:g}, shard_minutes {self.shard_minutes:g} and min_gpus "
-                f"{self.min_gpus}; use 0 or more for each"
+                f"resources.object_store_mb is {self.object_store_mb}; use {least} or more, or 0 for Ray's own choice"
             )
 
 
@@ -143,7 +148,13 @@ def cluster_device(wanted: str, resources: Resources) -> str:
     """The device that a config's `device` (auto, cpu or cuda) means for a job with these resources.
 
     On a cluster, auto is what its nodes have, not what this machine has. Stays "auto" for a job on this machine alone.
+    Raises ValueError for cuda where such a job finds no GPU.
     """
+    if wanted == "cuda" and not resources.address and not torch.cuda.is_available():
+        raise ValueError(
+            f"device is cuda, and {socket.gethostname()} has no GPU; use device=cpu, or give resources.address of a "
+            "cluster with GPUs"
+        )
     if wanted != "auto":
         return wanted
     if resources.min_gpus:

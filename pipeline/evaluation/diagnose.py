@@ -20,7 +20,7 @@ from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import to_dict
 from rdpm.pipeline.foundation.progress import ProgressLine, say
-from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.foundation.records import begin, refuse_folder
 from rdpm.pipeline.inference.rdpm import RDPM
 
 JOB = "diagnose"
@@ -63,6 +63,7 @@ class DiagnoseConfig:
 
 def run(config: DiagnoseConfig) -> None:
     """Write config.out and print it; if its record says that it is finished, only print it. Raises ValueError."""
+    refuse_folder(config.out)
     with begin(JOB, config, lambda: _digests(config)) as record:
         if record.lease is None:
             say(f"diagnose: {config.out} is already there")

@@ -73,7 +73,13 @@ class EvaluateConfig:
     """Outputs of other jobs; their seconds are copied from their records."""
 
     def __post_init__(self) -> None:
-        for name, least in (("draws", 0), ("batch", 1), ("threads", 1), ("manifold_images", NEIGHBOURS + 1)):
+        for name, least in (
+            ("draws", 0),
+            ("seed", 0),
+            ("batch", 1),
+            ("threads", 1),
+            ("manifold_images", NEIGHBOURS + 1),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; use {least} or more")
         if self.batch > CHUNK:

@@ -10,7 +10,7 @@ from rdpm.pipeline.evaluation.inputs import EvaluateConfig, input_digests
 from rdpm.pipeline.evaluation.protocol import in_order, is_detail
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.progress import say
-from rdpm.pipeline.foundation.records import begin
+from rdpm.pipeline.foundation.records import begin, refuse_folder
 
 JOB = "evaluate"
 _PARTS = ("tokenizer", "generator")
@@ -25,6 +25,7 @@ def run(config: EvaluateConfig) -> None:
 
     Raises ValueError for bad input; see `evaluate`.
     """
+    refuse_folder(config.out)
     with begin(JOB, config, lambda: input_digests(config)) as record:
         if record.lease is None:
             say(f"evaluate: {config.out} is already there")

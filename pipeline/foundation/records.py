@@ -95,6 +95,8 @@ def begin(
     another start holds the lease.
     """
     out = config.out.rstrip("/")
+    if not out:
+        raise ValueError(f"out is {config.out!r}; name a file or folder below it")
     record = JobRecord(job, out, to_dict(config), {})
     old = read_record(out)
     if not first or (old and old.finished):  # then nobody else may be at work
@@ -109,6 +111,12 @@ def begin(
             files.write_json(out + _SUFFIX, record.to_json())
         record.lease = None if record.finished else lease
         yield record
+
+
+def refuse_folder(out: str) -> None:
+    """Raises ValueError where a job that writes one file is told to write a folder."""
+    if files.exists(out) and not files.is_file(out):
+        raise ValueError(f"out {out!r} is a folder; give the path of the file to write")
 
 
 def _compare(new: JobRecord, config: Any, makes: tuple[str, ...], grows: str) -> bool:

@@ -35,11 +35,11 @@ def sample_counts(choice: Choice, classes: int, held_out: int) -> tuple[int, int
     """Samples per class, and samples per class from which latents are matched.
 
     A draw of as many samples as there are held-out pictures must be possible, and a covariance from four samples per
-    value.
+    value, besides one per class that its mean takes.
     """
     samples = max(math.ceil(held_out / classes), min(100, math.ceil(1000 / classes)), 4)
     values = choice.boxes**2 * choice.code_dim
-    return samples, max(min(200, math.ceil(1000 / classes)), math.ceil(4 * values / classes))
+    return samples, max(min(200, math.ceil(1000 / classes)), 1 + math.ceil(4 * values / classes))
 
 
 def plan(

@@ -76,8 +76,9 @@ class SampleConfig:
         return {**settings, "sampler": current_sampler(settings["sampler"])} if "sampler" in settings else settings
 
     def __post_init__(self) -> None:
-        if self.per_class < 1 or self.batch < 1:
-            raise ValueError(f"per_class is {self.per_class} and batch is {self.batch}; use 1 or more for both")
+        for name in ("per_class", "batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
         # A multiple of batch puts sample i at the same position of the same batch for every shard size.
         if self.shard_rows < 1 or self.shard_rows % self.batch:
             raise ValueError(f"shard_rows is {self.shard_rows}; use a multiple of batch {self.batch}")

@@ -57,8 +57,9 @@ class TokenizeConfig:
     def __post_init__(self) -> None:
         if not self.views or len(set(self.views)) != len(self.views):
             raise ValueError(f"views is {list(self.views)}; name at least one view, and each only once")
-        if self.batch < 1:
-            raise ValueError(f"batch is {self.batch}; use 1 or more")
+        for name in ("batch", "threads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; use 1 or more")
         if self.chunk_rows < 1 or self.shard_rows < 1 or self.shard_rows % self.chunk_rows:
             raise ValueError(f"shard_rows {self.shard_rows} must be a multiple of chunk_rows {self.chunk_rows}")
         if not 0 <= self.max_rejects < 1:

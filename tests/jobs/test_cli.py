@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 
+from rdpm import __version__
 from rdpm.jobs.cli import COMMANDS, main
 from tests.jobs.commands import assert_refused
 
@@ -18,6 +19,11 @@ def test_help_names_every_command(rdpm, arguments):
     assert ended.code == 0
     assert ended.err == ""
     assert all(f"rdpm {command} " in ended.out for command in COMMANDS)
+
+
+def test_the_version_is_that_of_the_package(rdpm):
+    ended = rdpm("--version")
+    assert (ended.code, ended.out, ended.err) == (0, f"rdpm {__version__}\n", "")
 
 
 def test_help_of_a_command_says_what_it_does_and_runs_nothing(rdpm):

@@ -38,7 +38,7 @@ def commands(run: Path) -> dict[str, list[str]]:
         ],
         "calibrate": [
             f"{CONFIGS}/calibration.yaml", f"generator={generator}", f"tokenizer={tokenizer}", f"store={store}",
-            f"out={run}/calibrated", "per_class=20", "draws=1",
+            f"out={run}/calibrated", "per_class=30", "draws=1",
         ],
         "sample": [
             f"{CONFIGS}/samples.yaml", f"generator={run}/calibrated", f"tokenizer={tokenizer}", f"out={samples}",

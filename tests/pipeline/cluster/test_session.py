@@ -1,6 +1,7 @@
 """Which Ray a job uses: its own, whatever else is on the machine, or the cluster that it names."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -109,8 +110,24 @@ def test_the_device_of_a_job_on_this_machine_is_decided_there(monkeypatch) -> No
     assert cluster_device("cpu", Resources(address="127.0.0.1:9")) == "cpu"
 
 
+def test_a_gpu_that_this_machine_lacks_is_refused_for_a_job_on_it_alone(monkeypatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(
+        ValueError, match=r"device is cuda, and .* has no GPU; use device=cpu, or give resources.address"
+    ):
+        cluster_device("cuda", Resources())
+    assert cluster_device("cuda", Resources(address="127.0.0.1:9")) == "cuda"
+
+
 def test_impossible_resources_are_refused() -> None:
     with pytest.raises(ValueError, match=r"actor_cpus and task_cpus are both 1.0; make them differ"):
         Resources(actor_cpus=1.0)
-    with pytest.raises(ValueError, match=r"wait_seconds is -1, .* use 0 or more"):
-        Resources(wait_seconds=-1)
+    for settings, message in (
+        ({"wait_seconds": -1}, "resources.wait_seconds is -1; use 0 or more"),
+        ({"shard_minutes": math.nan}, "resources.shard_minutes is nan; use 0 or more"),
+        ({"actors": -1}, "resources.actors is -1; use 0 or more"),
+        ({"task_memory_mb": -5}, "resources.task_memory_mb is -5; use 0 or more"),
+        ({"object_store_mb": 1}, "resources.object_store_mb is 1; use 75 or more, or 0 for Ray's own choice"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Resources(**settings)

@@ -260,6 +260,12 @@ def test_sets_of_no_or_one_image_are_named(run, tmp_path):
         evaluate(dataclasses.replace(given, out=f"{tmp_path}/metrics.json"))
 
 
+def test_a_folder_is_no_place_for_metrics(run, tmp_path):
+    with pytest.raises(ValueError, match="is a folder; give the path of the file to write"):
+        run_stage(run.config(out=str(tmp_path)))
+    assert not (tmp_path.parent / f"{tmp_path.name}.record.json").exists()
+
+
 def test_inputs_that_have_moved_are_the_same_inputs(run, tmp_path, capsys):
     config = run.config(out=f"{tmp_path}/metrics.json")
     run_stage(config)
@@ -274,6 +280,7 @@ def test_inputs_that_have_moved_are_the_same_inputs(run, tmp_path, capsys):
 def test_impossible_settings_are_refused(run):
     for changes, message in (
         ({"draws": -1}, "draws is -1; use 0 or more"),
+        ({"seed": -1}, "seed is -1; use 0 or more"),
         ({"batch": 251}, "batch is 251; use 250 or less"),
         ({"manifold_images": 3}, "manifold_images is 3; use 4 or more"),
         ({"samples": "", "tokenizer": ""}, "samples and tokenizer are both empty"),

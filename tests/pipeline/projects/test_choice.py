@@ -152,7 +152,7 @@ def test_samples_are_enough_for_draws_and_for_a_covariance(classes, held):
     choice = choose(pictures(10_000), CPU, 32, 1, 9000)
     samples, matched = sample_counts(choice, classes, held)
     assert samples * classes >= held
-    assert matched * classes >= 2 * choice.boxes**2 * choice.code_dim
+    assert (matched - 1) * classes >= 2 * choice.boxes**2 * choice.code_dim  # a mean takes one
 
 
 def test_this_machine_has_cores_and_memory():

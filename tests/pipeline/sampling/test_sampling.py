@@ -216,3 +216,9 @@ def test_a_run_killed_five_times_writes_the_bytes_of_an_undisturbed_run(
     assert process.wait(timeout=120) == 0, process.communicate()[0][-3000:]
     assert tree(tmp_path / "killed") == tree(undisturbed.url)
     assert json.loads((tmp_path / "killed.record.json").read_text())["finished"]
+
+
+@pytest.mark.parametrize("name", ["per_class", "batch", "threads"])
+def test_counts_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 0; use 1 or more"):
+        SampleConfig("generator", "tokenizer", "out", **{name: 0})

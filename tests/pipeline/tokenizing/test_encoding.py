@@ -204,3 +204,9 @@ def test_what_a_decoding_task_is_sent_loads_no_torch(python, repository, tmp_pat
     (tmp_path / "sent").write_bytes(pickle.dumps(work.reader.read))
     check = "import pickle, sys; pickle.load(open(sys.argv[1], 'rb')); assert 'torch' not in sys.modules"
     subprocess.run([*python, "-c", check, str(tmp_path / "sent")], cwd=repository, check=True)
+
+
+@pytest.mark.parametrize("name", ["batch", "threads"])
+def test_counts_below_one_are_refused(name):
+    with pytest.raises(ValueError, match=f"{name} is 0; use 1 or more"):
+        small("images", "tokenizer", "out", **{name: 0})
