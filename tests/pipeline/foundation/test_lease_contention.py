@@ -12,7 +12,7 @@ import pytest
 
 from rdpm.pipeline.foundation import files, lease
 from rdpm.pipeline.foundation.lease import held
-from tests.pipeline.foundation.lease_files import BUSY, SHORT, leave, made_holder, on_disk, rewrite
+from tests.pipeline.foundation.lease_files import SHORT, leave, made_holder, on_disk, rewrite
 
 
 @pytest.fixture
@@ -37,7 +37,10 @@ def test_no_clock_of_another_machine_decides(anywhere, skew, renews):
     if renews:
         timer = threading.Timer(0.2, rewrite, [out, 1], {"renewed": 2e9 + skew})
         timer.start()
-        with pytest.raises(ValueError, match="tokenize on node7, process 4711"), held(out, "sample", **BUSY):
+        with (
+            pytest.raises(ValueError, match="tokenize on node7, process 4711"),
+            held(out, "sample", seconds=6.0, every=0.1),
+        ):
             pass
         timer.join()
         return
