@@ -4,6 +4,7 @@ The average is part of the optimizer's state: there it is float32, follows the m
 with the rest.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -28,6 +29,16 @@ class OptimizerConfig:
     """After the warmup: constant, or half a cosine down to final_share of lr."""
     final_share: float = 0.0
     """Share of lr at which the cosine ends."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"optimizer.lr is {self.lr:g}; use 0 or more")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optimizer.betas is {list(self.betas)}; use shares from 0 to below 1")
+        for name, most in (("weight_decay", math.inf), ("warmup_steps", math.inf), ("final_share", 1)):
+            value = getattr(self, name)
+            if not 0 <= value <= most:
+                raise ValueError(f"optimizer.{name} is {value:g}; use 0 {'to 1' if most == 1 else 'or more'}")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of 0-based `step` out of `steps`."""
