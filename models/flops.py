@@ -1,5 +1,7 @@
 """Parameters and FLOPs of models, counted without data."""
 
+import functools
+
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,6 +21,7 @@ def generator_parameters(config: GeneratorConfig) -> int:
         return count_parameters(new_generator(config))
 
 
+@functools.cache
 def generator_forward_flops(config: GeneratorConfig) -> int:
     """FLOPs of one forward pass of one image, for RDPM at one step."""
     with torch.device("meta"):

@@ -107,14 +107,8 @@ def statistics_of_sets(config: EvaluateConfig, inputs: EvaluationInputs, extract
         title = "the held-out images"
         sets["held_out"] = load_or_take_statistics(held_out, extractor, len(held_out), title, folder)
     if samples:
-        sets["reference"] = open_reference(
-            config.reference or config.train_images,
-            extractor,
-            samples,
-            config.manifold_images,
-            config.threads,
-            folder,
-        )
+        url = config.reference or config.train_images
+        sets["reference"] = open_reference(url, inputs.reference, extractor, config.manifold_images, folder)
         sets["samples"] = take_statistics(samples, extractor, len(samples), "the samples")
     return sets
 

@@ -13,12 +13,10 @@ import numpy as np
 from rdpm.pipeline.evaluation.distribution import Moments, RunningMoments, RunningScore
 from rdpm.pipeline.evaluation.features import Extractor, InceptionExtractor
 from rdpm.pipeline.evaluation.image_sets import (
-    ArchiveImages,
     Chunk,
     ImageSet,
     is_store,
     open_archive,
-    open_reference_images,
     watched,
 )
 from rdpm.pipeline.foundation import files
@@ -206,23 +204,22 @@ def reference_digest(url: str) -> str:
     return files.digest_file(url).sha256 if url.endswith(".npz") and files.exists(url) else list_images(url).digest
 
 
-def open_reference(url: str, extractor: Extractor, like: ImageSet, keep: int, threads: int, folder: str) -> Statistics:
+def open_reference(url: str, images: ImageSet | None, extractor: Extractor, keep: int, folder: str) -> Statistics:
     """Statistics of a reference: ADM's .npz (statistics, images, or both), our statistics file, or a set of images.
 
-    like: the images of a folder are cropped to the size and channels of this set. keep: how many images make up the
-    manifold. folder: where statistics are kept. Raises ValueError when there is no reference, it is damaged, or it was
-    made with another extractor.
+    images: those of the reference, None where it has only statistics. keep: how many images make up the manifold.
+    folder: where statistics are kept. Raises ValueError when the reference is damaged, or was made with another
+    extractor.
     """
-    title = "the reference"
-    if not url.endswith(".npz"):
-        images = open_reference_images(url, like, threads)
-        assert images  # only an .npz may have none
-        return load_or_take_statistics(images, extractor, keep, title, folder)
-    with open_archive(url) as archive:
-        names = archive.namelist()
-    given = load_statistics(url, extractor) if "mu.npy" in names else None
-    if given and "arr_0.npy" not in names:
+    given = None
+    if url.endswith(".npz"):
+        with open_archive(url) as archive:
+            names = archive.namelist()
+        if images is None or "mu.npy" in names:
+            given = load_statistics(url, extractor)
+    if images is None:
+        assert given  # only an .npz may have no images
         return given
-    taken = load_or_take_statistics(ArchiveImages(url, like.channels), extractor, keep, title, folder)
+    taken = load_or_take_statistics(images, extractor, keep, "the reference", folder)
     # ADM's evaluator uses images beside given statistics only for the manifold.
     return dataclasses.replace(given, features=taken.features) if given else taken

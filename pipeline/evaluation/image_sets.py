@@ -124,7 +124,8 @@ class FolderImages(ImageSet):
                     yield Chunk(np.stack([pixels for _, pixels in usable]), labels)
         if none:
             raise ValueError(
-                f"image folder {self.url!r} holds no image that can be decoded, of {self._count} listed; give another"
+                f"image folder {self.url!r} holds no image that can be decoded ({self._count} listed); give another "
+                "folder"
             )
 
     def _view(self, row: int) -> np.ndarray | None:

@@ -189,8 +189,8 @@ def _check_sets(
     for compared in (train, reference):
         if held_out and compared and compared.digest == held_out.digest:
             raise ValueError(
-                f"images {held_out.url!r} and {compared.url!r} are the same images; give held-out ones, which samples "
-                "are not compared with, or leave images out"
+                f"images {held_out.url!r} and {compared.url!r} are the same; give held-out images that are neither "
+                "train_images nor reference, or leave images out"
             )
 
 

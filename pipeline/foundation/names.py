@@ -34,7 +34,7 @@ def _quoted(character: str) -> str:
 
 
 def slug(title: str) -> str:
-    """A folder's name for the title of a row: its letters a to z, digits and dots, with a dash for all between."""
+    """A folder's name for a title: in lower case, with one dash for each run of characters but a-z, 0-9 and dots."""
     return re.sub(r"[^a-z0-9.]+", "-", title.lower()).strip("-")
 
 

@@ -168,11 +168,11 @@ def plan(config: CompareConfig) -> list[Entry]:
         if entries:
             generators = _at_equal_cost(entries[0], name, generators)
         entries.append(Entry(name, method, tokenizer, store, generators))
-        _check_drawing(config, entries[-1])
+        _check_later_stages(config, entries[-1])
     return entries
 
 
-def _check_drawing(config: CompareConfig, entry: Entry) -> None:
+def _check_later_stages(config: CompareConfig, entry: Entry) -> None:
     """Raises ValueError, before any training, for settings that sampling, calibration or evaluation would refuse."""
     space = entry.generators[config.seeds[0]].model
     for name, sampler in entry.method.samplers.items():

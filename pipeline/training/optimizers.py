@@ -31,14 +31,13 @@ class OptimizerConfig:
     """Share of lr at which the cosine ends."""
 
     def __post_init__(self) -> None:
-        if not 0 <= self.lr < math.inf:
-            raise ValueError(f"optimizer.lr is {self.lr:g}; use 0 or more")
+        for name in ("lr", "weight_decay", "warmup_steps"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name):g}; use 0 or more")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise ValueError(f"optimizer.betas is {list(self.betas)}; use shares from 0 to below 1")
-        for name, most in (("weight_decay", math.inf), ("warmup_steps", math.inf), ("final_share", 1)):
-            value = getattr(self, name)
-            if not 0 <= value <= most:
-                raise ValueError(f"optimizer.{name} is {value:g}; use 0 {'to 1' if most == 1 else 'or more'}")
+            raise ValueError(f"betas is {list(self.betas)}; use shares from 0 to below 1")
+        if not 0 <= self.final_share <= 1:
+            raise ValueError(f"final_share is {self.final_share:g}; use a share from 0 to 1")
 
     def lr_at(self, step: int, steps: int) -> float:
         """Learning rate of 0-based `step` out of `steps`."""

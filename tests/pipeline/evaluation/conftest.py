@@ -1,6 +1,7 @@
 """Inception with made weights, because tests do not have the real ones."""
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,8 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rdpm.pipeline.evaluation import features
+from rdpm.pipeline.evaluation import features, inputs
+from rdpm.pipeline.evaluation.classifier import ClassifierConfig
 from rdpm.pipeline.evaluation.features import InceptionExtractor
+from tests.pipeline.evaluation.made_run import make_run
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +41,18 @@ def made_weights(tmp_path_factory) -> Iterator[Path]:
 def made_inception(made_weights) -> InceptionExtractor:
     """The extractor with made weights. Its batches fill a chunk, so only the last one is padded."""
     return InceptionExtractor(str(made_weights), 25)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """One made run for all tests of a file."""
+    return make_run(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """A classifier of three steps; the number of threads is restored."""
+    monkeypatch.setattr(inputs, "ClassifierConfig", functools.partial(ClassifierConfig, steps=3, batch=8))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from rdpm.models.generator import Generator
+from rdpm.models.matching import Matching
 from rdpm.models.noise import Stream, child_seeds, normal
 from rdpm.pipeline.evaluation.diagnose import DiagnoseConfig, diagnose, run
 from rdpm.pipeline.evaluation.diagnosis import (
@@ -20,7 +21,7 @@ from rdpm.pipeline.evaluation.diagnosis import (
 )
 from rdpm.pipeline.evaluation.pixels import pixel_rows
 from rdpm.pipeline.exports.card import read_card
-from rdpm.pipeline.exports.weights import save_export
+from rdpm.pipeline.exports.weights import load_model, save_export
 from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.storage_schemas.cards import GeneratorOrigin
 from tests.pipeline.evaluation.made_run import CLASSES, GENERATOR, HELD_OUT, TRAIN, class_pixels, make_run
@@ -140,6 +141,20 @@ def test_a_diagnosis_begins_with_samples_and_ends_with_reconstructions(made):
     assert result["protocol"]["settings"]["spread"] == "within classes"
     assert result["protocol"]["images"]["images"] == 3 * HELD_OUT
     assert result["protocol"]["generator"]["digest"] == read_card(f"{made.root}/random", "generator").digest
+
+
+@pytest.mark.slow
+def test_a_matching_is_left_out_and_said_to_be(made):
+    card, values = read_card(f"{made.root}/random", "generator"), GENERATOR.code_dim
+    generator = load_model(f"{made.root}/random")[0]
+    generator.matching = Matching(2 * torch.eye(values), torch.ones(GENERATOR.num_classes, values))
+    save_export(f"{made.root}/matched", "generator", GENERATOR, generator.state_dict(), card.made_from, {}, 0)
+    plain, matched = (
+        diagnose(_config(made, generator=f"{made.root}/{name}", count=12)) for name in ("random", "matched")
+    )
+    assert (plain["kept"], plain["steps"]) == (matched["kept"], matched["steps"])
+    settings = [result["protocol"]["settings"]["matching"] for result in (plain, matched)]
+    assert settings == ["none", "left out"]
 
 
 @pytest.mark.long

@@ -18,7 +18,7 @@ from rdpm.pipeline.evaluation.feature_statistics import (
     take_statistics,
 )
 from rdpm.pipeline.evaluation.features import ClassifierExtractor, Extractor
-from rdpm.pipeline.evaluation.image_sets import ArchiveImages
+from rdpm.pipeline.evaluation.image_sets import ArchiveImages, open_reference_images
 from rdpm.pipeline.evaluation.manifold import precision_recall
 from tests.pipeline.evaluation import adm_formulas as adm
 
@@ -147,13 +147,14 @@ def test_a_folder_an_archive_and_our_own_file_are_the_same_reference(archive, tm
         picture.write_bytes(buffer.getvalue())
     like, folder = ArchiveImages(path, 3), str(tmp_path / "kept")
     of_archive, of_folder = (
-        open_reference(url, judge(), like, 100, 1, folder) for url in (path, str(tmp_path / "folder"))
+        open_reference(url, open_reference_images(url, like), judge(), 100, folder)
+        for url in (path, str(tmp_path / "folder"))
     )
     assert frechet_distance(of_archive.pool, of_folder.pool) == pytest.approx(0, abs=1e-9)
     kept = next(
         str(file) for file in (tmp_path / "kept").iterdir() if _equal(load_statistics(str(file), judge()), of_archive)
     )
-    assert _equal(open_reference(kept, judge(), like, 100, 1, folder), of_archive)
+    assert _equal(open_reference(kept, None, judge(), 100, folder), of_archive)
 
 
 @pytest.mark.slow
@@ -166,12 +167,12 @@ def test_adms_file_gives_the_moments_and_its_images_give_the_manifold(archive, t
     np.savez(path, arr_0=pixels, mu=mean, sigma=root @ root.T, mu_s=mean[:7], sigma_s=np.eye(7))
     extractor = FlatInception(16)
     like = ArchiveImages(path, 3)
-    full = open_reference(path, extractor, like, 100, 1, str(tmp_path / "kept"))
+    full = open_reference(path, like, extractor, 100, str(tmp_path / "kept"))
     assert np.array_equal(full.pool.mean, mean)
     assert np.array_equal(full.spatial.covariance, np.eye(7))
     assert np.array_equal(full.features, extractor.extract(pixels).features)
     np.savez(path, mu=mean, sigma=root @ root.T)
-    moments_only = open_reference(path, extractor, like, 100, 1, str(tmp_path / "kept"))
+    moments_only = open_reference(path, None, extractor, 100, str(tmp_path / "kept"))
     assert (len(moments_only.features), moments_only.spatial) == (0, None)
 
 
@@ -180,7 +181,7 @@ def test_references_of_other_extractors_and_damaged_ones_are_refused(archive, tm
     like, kept = ArchiveImages(path, 3), tmp_path / "kept"
 
     def reference(url, extractor):
-        return open_reference(str(url), extractor, like, 100, 1, str(kept))
+        return open_reference(str(url), open_reference_images(str(url), like), extractor, 100, str(kept))
 
     reference(path, judge())
     ours = next(kept.iterdir())

@@ -218,3 +218,8 @@ def test_other_settings_may_follow_a_start_that_made_nothing(tmp_path):
     (tmp_path / "out").mkdir()
     with pytest.raises(ValueError, match="other settings"):
         start(out)
+
+
+def test_the_root_is_no_output():
+    with pytest.raises(ValueError, match="out is '/'; name a file or folder below it"):
+        start("/")

@@ -140,34 +140,40 @@ def test_a_generator_of_another_size_is_refused(monkeypatch, repository):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
+    ("study", "method", "named"),
     [
-        ({"samples": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"evaluation": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"calibration": "nowhere.yaml"}, "nowhere.yaml"),
-        ({"evaluation": "without-draws.yaml"}, "draws of without-draws.yaml is 0"),
-        (
-            {"samplers": {"cold": SamplerConfig(temperature=0.5)}},
-            "setting 'cold' of method 'flow.*': method flow draws",
-        ),
+        ({"samples": "nowhere.yaml"}, {}, "nowhere.yaml"),
+        ({"evaluation": "nowhere.yaml"}, {}, "nowhere.yaml"),
+        ({}, {"calibration": "nowhere.yaml"}, "nowhere.yaml"),
+        ({}, {"samplers": {"cold": SamplerConfig(temperature=0.5)}}, "setting 'cold' of method 'flow.*': method flow"),
     ],
 )
-def test_what_later_stages_would_refuse_is_refused_before_any_training(
-    monkeypatch, repository, tmp_path, change, named
-):
+def test_what_later_stages_would_refuse_is_refused_before_any_training(monkeypatch, repository, study, method, named):
     monkeypatch.chdir(repository)
     config = load_config(CompareConfig, "compare", DIGITS, [])
-    evaluation = yaml.safe_load(Path(config.evaluation).read_text())
-    without_draws = tmp_path / "without-draws.yaml"
-    without_draws.write_text(yaml.safe_dump({**evaluation, "draws": 0}))
     name = "flow matching, 10 evaluations"
-    of_method = {key: value for key, value in change.items() if key in ("calibration", "samplers")}
-    method = replace(config.methods[name], **of_method)
-    of_study = {key: value for key, value in change.items() if key not in of_method}
-    if of_study.get("evaluation") == without_draws.name:
-        of_study["evaluation"] = str(without_draws)
-    with pytest.raises(ValueError, match=named.replace("of without", f"of {tmp_path}/without")):
-        plan(replace(config, methods={name: method}, **of_study))
+    with pytest.raises(ValueError, match=named):
+        plan(replace(config, methods={name: replace(config.methods[name], **method)}, **study))
+
+
+def test_an_evaluation_without_draws_is_refused_before_any_training(monkeypatch, repository, tmp_path):
+    monkeypatch.chdir(repository)
+    config = load_config(CompareConfig, "compare", DIGITS, [])
+    without = tmp_path / "without.yaml"
+    without.write_text(yaml.safe_dump({**yaml.safe_load(Path(config.evaluation).read_text()), "draws": 0}))
+    with pytest.raises(ValueError, match=r"draws of .*without.yaml is 0, and the table holds means over draws; use 1"):
+        plan(replace(config, evaluation=str(without)))
+
+
+def test_fewer_samples_than_held_out_images_are_refused_before_any_training(monkeypatch, repository, tmp_path):
+    monkeypatch.chdir(repository)
+    for number in range(5):
+        path = tmp_path / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.new("L", (8, 8)).save(path)
+    config = load_config(CompareConfig, "compare", DIGITS, [f"validation={tmp_path}", "per_class=2"])
+    with pytest.raises(ValueError, match=r"per_class is 2, .* fewer samples than .* has images, 5; use 3 or more"):
+        compare_module.compare(config, [])
 
 
 def made_row(name: str, seeds: int, rng: np.random.Generator) -> CompareRow:

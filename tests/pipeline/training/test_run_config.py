@@ -84,12 +84,12 @@ def test_a_run_that_cannot_be_is_refused_by_the_value(config, settings, named) -
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"lr": -1e-4}, "optimizer.lr is -0.0001; use 0 or more"),
-        ({"lr": math.nan}, "optimizer.lr is nan; use 0 or more"),
-        ({"betas": (0.9, 1.0)}, "optimizer.betas is [0.9, 1.0]; use shares from 0 to below 1"),
-        ({"weight_decay": -1}, "optimizer.weight_decay is -1; use 0 or more"),
-        ({"warmup_steps": -5}, "optimizer.warmup_steps is -5; use 0 or more"),
-        ({"final_share": 1.5}, "optimizer.final_share is 1.5; use 0 to 1"),
+        ({"lr": -1e-4}, "lr is -0.0001; use 0 or more"),
+        ({"lr": math.nan}, "lr is nan; use 0 or more"),
+        ({"betas": (0.9, 1.0)}, "betas is [0.9, 1.0]; use shares from 0 to below 1"),
+        ({"weight_decay": -1}, "weight_decay is -1; use 0 or more"),
+        ({"warmup_steps": -5}, "warmup_steps is -5; use 0 or more"),
+        ({"final_share": 1.5}, "final_share is 1.5; use a share from 0 to 1"),
     ],
 )
 def test_an_optimizer_that_cannot_learn_is_refused_by_the_value(settings, named) -> None:
