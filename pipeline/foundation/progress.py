@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Column
 
 from rdpm.pipeline.foundation.secrets import masked
@@ -21,9 +21,12 @@ _WIDE = 80  # columns of a terminal that has room for a bar
 
 
 class ProgressLine:
-    """Progress of `total` units of work, `done` of which lie behind when it begins. quiet: show nothing."""
+    """Progress of `total` units of work, `done` of which lie behind when it begins. quiet: show nothing.
 
-    def __init__(self, title: str, total: int, unit: str, done: int = 0, quiet: bool = False) -> None:
+    Units that take long may be done in part: 2.5 of 9 trainings.
+    """
+
+    def __init__(self, title: str, total: int, unit: str, done: float = 0, quiet: bool = False) -> None:
         self.title, self.total, self.unit, self.done = masked(title), total, unit, done
         self._start, self._first = time.monotonic(), done
         self._shown: _Shown | None = None if quiet else _where()(self)
@@ -35,7 +38,7 @@ class ProgressLine:
         if self._shown:
             self._shown.close()
 
-    def update(self, done: int, numbers: Mapping[str, float | str] | None = None) -> None:
+    def update(self, done: float, numbers: Mapping[str, float | str] | None = None) -> None:
         """Show `done` of the total, and `numbers` by name."""
         self.done = done
         if self._shown:
@@ -46,6 +49,12 @@ class ProgressLine:
     def seconds(self) -> float:
         """Seconds since it began."""
         return max(time.monotonic() - self._start, 1e-9)
+
+    @property
+    def count(self) -> str:
+        """How much is done, of how much."""
+        done = f"{self.done:.1f}" if self.done % 1 else f"{self.done:.0f}"
+        return f"{done}/{self.total}"
 
     @property
     def complete(self) -> bool:
@@ -82,16 +91,19 @@ class _Terminal:
 
     def __init__(self, progress: ProgressLine) -> None:
         self._progress = progress
-        count = MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=2 * len(str(progress.total)) + 1))
+        column = Column(no_wrap=True, min_width=2 * len(str(progress.total)) + 1)
+        count = TextColumn("{task.fields[count]}", justify="right", table_column=column)
         note = TextColumn("{task.fields[note]}", table_column=Column(no_wrap=True, overflow="ellipsis"))
         self._wide = Console().width >= _WIDE
         bar = (BarColumn(bar_width=20), TimeElapsedColumn()) if self._wide else ()
         self._bar = Progress(TextColumn("{task.description}"), count, *bar, note)
-        self._task = self._bar.add_task(progress.title, total=progress.total, completed=progress.done, note="")
+        self._task = self._bar.add_task(progress.title, total=progress.total, note="", count="")
+        self.show("", "")
         self._bar.start()
 
     def show(self, note: str, numbers: str) -> None:
-        self._bar.update(self._task, completed=self._progress.done, note=note + numbers if self._wide else note)
+        done, count = self._progress.done, self._progress.count
+        self._bar.update(self._task, completed=done, count=count, note=note + numbers if self._wide else note)
 
     def close(self) -> None:
         self._bar.stop()
@@ -117,9 +129,9 @@ class _Notebook:
 
     def _mime(self) -> dict[str, str]:
         progress, width = self._progress, 30
-        full = width * progress.done // max(progress.total, 1)
+        full = int(width * progress.done) // max(progress.total, 1)
         bar = "█" * full + "░" * (width - full)
-        return {"text/plain": f"{progress.title}  {progress.done}/{progress.total}  {bar}  {self._note}".rstrip()}
+        return {"text/plain": f"{progress.title}  {progress.count}  {bar}  {self._note}".rstrip()}
 
 
 class _Log:
@@ -134,7 +146,7 @@ class _Log:
             return
         self._ended = progress.complete
         self._next = progress.seconds + min(_LONGEST, max(_FIRST, progress.seconds * (_GROWTH - 1)))
-        print(f"{progress.title}: {progress.done}/{progress.total} {progress.unit}  {note}{numbers}", flush=True)
+        print(f"{progress.title}: {progress.count} {progress.unit}  {note}{numbers}", flush=True)
 
     def close(self) -> None:
         pass

@@ -22,11 +22,10 @@ from rdpm.pipeline.exports.card import read_card
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
-from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting.plotting import new_figure, to_png
-from rdpm.pipeline.studies.apart import run_apart
 from rdpm.pipeline.studies.outcome import check_distinct, run_study
+from rdpm.pipeline.studies.trainings import train_apart
 from rdpm.pipeline.training.tokenizer.config import TrainTokenizerConfig
 from rdpm.pipeline.training.tokenizer.stage import JOB as TRAIN_TOKENIZER
 from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
@@ -131,9 +130,7 @@ def ablate(config: AblationConfig) -> Results:
     """Train and measure every row and seed. A training that is finished is not repeated."""
     rows = [(row, seed) for row in ROWS for seed in config.seeds]
     trainings = [_training(config, row, seed) for row, seed in rows]
-    with ProgressLine("ablate-tokenizer", len(trainings), "trainings") as progress:
-        for done, _ in enumerate(run_apart(train_tokenizer, trainings, config.parallel), start=1):
-            progress.update(done)
+    train_apart("ablate-tokenizer", train_tokenizer, trainings, config.parallel)
     held_out: dict[tuple[int, int], Split] = {}
     results: Results = {row.name: [] for row in ROWS}
     for (row, _), training in zip(rows, trainings, strict=True):

@@ -21,13 +21,12 @@ from rdpm.pipeline.evaluation.stage import run as evaluate
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.names import safe_name
-from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.images.listing import list_images
 from rdpm.pipeline.inference.rivals import load_sampler
 from rdpm.pipeline.sampling.calibration import run as calibrate
 from rdpm.pipeline.sampling.plan import SampleConfig
 from rdpm.pipeline.sampling.stage import run_sets
-from rdpm.pipeline.studies.apart import C, run_apart
+from rdpm.pipeline.studies.apart import C
 from rdpm.pipeline.studies.compare_plan import (
     STAGES,
     CompareConfig,
@@ -41,6 +40,7 @@ from rdpm.pipeline.studies.compare_plan import (
 )
 from rdpm.pipeline.studies.compare_table import CompareRow, plot, table
 from rdpm.pipeline.studies.outcome import run_study
+from rdpm.pipeline.studies.trainings import train_apart
 from rdpm.pipeline.tokenizing.stage import run as tokenize
 from rdpm.pipeline.training.generator.stage import run as train_generator
 from rdpm.pipeline.training.tokenizer.stage import run as train_tokenizer
@@ -67,12 +67,13 @@ def run(config: CompareConfig) -> None:
 def compare(config: CompareConfig, entries: Sequence[Entry]) -> list[CompareRow]:
     """Train, draw and measure everything that is not there yet. Raises ValueError as the stages."""
     _check_count(config)
-    _train(train_tokenizer, [encoder_training(config)], config.parallel, "encoder")
-    _train(train_tokenizer, [entry.tokenizer for entry in entries], config.parallel, "codebooks and decoders")
+    train_apart("compare: encoder", train_tokenizer, [encoder_training(config)], config.parallel)
+    tokenizers = _once([entry.tokenizer for entry in entries])
+    train_apart("compare: codebooks and decoders", train_tokenizer, tokenizers, config.parallel)
     for store in _once([entry.store for entry in entries]):
         tokenize(store)
-    trainings = [training for entry in entries for training in entry.generators.values()]
-    _train(train_generator, trainings, config.parallel, "generators")
+    generators = _once([training for entry in entries for training in entry.generators.values()])
+    train_apart("compare: generators", train_generator, generators, config.parallel)
     for entry in entries:
         for sampler in entry.method.samplers:
             for seed in config.seeds:
@@ -101,14 +102,6 @@ def _check_count(config: CompareConfig) -> None:
 def _once(configs: Sequence[C]) -> list[C]:
     """The configs without those that write to the same place as an earlier one."""
     return list({getattr(config, "out"): config for config in reversed(configs)}.values())[::-1]  # noqa: B009
-
-
-def _train(stage, configs: Sequence[C], parallel: int, title: str) -> None:
-    """Run trainings that differ. A training that is finished is not repeated."""
-    configs = _once(configs)
-    with ProgressLine(f"compare: {title}", len(configs), "trainings") as progress:
-        for done, _ in enumerate(run_apart(stage, configs, parallel), start=1):
-            progress.update(done)
 
 
 def _choose(config: CompareConfig, entries: Sequence[Entry]) -> dict[str, str]:

@@ -17,14 +17,13 @@ from rdpm.pipeline.evaluation.stage import run as evaluate
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import load_config
 from rdpm.pipeline.foundation.names import slug
-from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.sampling.plan import SampleConfig, SamplerSetting
 from rdpm.pipeline.sampling.stage import JOB as SAMPLE
 from rdpm.pipeline.sampling.stage import run_sets
-from rdpm.pipeline.studies.apart import run_apart
 from rdpm.pipeline.studies.compare_plan import STAGES, flops_per_step
 from rdpm.pipeline.studies.outcome import check_distinct, check_folders, run_study
 from rdpm.pipeline.studies.scaling_table import Reading, plot, table
+from rdpm.pipeline.studies.trainings import train_apart
 from rdpm.pipeline.tokenizing.plan import TokenizeConfig
 from rdpm.pipeline.tokenizing.stage import JOB as TOKENIZE
 from rdpm.pipeline.tokenizing.stage import run as tokenize
@@ -168,9 +167,7 @@ def read_runs(config: ScalingConfig, runs: Sequence[Run]) -> list[Reading]:
     for name, family in config.families.items():
         paths = [f"images={config.validation}", f"tokenizer={family.tokenizer}", "latents=true"]
         tokenize(load_config(TokenizeConfig, TOKENIZE, config.store, [*paths, f"out={_held_out(config, name)}"]))
-    with ProgressLine("scaling", len(runs), "trainings") as progress:
-        for done, _ in enumerate(run_apart(train_generator, [run.training for run in runs], config.parallel), start=1):
-            progress.update(done)
+    train_apart("scaling", train_generator, [run.training for run in runs], config.parallel)
     sets = {(run.training.out, step): _sample_set(config, run, step) for run in runs for step in run.steps}
     for run in runs:
         for step in run.steps:

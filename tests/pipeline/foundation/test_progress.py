@@ -123,6 +123,14 @@ def test_lengths_of_time_have_two_units_at_most(seconds, shown):
     assert duration(seconds) == shown
 
 
+def test_long_units_are_shown_in_part(monkeypatch, capsys):
+    times = iter([0.0, *[3600.0] * 20])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))
+    with ProgressLine("scaling", 9, "trainings", done=2) as line:
+        line.update(3.75)
+    assert capsys.readouterr().out == "scaling: 3.8/9 trainings  1.8 trainings/h  3 h 00 min left\n"
+
+
 def test_slow_work_has_a_rate_per_hour(monkeypatch, capsys):
     times = iter([0.0, *[7200.0] * 20])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(times))

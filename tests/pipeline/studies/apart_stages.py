@@ -1,5 +1,6 @@
 """Stages for the tests of run_apart. Fresh processes import this file by its name, from its folder."""
 
+import json
 import os
 import signal
 import sys
@@ -66,3 +67,26 @@ def long_stage(config: Config) -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     config.done.write_text(str(os.getpid()))
     time.sleep(600)
+
+
+@dataclass(frozen=True)
+class Training:
+    """One training."""
+
+    out: str
+    """Where its log is."""
+    steps: int
+    """How many steps it takes."""
+    raises: Exception | None = None
+    """What it raises after its last step."""
+
+
+def logged_stage(config: Training) -> None:
+    """Log one step per tenth of a second."""
+    Path(config.out).mkdir(exist_ok=True)
+    with open(Path(config.out) / "log.jsonl", "w", buffering=1) as log:
+        for step in range(1, config.steps + 1):
+            time.sleep(0.1)
+            log.write(json.dumps({"step": step}) + "\n")
+    if config.raises is not None:
+        raise config.raises

@@ -92,16 +92,16 @@ def _trained(config: AblationConfig) -> dict[str, int]:
 @pytest.mark.long
 def test_a_row_that_is_trained_is_not_trained_again(small, monkeypatch, capsys) -> None:
     """The first run is cut after the first row; the second trains only the other row."""
-    run_apart = ablation.run_apart
+    train_apart = ablation.train_apart
 
-    def cut_after_the_first(stage, configs, parallel):
-        yield next(run_apart(stage, configs[:1], parallel))
+    def cut_after_the_first(title, stage, configs, parallel):
+        train_apart(title, stage, configs[:1], parallel)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(ablation, "run_apart", cut_after_the_first)
+    monkeypatch.setattr(ablation, "train_apart", cut_after_the_first)
     with pytest.raises(KeyboardInterrupt):
         run(small)
-    monkeypatch.setattr(ablation, "run_apart", run_apart)
+    monkeypatch.setattr(ablation, "train_apart", train_apart)
     before = _trained(small)
     assert before.keys() == {"row-1-seed-3"}
 
@@ -118,7 +118,7 @@ def test_a_row_that_is_trained_is_not_trained_again(small, monkeypatch, capsys) 
         assert kept["metrics"] == metrics
     assert record["result"]["1"] != record["result"]["7"]
 
-    monkeypatch.setattr(ablation, "run_apart", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(ablation, "train_apart", lambda *_: pytest.fail("trained again"))
     capsys.readouterr()
     run(small)
     assert "| 1 | pow | 2 |" in capsys.readouterr().out

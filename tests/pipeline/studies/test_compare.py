@@ -291,7 +291,7 @@ def test_a_comparison_that_is_killed_continues_and_does_nothing_twice(small, pyt
     assert [row["name"] for row in json.loads((out / compare_module.ROWS).read_text())] == ["RDPM"]
     assert written(out) == after
 
-    for stage in ("run_apart", "tokenize", "run_sets", "evaluate"):
+    for stage in ("train_apart", "tokenize", "run_sets", "evaluate"):
         monkeypatch.setattr(compare_module, stage, lambda *_: pytest.fail("done again"))
     run(less)
     assert written(out) == after

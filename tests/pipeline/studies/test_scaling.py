@@ -143,6 +143,6 @@ def test_checkpoints_are_read_and_a_finished_study_does_nothing_again(small, mon
     assert all(torch.equal(last[name], value) for name, value in trained.items())  # the last checkpoint is the export
     assert not all(torch.equal(first[name], value) for name, value in trained.items())
     assert "best of all" in capsys.readouterr().out
-    for stage in ("run_apart", "tokenize", "run_sets", "evaluate", "export_checkpoint"):
+    for stage in ("train_apart", "tokenize", "run_sets", "evaluate", "export_checkpoint"):
         monkeypatch.setattr(study, stage, lambda *_: pytest.fail("done again"))
     run(small)
