@@ -97,6 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
     from rdpm.pipeline.foundation.secrets import mask_output, masked
 
     mask_output()
+    _let_waiting_threads_sleep()
     try:
         rest, seconds = _wait(rest) if _WAIT in _USAGE.get(name, _OPTIONS) else (rest, 0.0)
         with waiting(seconds):
@@ -114,6 +115,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rdpm {name}: interrupted; run it again to continue", file=sys.stderr)
         return 130
     return 0
+
+
+def _let_waiting_threads_sleep() -> None:
+    """Have PyTorch's threads (libgomp) sleep soon while they wait, unless the environment says otherwise.
+
+    By default they run a loop, which on a busy machine keeps the core from the thread that they wait for. libgomp reads
+    this when PyTorch is imported, here and in every process that this one starts.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _print(text: str) -> int:

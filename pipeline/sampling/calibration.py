@@ -21,11 +21,11 @@ from rdpm.pipeline.exports.card import generator_config, read_pair, tokenizer_co
 from rdpm.pipeline.exports.weights import load_model, load_tokenizer, save_export
 from rdpm.pipeline.foundation.config import to_dict
 from rdpm.pipeline.foundation.permutation import permute
-from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.foundation.progress import ProgressLine, say
 from rdpm.pipeline.foundation.records import begin
 from rdpm.pipeline.inference.batches import in_batches
 from rdpm.pipeline.inference.rdpm import RDPM
-from rdpm.pipeline.inference.rivals import sampler_of
+from rdpm.pipeline.inference.rivals import RivalSampler, sampler_of
 from rdpm.pipeline.sampling.plan import check_drawing
 from rdpm.pipeline.stores.reader import Store, open_store
 from rdpm.storage_schemas.cards import CARD, WEIGHTS, ModelCard
@@ -120,11 +120,25 @@ def _matching(generator: Generator | Rival, store: Store, config: CalibrateConfi
     side = max(side for side in range(1, min(config.boxes, space.grid) + 1) if space.grid % side == 0)
     labels = np.repeat(np.arange(space.num_classes), config.per_class)
     say(f"calibrate: drawing {len(labels)} samples, whose latents are matched in {side} x {side} boxes")
-    drawing = labels, child_seeds(config.seed, torch.arange(len(labels))).numpy(), [config.sampler] * len(labels)
-    drawn = model.codec.accumulate(model.draw(*drawing).codes) if isinstance(model, RDPM) else model.latents(*drawing)
+    drawn = _draw(model, labels, config)
     real, real_labels = _real(tokenizer, store, side, config, model.device)
     rows = boxes(torch.from_numpy(drawn), side), torch.from_numpy(labels), real, real_labels
     return matching_of(*rows, space.num_classes, config.own_share).to(model.device)
+
+
+def _draw(model: RDPM | RivalSampler, labels: np.ndarray, config: CalibrateConfig) -> np.ndarray:
+    """What the decoder would get of samples of these classes."""
+    seeds, parts = child_seeds(config.seed, torch.arange(len(labels))).numpy(), []
+    with ProgressLine("calibrate", len(labels), "samples") as progress:
+        for start in range(0, len(labels), config.batch):
+            rows = slice(start, start + config.batch)
+            drawing = labels[rows], seeds[rows], [config.sampler] * len(labels[rows])
+            if isinstance(model, RDPM):
+                parts.append(model.codec.accumulate(model.draw(*drawing).codes))
+            else:
+                parts.append(model.latents(*drawing))
+            progress.update(start + len(parts[-1]))
+    return np.concatenate(parts)
 
 
 def _real(

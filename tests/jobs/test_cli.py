@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from functools import partial
@@ -47,6 +48,18 @@ def test_every_command_is_a_module_with_an_entry_and_its_own_name(command):
     assert command == module.JOB
     assert callable(module.main)
     assert name.split(".")[1] not in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"), [({}, "1000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "30000000000")]
+)
+def test_threads_that_wait_sleep_soon_unless_the_environment_says_otherwise(python, repository, given, spins):
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run(
+        [*python, "-m", "rdpm", "describe", "configs/digits/generator.yaml"], cwd=repository, capture_output=True,
+        text=True, env={**kept, **given, "OMP_DISPLAY_ENV": "VERBOSE"}, check=True,
+    )  # fmt: skip
+    assert f"GOMP_SPINCOUNT = '{spins}'" in done.stderr
 
 
 def test_an_unknown_command_is_refused_by_name(rdpm):
