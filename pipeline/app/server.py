@@ -17,7 +17,7 @@ from rdpm.pipeline.app.line import Full, Line, png
 from rdpm.pipeline.app.uploads import MOST_BYTES, picture_of
 from rdpm.pipeline.foundation.config import from_dict
 from rdpm.pipeline.foundation.progress import say
-from rdpm.pipeline.inference.batches import device_kind
+from rdpm.pipeline.inference.batches import own_device
 from rdpm.pipeline.inference.rdpm import RDPM
 
 LOOPBACK = "127.0.0.1"
@@ -65,7 +65,7 @@ class ServeConfig:
 def serve(config: ServeConfig) -> None:
     """Load the models and serve the page until SIGINT or SIGTERM. Raises ValueError for a port that is taken."""
     tokenizer = config.tokenizer or None
-    model = RDPM.from_pretrained(config.run, tokenizer, batch=config.batch, device=device_kind(config.device))
+    model = RDPM.from_pretrained(config.run, tokenizer, batch=config.batch, device=own_device(config.device))
     loading = json.dumps(config.run) + (f", tokenizer={json.dumps(tokenizer)}" if tokenizer else "")
     asyncio.run(_until_stopped(Page(model, config.run, loading), config.port))
 

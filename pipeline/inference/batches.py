@@ -50,6 +50,13 @@ def device_kind(wanted: str) -> str:
     return best_device().type if wanted == "auto" else wanted
 
 
+def own_device(wanted: str) -> torch.device:
+    """The device of this process that `device` (auto, cpu or cuda) means. Raises ValueError for cuda without a GPU."""
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device is cuda, and {socket.gethostname()} has no GPU that PyTorch can use; use device=cpu")
+    return best_device() if wanted == "auto" else torch.device(wanted)
+
+
 def device_of_kind(kind: str | None) -> torch.device:
     """The device of the kind that a plan names; the best one where the plan names none.
 

@@ -11,6 +11,7 @@ from rdpm.pipeline.exports.card import generator_config, generator_origin, read_
 from rdpm.pipeline.exports.weights import load_tokenizer
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.lease import Lease
+from rdpm.pipeline.foundation.measured import read_measured
 from rdpm.pipeline.foundation.records import read_record
 from rdpm.pipeline.inference.codec import Codec
 from rdpm.pipeline.reporting import page
@@ -130,7 +131,7 @@ def open_run(config: ReportConfig) -> Run:
     tokenizer, tokenizer_card = load_tokenizer(config.tokenizer)
     run = Run(
         config,
-        files.read_json(config.metrics),
+        read_measured(config.metrics, "evaluate"),
         Codec(tokenizer, _BATCH),
         tokenizer_card,
         read_card(config.generator, "generator"),
@@ -163,7 +164,7 @@ def _check_one_run(run: Run) -> None:
             "store that it was trained on"
         )
     if config.diagnosis:
-        diagnosed = files.read_json(config.diagnosis)["protocol"]["generator"]["digest"]
+        diagnosed = read_measured(config.diagnosis, "diagnose")["protocol"]["generator"]["digest"]
         _check_digest("diagnosis", config.diagnosis, "generator", diagnosed, run.generator_card.digest)
     if config.sweep:
         record = read_record(config.sweep)

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 
 from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.exports.card import read_card, read_pair
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.config import from_saved
+from rdpm.pipeline.foundation.measured import read_measured
 from rdpm.pipeline.foundation.records import read_record
 from rdpm.pipeline.inference.rdpm import RDPM
 from rdpm.pipeline.sharing.published import CALIBRATED, GENERATOR, TOKENIZER
@@ -63,7 +65,7 @@ def collect(run: str, generator: str, tokenizer: str, metrics: str, sampler: Sam
             read_pair(folders[name], folders[TOKENIZER])
     cards = {n: read_card(f, TOKENIZER if n == TOKENIZER else GENERATOR) for n, f in folders.items()}
     path = metrics or (files.join(run, "metrics.json") if run else "")
-    measured = files.read_json(path) if metrics or (path and files.exists(path)) else {}
+    measured = read_measured(path, "evaluate") if metrics or (path and files.exists(path)) else {}
     _check_metrics(path, measured, cards)
     drawn = _sampler_of(files.join(run, "samples"), measured) if run else None
     return Contents(folders, cards, sampler or drawn or SamplerConfig(), drawn, measured)
@@ -105,7 +107,7 @@ def settings_shown(sampler: SamplerConfig) -> dict[str, Any]:
     }
 
 
-def picture(contents: Contents, device: str | None) -> bytes:
+def picture(contents: Contents, device: torch.device) -> bytes:
     """PNG of images that the shown export draws from seed 0, one row per class. Loads, and so checks, all exports."""
     tokenizer = contents.folders[TOKENIZER]
     models = {

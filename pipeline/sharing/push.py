@@ -3,12 +3,14 @@
 import os
 from dataclasses import dataclass
 from dataclasses import replace as replaced
+from typing import Literal
 
 from rdpm.models.sampler import SamplerConfig
 from rdpm.pipeline.exports.card import read_pair
 from rdpm.pipeline.foundation import files
 from rdpm.pipeline.foundation.lease import Lease, held
 from rdpm.pipeline.foundation.progress import say
+from rdpm.pipeline.inference.batches import own_device
 from rdpm.pipeline.sharing import hub, storage
 from rdpm.pipeline.sharing.contents import Contents, collect, picture, public_card
 from rdpm.pipeline.sharing.published import (
@@ -53,8 +55,8 @@ class PushConfig:
     """Whether a new repository of the hub is private."""
     replace: bool = False
     """Whether exports of another training that are there are replaced."""
-    device: str = "auto"
-    """Where the pictures are drawn: auto, cpu or cuda."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the pictures are drawn; auto is the GPU if there is one."""
 
     def __post_init__(self) -> None:
         if not self.run and not (self.generator and self.tokenizer):
@@ -107,8 +109,7 @@ def _publication(config: PushConfig, contents: Contents, url: str) -> list[Publi
     texts = {f"{name}/{CARD}": canonical_json(card.to_json()) for name, card in cards.items()} | {README: text.encode()}
     for name, data in texts.items():
         require_clean(data.decode(), name, private)
-    device = None if config.device == "auto" else config.device
-    made = of_bytes(PICTURE, picture(contents, device))
+    made = of_bytes(PICTURE, picture(contents, own_device(config.device)))
     weights = [
         PublishedFile(f"{n}/{WEIGHTS}", files.join(contents.folders[n], WEIGHTS), cards[n].weights_digest)
         for n in exports

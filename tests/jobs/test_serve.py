@@ -3,8 +3,11 @@
 import sys
 
 import pytest
+import torch
 
 from rdpm.jobs.cli import main
+
+_NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 
 
 @pytest.mark.parametrize(
@@ -18,6 +21,7 @@ from rdpm.jobs.cli import main
         (["run", "port=web"], "port is 'web'"),
         (["run", "batch=0"], "batch is 0"),
         (["nowhere"], "nowhere/generator"),
+        pytest.param(["nowhere", "device=cuda"], "device is cuda", marks=_NO_GPU),
         (["s3://key:secret@bucket/run"], "credentials"),
     ],
 )

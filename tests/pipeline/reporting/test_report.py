@@ -139,6 +139,13 @@ def test_inputs_that_are_not_of_one_run_are_refused(run, tmp_path):
         write_report(_config(run, tmp_path / "c.html", samples=other))
     with pytest.raises(ValueError, match="run rdpm evaluate first"):
         write_report(_config(run, tmp_path / "d.html", metrics=f"{tmp_path}/nowhere.json"))
+    card, numbers = f"{run.root}/generator/card.json", tmp_path / "numbers.json"
+    numbers.write_text("[1, 2]")
+    for other in (card, str(numbers)):
+        with pytest.raises(ValueError, match="was not written by rdpm evaluate; give a file that it wrote"):
+            write_report(_config(run, tmp_path / "g.html", metrics=other))
+        with pytest.raises(ValueError, match="was not written by rdpm diagnose; give a file that it wrote"):
+            write_report(_config(run, tmp_path / "h.html", diagnosis=other))
     assert not list(tmp_path.glob("*.html"))
 
 

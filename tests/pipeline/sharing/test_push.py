@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from rdpm.jobs.push import main
 from rdpm.models.sampler import SamplerConfig
@@ -202,6 +203,23 @@ def test_metrics_of_other_models_are_refused(trained, tmp_path, exports) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("text", ["[1, 2]", '{"digest": "0"}'])
+def test_what_is_no_metrics_is_refused(trained, tmp_path, text) -> None:
+    (tmp_path / "other.json").write_text(text)
+    with pytest.raises(ValueError, match=r"other.json' was not written by rdpm evaluate"):
+        run(PushConfig(out=str(tmp_path / "out"), run=str(trained), metrics=str(tmp_path / "other.json")))
+    with pytest.raises(ValueError, match=r"none.json' does not exist; run rdpm evaluate first"):
+        run(PushConfig(out=str(tmp_path / "out"), run=str(trained), metrics=str(tmp_path / "none.json")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_a_gpu_that_is_not_there_is_refused_by_name(trained, tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"device is cuda, and .* has no GPU that PyTorch can use; use device=cpu"):
+        run(PushConfig(out=str(tmp_path / "out"), run=str(trained), device="cuda"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_command_pushes_with_the_hubs_own_settings(trained, hub, python, repository, monkeypatch, tmp_path) -> None:
     """In a process of its own, which finds the endpoint and the token in HF_ENDPOINT and HF_TOKEN."""
     variables = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
