@@ -68,8 +68,12 @@ def _verify(options: VerifyConfig, repair_by: list[str]) -> None:
                 _repair(store, found, lease, repair_by[0], repair_by[1:])
                 found = verify()
     if found.findings:
-        first = "; ".join(finding.sentence for finding in found.findings[:5])
-        raise ValueError(f"{len(found.findings)} problems in {store.url}: {first}")
+        first = "; ".join(f.sentence.removesuffix(f"; run rdpm verify {store.url}") for f in found.findings[:5])
+        count = len(found.findings)
+        raise ValueError(
+            f"{count} {'problem' if count == 1 else 'problems'} in {store.url}: {first}; to make it again, "
+            f"rdpm verify {store.url} --repair with the config that the store was made by"
+        )
     _tell(store, bool(accumulate), found)
 
 

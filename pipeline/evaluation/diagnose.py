@@ -30,6 +30,12 @@ _HEADS = {  # short enough for a terminal
     **{"spread_8": "8", "spread_32": "32", "spread_rest": "rest"},
     **{"latent_spread": "z'", "latent_spread_8": "8", "latent_spread_32": "32", "latent_spread_rest": "rest"},
 }
+_ORDER = (  # of the columns, since a file has them in the order of their names
+    "step", "cross_entropy", "entropy", "accuracy", "confidence", "calibration_error", "spread", "spread_8",
+    "spread_32", "spread_rest", "latent_spread", "latent_spread_8", "latent_spread_32", "latent_spread_rest",
+    "correlation",
+)  # fmt: skip
+_WIDE = 200  # columns, so that a narrow terminal breaks lines rather than cut numbers
 
 
 @dataclass(frozen=True)
@@ -157,10 +163,10 @@ def _steps(
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print both tables."""
+    """Print both tables, in whole numbers also where the terminal is narrower."""
     for part, title in (("kept", "codes of the first steps kept"), ("steps", "predictions, and latents z'")):
-        names = list(result[part][0])
+        names = [name for name in _ORDER if name in result[part][0]]
         table = Table(*(_HEADS.get(name, name) for name in names), title=title)
         for row in result[part]:
             table.add_row(*(f"{row[name]:.3g}" for name in names))
-        Console().print(table)
+        Console(width=_WIDE).print(table)

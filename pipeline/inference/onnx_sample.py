@@ -89,10 +89,42 @@ class Sampler:
         return self.run("decoder", accumulated=accumulated)[0], np.stack(codes, 1)
 
 
+def parse(words: list[str], classes: int) -> tuple[list[int], int, dict[str, float]]:
+    """Labels, seed and settings of a command line. Raises ValueError for anything else."""
+    labels, seed, settings = [], 0, {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals and name.isdecimal() and int(name) < classes:
+            labels.append(int(name))
+        elif name == "seed" and value.isdecimal():
+            seed = int(value)
+        elif name in ("guidance", "temperature") and _number(value) is not None:
+            settings[name] = float(value)
+        else:
+            raise ValueError(
+                f"{word!r} is not LABEL (0 to {classes - 1}), seed=N (0 or more), "
+                "guidance=X or temperature=X (0 or more)"
+            )
+    if not labels:
+        raise ValueError(f"there is nothing to draw; give labels from 0 to {classes - 1}: python sample.py 0 seed=7")
+    return labels, seed, settings
+
+
+def _number(text: str) -> float | None:
+    """A finite number of 0 or more; None for any other text."""
+    try:
+        return float(text) if 0 <= float(text) < math.inf else None
+    except ValueError:
+        return None
+
+
 if __name__ == "__main__":
     from PIL import Image
 
-    settings = {name: float(value) for name, _, value in (word.partition("=") for word in sys.argv[1:]) if value}
-    seed, labels = int(settings.pop("seed", 0)), [int(word) for word in sys.argv[1:] if "=" not in word]
-    images, _ = Sampler(Path(__file__).parent).draw(labels, seed, **settings)
+    sampler = Sampler(Path(__file__).parent)
+    try:
+        labels, seed, settings = parse(sys.argv[1:], len(sampler.facts["classes"]))
+    except ValueError as error:
+        sys.exit(f"sample.py: {error}")
+    images, _ = sampler.draw(labels, seed, **settings)
     Image.fromarray(np.concatenate(images, axis=1).squeeze()).save("samples.png")

@@ -48,6 +48,11 @@ def publish(url: str, publication: Sequence[PublishedFile], remove: Sequence[str
     client.invalidate_cache()
 
 
+def check(url: str) -> None:
+    """Raises ValueError for a URL that names no repository, before anything is asked for."""
+    _parsed(url)
+
+
 def _parsed(url: str) -> tuple[str, str | None, str]:
     """(USER/REPOSITORY, revision, prefix of the names in it) of hf://USER/REPOSITORY[@REVISION][/FOLDER]."""
     user, _, rest = url.removeprefix(SCHEME).strip("/").partition("/")

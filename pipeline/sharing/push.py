@@ -75,6 +75,7 @@ def run(config: PushConfig) -> None:
     files.is_local(config.out)  # refuses credentials in the URL
     url = config.out.rstrip("/")
     if url.startswith(hub.SCHEME):
+        hub.check(url)
         _publish(config, url, None)
     else:
         storage.require_writable(url)

@@ -1,5 +1,6 @@
 """Exported graphs and the sampler in numpy draw what RDPM draws in fp32."""
 
+import re
 import runpy
 import shutil
 import subprocess
@@ -115,6 +116,25 @@ def test_a_batch_may_have_any_size(exported):
     codes = sampler.draw([0, 1] * 16, 5)[1]
     assert np.array_equal(sampler.draw([0], 5)[1], codes[:1])
     assert np.array_equal(sampler.draw([0, 1], 5)[1], codes[:2])
+
+
+def test_the_scripts_arguments_are_labels_and_settings():
+    parsed = onnx_sample.parse(["0", "seed=7", "9", "guidance=0.5", "temperature=0"], 10)
+    assert parsed == ([0, 9], 7, {"guidance": 0.5, "temperature": 0.0})
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["10", "-1", "a", "1.5", "--help", "seed=x", "seed=-1", "sed=3", "temperature=-1", "guidance=nan", ""],
+)  # fmt: skip
+def test_the_script_refuses_other_arguments_by_name(word):
+    with pytest.raises(ValueError, match=re.escape(f"{word!r} is not LABEL (0 to 9), seed=N")):
+        onnx_sample.parse(["0", word], 10)
+
+
+def test_the_script_refuses_to_draw_nothing():
+    with pytest.raises(ValueError, match="nothing to draw; give labels from 0 to 9"):
+        onnx_sample.parse(["seed=1"], 10)
 
 
 @pytest.mark.long
