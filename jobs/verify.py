@@ -71,8 +71,8 @@ def _verify(options: VerifyConfig, repair_by: list[str]) -> None:
         first = "; ".join(f.sentence.removesuffix(f"; run rdpm verify {store.url}") for f in found.findings[:5])
         count = len(found.findings)
         raise ValueError(
-            f"{count} {'problem' if count == 1 else 'problems'} in {store.url}: {first}; to make it again, "
-            f"rdpm verify {store.url} --repair with the config that the store was made by"
+            f"{count} {'problem' if count == 1 else 'problems'} in {store.url}: {first}; repair it "
+            f"by rdpm verify {store.url} --repair CONFIG.yaml, with the config that made it"
         )
     _tell(store, bool(accumulate), found)
 

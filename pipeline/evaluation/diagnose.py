@@ -163,7 +163,7 @@ def _steps(
 
 
 def show(result: dict[str, Any]) -> None:
-    """Print both tables, in whole numbers also where the terminal is narrower."""
+    """Print both tables. In a narrow terminal lines break, and no number is cut."""
     for part, title in (("kept", "codes of the first steps kept"), ("steps", "predictions, and latents z'")):
         names = [name for name in _ORDER if name in result[part][0]]
         table = Table(*(_HEADS.get(name, name) for name in names), title=title)

@@ -9,7 +9,7 @@ from rdpm.pipeline.foundation.progress import ProgressLine
 from rdpm.pipeline.studies.apart import run_apart
 from rdpm.pipeline.training.log import LOG, read_log
 
-_INTERVAL = 5.0  # seconds between looks at the logs
+_INTERVAL = 15.0  # seconds between looks at the logs, which are read whole
 
 
 class Training(Protocol):
